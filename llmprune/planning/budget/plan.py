@@ -66,7 +66,7 @@ class BudgetPlan(Figures):
 
 @dataclass(frozen=True)
 class OpenBudget:
-    """The planned budget of a recipe. ``recipe``: settled to the nominal shape; ``notes``: on limits and axes."""
+    """The planned budget of a recipe. ``recipe``: settled to the nominal shape; ``notes``: on its limits."""
 
     plan: BudgetPlan
     recipe: Recipe
@@ -158,8 +158,8 @@ def _ranges(space: SearchSpace, found: Sequence[Candidate]) -> tuple[AxisRange, 
 
 
 def _notes(space: SearchSpace, found: Sequence[Candidates], *, has_table: bool) -> list[str]:
-    """Return notes on axes that cannot give all, on limits that decide nothing, and on the speed."""
-    notes = [f"budget: {note}" for note in space.values.notes]
+    """Return notes on limits that decide nothing, and on the speed."""
+    notes: list[str] = []
     dense, budget = space.dense_sizes, space.budget
     idle = {name for member in space.members for name in idle_limits(member, dense, budget=budget)}
     notes += [f"budget.{name}: the dense model meets it already; it decides nothing" for name in sorted(idle)]

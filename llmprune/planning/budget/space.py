@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-from llmprune.anatomy.types import Anatomy
 from llmprune.cut.shape import Shape
 from llmprune.planning.base import Base
 from llmprune.planning.budget.axes import AxisValues, axis_values
@@ -25,7 +24,6 @@ class SearchSpace:
     """All shapes that the axes of a budget span. ``members``: limits of each model of the family, the largest first."""
 
     budget: Budget
-    anatomy: Anatomy
     counter: ShapeCounter
     values: AxisValues
     members: tuple[Limits, ...]
@@ -94,10 +92,13 @@ def search_space(recipe: Recipe, base: Base) -> SearchSpace:
     Raises RecipeError for an axis that the model cannot give, for a limit that says nothing about this model, and where
     there is nothing to cut.
     """
-    budget = recipe.budget
-    assert budget is not None, "a search has a budget"
-    counter = ShapeCounter(base, trust_remote_code=recipe.model.trust_remote_code)
-    experts = base.anatomy.experts
+    assert recipe.budget is not None, "a search has a budget"
+    return spanned(recipe.budget, ShapeCounter(base, trust_remote_code=recipe.model.trust_remote_code))
+
+
+def spanned(budget: Budget, counter: ShapeCounter) -> SearchSpace:
+    """Return the shapes and limits of a budget for the model of a counter. Raises RecipeError as ``search_space``."""
+    experts = counter.anatomy.experts
     has_experts = experts is not None and experts.top_k is not None and experts.top_k < experts.count
     members = limits_of_members(budget, counter.sizes(counter.dense), has_experts=has_experts)
-    return SearchSpace(budget, base.anatomy, counter, axis_values(budget.axes, counter), members)
+    return SearchSpace(budget, counter, axis_values(budget.axes, counter), members)
