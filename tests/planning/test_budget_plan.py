@@ -18,7 +18,7 @@ from llmprune.report.plan_table import print_plan
 from llmprune.testing import tiny_config
 
 SIZES = {"num_hidden_layers": 8, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4}
-RECOVER = "recover: {tokens: 3072, batch_tokens: 128, rounds: 3, data: {self_generated: false}}"
+RECOVER = "recover: {tokens: 3072, batch_tokens: 128, rounds: 3, data: {self_generated: false, sequence_length: 32}}"
 
 
 @pytest.fixture(scope="module")
