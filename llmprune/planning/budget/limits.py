@@ -43,10 +43,10 @@ def limits_of_members(budget: Budget, dense: ShapeSizes, *, has_experts: bool) -
     """
     _require_counted(budget, dense, has_experts=has_experts)
 
-    def absolute(name: str, value: float) -> float:
-        return value if name == "speed" or value >= 1 else value * amount(name, dense, budget=budget)
-
-    limits = {name: [absolute(name, value) for value in values] for name, values in budget.limits.items()}
+    limits = {
+        name: [_absolute(name, value, dense=dense, budget=budget) for value in values]
+        for name, values in budget.limits.items()
+    }
     family = budget.family
     single = {name: values[0] for name, values in limits.items() if name != family}
     if family is None:
@@ -59,6 +59,21 @@ def limits_of_members(budget: Budget, dense: ShapeSizes, *, has_experts: bool) -
     for member in members:
         _require_smaller(member, dense, budget=budget)
     return tuple(members)
+
+
+def value_of_member(budget: Budget, limits: Limits, *, dense: ShapeSizes) -> float:
+    """Return the value in the list of a family that a member's limits come from."""
+    name = budget.family
+    assert name is not None, "a family has one limit that is a list"
+    return min(
+        budget.limits[name],
+        key=lambda value: abs(_absolute(name, value, dense=dense, budget=budget) - limits[name]),
+    )
+
+
+def _absolute(name: str, value: float, *, dense: ShapeSizes, budget: Budget) -> float:
+    """Return a limit in absolute numbers; fractions are those of the dense model."""
+    return value if name == "speed" or value >= 1 else value * amount(name, dense, budget=budget)
 
 
 def idle_limits(limits: Limits, dense: ShapeSizes, *, budget: Budget) -> list[str]:
