@@ -6,12 +6,20 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.budgets import budget_recipe
+from helpers.budgets import base_of, budget_recipe
 from helpers.public_configs import SMOLLM2_135M
 from helpers.tiny import structure_of
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from llmprune.checkpoint.loading import load_config
 from llmprune.common.console import PlainConsole
 from llmprune.common.errors import RecipeError
+from llmprune.evaluation.bench.generation_speed import Timing
+from llmprune.evaluation.bench.speed_subject import SpeedSubject
+from llmprune.evaluation.bench.speed_table import measure_speed_table, write_table
+from llmprune.planning.base import Base, describe_base
+from llmprune.planning.budget.plan import plan_budget
 from llmprune.planning.plan import Plan, plan_and_check
 from llmprune.recipe.recipe import Recipe
 from llmprune.report.plan_table import print_plan
@@ -23,10 +31,14 @@ RECOVER = "recover: {tokens: 3072, batch_tokens: 128, rounds: 3, data: {self_gen
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The config of a model of eight layers."""
-    path = tmp_path_factory.mktemp("model")
-    tiny_config("llama", **SIZES).save_pretrained(path)
-    return path
+    """Folder with the config of a model of eight layers."""
+    return tmp_path_factory.mktemp("model")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def base(folder: Path) -> Base:
+    """The model of the folder."""
+    return base_of(folder, tiny_config("llama", **SIZES))
 
 
 def _plan(folder: Path, budget: str, sections: str = "") -> Plan:
@@ -60,18 +72,19 @@ def test_a_plan_lists_the_candidates_and_the_cost_of_the_search(
     assert f"those of one candidate: {found.nominal}" in shown
 
 
-def test_a_plan_of_a_family_is_that_of_its_largest_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_of_a_family_is_that_of_its_largest_model(
+    folder: Path, base: Base, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every model's candidates are listed, and the search counts all of them."""
-    found = _plan(folder, "{parameters: [0.6, 0.8], tolerance: 0.1}").budget
-    alone = _plan(folder, "{parameters: 0.8, tolerance: 0.1}")
+    plan = _plan(folder, "{parameters: [0.6, 0.8], tolerance: 0.1}")
+    found, alone = plan.budget, plan_budget(budget_recipe(folder, "{parameters: 0.8, tolerance: 0.1}"), base).plan
     assert found is not None
-    assert alone.budget is not None
     assert [round(one.limits["parameters"]) for one in found.members] == [203_597, 152_698]
-    assert found.members[0] == alone.budget.members[0]
-    assert found.nominal == alone.budget.nominal
+    assert found.members[0] == alone.members[0]
+    assert found.nominal == alone.nominal
     assert found.search.rounds[0] == sum(one.tried for one in found.members)
-    assert found.search.forward_passes > alone.budget.search.forward_passes
-    print_plan(_plan(folder, "{parameters: [0.6, 0.8], tolerance: 0.1}"), PlainConsole())
+    assert found.search.forward_passes > alone.search.forward_passes
+    print_plan(plan, PlainConsole())
     assert "for the largest model of the family" in " ".join(capsys.readouterr().out.split())
 
 
@@ -85,10 +98,34 @@ def test_a_plan_of_a_family_is_that_of_its_largest_model(folder: Path, capsys: p
         ("{parameters: 0.7, speed: 2, tolerance: 0.1}", "until then the plan's candidates are not limited by it"),
     ],
 )
-def test_limits_that_decide_nothing_are_noted(folder: Path, budget: str, note: str) -> None:
+def test_limits_that_decide_nothing_are_noted(folder: Path, base: Base, budget: str, note: str) -> None:
     """No wish is ignored silently: a limit that is met anyway, or that the plan cannot apply, has a note."""
-    notes = _plan(folder, budget).notes
+    notes = plan_budget(budget_recipe(folder, budget), base).notes
     assert any(note in one for one in notes), notes
+
+
+def _time_by_layers(model: PreTrainedModel, prompts_BL: Tensor, new_tokens: int) -> Timing:
+    """Return times in proportion to the number of layers."""
+    return Timing(float(model.config.num_hidden_layers), float(model.config.num_hidden_layers))
+
+
+def test_a_table_of_times_limits_the_candidates_of_a_plan(folder: Path, tmp_path: Path) -> None:
+    """A table that is there is read, without any measurement; a wrong file, or a speed beyond reach, is an error."""
+    settings = f"prompt_tokens: 8, new_tokens: 5, tolerance: 0.1, speed_table: '{tmp_path / 'table.json'}'"
+    recipe = budget_recipe(folder, f"{{speed: 1.5, {settings}}}")
+    assert recipe.budget is not None
+    with pytest.raises(RecipeError, match=r"^budget.speed_table: .*table.json"):
+        structure_of(recipe)
+    subject = SpeedSubject.of(recipe.model)
+    table = measure_speed_table(subject, settings=recipe.budget.speed_settings, time=_time_by_layers)
+    write_table(tmp_path / "table.json", table)
+    plan = structure_of(recipe)
+    assert plan.budget is not None
+    layers = plan.budget.members[0].axes[0]
+    assert (layers.least, layers.most) == (5, 5)
+    assert not any("budget.speed" in note for note in plan.notes)
+    with pytest.raises(RecipeError, match=r"^budget.speed: 3.00× the dense model's speed cannot be reached; .*2.00×"):
+        _plan(folder, f"{{speed: 3, {settings}}}")
 
 
 def test_a_budget_is_cut_in_rounds_too(folder: Path) -> None:
@@ -112,8 +149,7 @@ def test_the_recipe_with_a_budget_that_ships_is_planned(tmp_path: Path) -> None:
     """A config.json is enough; every candidate is smaller than the budget and near it."""
     (tmp_path / "config.json").write_text(json.dumps(SMOLLM2_135M))
     recipe = Path(__file__).parents[2] / "recipes" / "budget-smollm2-135m.yaml"
-    plan = structure_of(Recipe.load(recipe, [f"model.id={tmp_path}"]))
-    assert plan.budget is not None
-    (member,) = plan.budget.members
-    limit = 0.8 * plan.dense.parameters
+    loaded = Recipe.load(recipe, [f"model.id={tmp_path}"])
+    (member,) = plan_budget(loaded, describe_base(loaded, load_config(loaded.model))).plan.members
+    limit = 0.8 * 134_515_008
     assert 0.97 * limit <= member.smallest.parameters <= member.largest.parameters <= limit

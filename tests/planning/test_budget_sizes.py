@@ -64,7 +64,7 @@ def test_sizes_of_unequal_layers_depend_on_which_are_kept(tmp_path: Path) -> Non
 
 
 def test_a_token_uses_only_the_experts_that_it_is_routed_to(tmp_path: Path) -> None:
-    """Two experts of each layer and their router's rows are active, whatever the number of experts; and all the rest."""
+    """Two experts of each layer and their rows of the router are active, whatever the number of experts."""
     base = base_of(tmp_path, tiny_config("mixtral"))
     counter = ShapeCounter(base)
     names = {tensor.name for block in base.anatomy.blocks if block for tensor in block.tensors}

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmprune.evaluation.bench.speed_prediction import predict
+from llmprune.evaluation.bench.speed_subject import SpeedSubject
+from llmprune.evaluation.bench.speed_table import stored_table
 from llmprune.planning.base import Base
 from llmprune.planning.budget.candidates import Candidate, Candidates, candidates
 from llmprune.planning.budget.cost import SearchCost, search_cost
@@ -90,6 +93,19 @@ def plan_budget(recipe: Recipe, base: Base, *, speed: SpeedOf | None = None) -> 
     )
     own = settled(recipe, nominal.shape, anatomy=base.anatomy, removed=None)
     return OpenBudget(plan, own, tuple(_notes(space, found, has_table=speed is not None)))
+
+
+def stored_speed(recipe: Recipe, base: Base, *, elsewhere: bool) -> SpeedOf | None:
+    """Return the prediction of speeds from a table that is there already; None where the run will measure one.
+
+    ``elsewhere``: the run will have another device than this process. Raises RecipeError for a wrong file.
+    """
+    budget = recipe.budget
+    if budget is None or budget.speed is None or (elsewhere and budget.speed_table is None):
+        return None
+    subject = SpeedSubject.of(recipe.model, config=base.config, anatomy=base.anatomy)
+    table = stored_table(subject, settings=budget.speed_settings, file=budget.speed_table)
+    return None if table is None else lambda shape: predict(table, shape).ratio
 
 
 def planned_limits(space: SearchSpace, limits: Limits, *, has_table: bool) -> Limits:

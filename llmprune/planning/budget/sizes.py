@@ -27,7 +27,8 @@ class ShapeSizes:
     """Sizes of a shape.
 
     ``active_parameters``: those that one token uses, of routed experts and their router's rows only the top k, so that
-    it does not depend on the number of experts. ``bytes``: of the files; ``kv_bytes_per_token``: None where the cache cannot be counted without weights.
+    it does not depend on the number of experts. ``bytes``: of the files. ``kv_bytes_per_token``: None where the cache
+    cannot be counted without weights.
     """
 
     parameters: int

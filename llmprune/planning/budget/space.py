@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
+from llmprune.anatomy.types import Anatomy
 from llmprune.cut.shape import Shape
 from llmprune.planning.base import Base
 from llmprune.planning.budget.axes import AxisValues, axis_values
@@ -27,6 +28,11 @@ class SearchSpace:
     counter: ShapeCounter
     values: AxisValues
     members: tuple[Limits, ...]
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Anatomy of the dense model."""
+        return self.counter.anatomy
 
     @property
     def lengths(self) -> Place:
