@@ -99,7 +99,6 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember], *, 
         tokens=schedule.judged * schedule.judged_tokens,
         forward_passes=round(schedule.forward_passes([len(m.tried) for m in members], further=len(beyond)), 2),
         seconds=round(time.monotonic() - record.since, 1),
-        notes=record.space.values.notes,
     )
 
 

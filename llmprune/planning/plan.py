@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import PreTrainedModel
 
@@ -21,7 +22,7 @@ from llmprune.cut.apply import cut_config
 from llmprune.planning.all_notes import is_exact, notes_of
 from llmprune.planning.base import Base, describe_base, dtype_name, require_complete
 from llmprune.planning.begin_of_text import about_begin, planned_begin
-from llmprune.planning.budget.plan import BudgetPlan, plan_budget, with_search
+from llmprune.planning.budget.plan import BudgetPlan, plan_budget, stored_speed, with_search
 from llmprune.planning.budget.settle import is_open
 from llmprune.planning.calibration_sources import calibration_sources
 from llmprune.planning.checks import ErrorCollector, run_checks
@@ -168,7 +169,9 @@ def plan_structure(
     complete, _ = errors.attempt("model", model, work=lambda: require_complete(recipe, base))
     opened = None
     if is_open(recipe):
-        _, opened = errors.attempt("budget", ("budget", *model), work=lambda: plan_budget(recipe, base))
+        speed = partial(stored_speed, recipe, base, elsewhere=elsewhere)
+        plan_open = partial(plan_budget, recipe, base)
+        _, opened = errors.attempt("budget", ("budget", *model), work=lambda: plan_open(speed=speed()))
         if opened is None:
             return None, base.anatomy
     own = opened.recipe if opened else recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.public_configs import LLAMA_31_8B
+from helpers.public_configs import LLAMA_31_8B, SMOLLM2_135M
 from helpers.tiny import structure_of
 from transformers import AutoModelForCausalLM
 
@@ -38,17 +38,6 @@ QWEN3_8B = {
     "num_key_value_heads": 8,
     "head_dim": 128,
     "vocab_size": 151936,
-    "torch_dtype": "bfloat16",
-}
-SMOLLM2_135M = {
-    "model_type": "llama",
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
 }
 LLAMA_31_405B = LLAMA_31_8B | {
@@ -89,8 +78,8 @@ def _plan(path: Path, config: dict[str, Any], *overrides: str) -> Plan:
 
 
 def test_every_ready_recipe_is_planned() -> None:
-    """The table above has every recipe of the folder."""
-    assert {path.name for path in RECIPES.glob("*.yaml")} == READY.keys()
+    """The table above has every recipe of the folder that names its sizes."""
+    assert {path.name for path in RECIPES.glob("*.yaml") if Recipe.load(path).budget is None} == READY.keys()
 
 
 @pytest.mark.parametrize("name", READY)

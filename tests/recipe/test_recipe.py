@@ -188,7 +188,10 @@ calibration: {sources: [{dataset: x}, {dataset: x}]}
         ("angular", "not 'angular'; write {kind: angular} (How layers are scored)"),
         ("angula", "not 'angula'; write {kind: NAME} with one of block_influence, angular, perplexity"),
         ("angula", "; did you mean 'angular'? (How"),
-        ("activation", "; activation belongs in width.criterion (How"),
+        (
+            "activation",
+            "; activation belongs in width.criterion or width.heads_criterion or budget.axes.mlp.criterion or",
+        ),
         ("{kind: angula}", "not 'angula'; did you mean 'angular'?"),
         ("{kind: reap}", "not 'reap'; reap belongs in experts.criterion"),
         ("3", "not 3; write {kind: NAME} with one of block_influence, angular"),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from llmprune.anatomy.types import NO_HEADS
 from llmprune.common.errors import RecipeError
 from llmprune.cut.layer_choice import possible_counts
-from llmprune.cut.shape import Shape
 from llmprune.planning.budget.sizes import ShapeCounter
 from llmprune.planning.planned_sizes import unscorable_fields
 from llmprune.planning.width_rounding import round_width, width_step
@@ -24,16 +23,12 @@ Widths = tuple[tuple[str, int], ...]  # of all fields, sorted by field
 
 @dataclass(frozen=True)
 class AxisValues:
-    """The values that each axis may have, from the dense one; an axis that gives nothing has that alone.
-
-    ``notes``: why parts of the model that nobody named are not cut.
-    """
+    """The values that each axis may have, from the dense one; an axis that gives nothing has that alone."""
 
     layers: tuple[int, ...]
     widths: tuple[Widths, ...]
     kv_groups: tuple[int | None, ...]
     experts: tuple[int | None, ...]
-    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 def axis_values(axes: Axes | None, counter: ShapeCounter) -> AxisValues:
@@ -47,7 +42,6 @@ def axis_values(axes: Axes | None, counter: ShapeCounter) -> AxisValues:
         widths=finder.widths(),
         kv_groups=finder.kv_groups(),
         experts=finder.experts(),
-        notes=tuple(finder.notes),
     )
     if finder.problems:
         raise RecipeError(finder.problems)
@@ -65,7 +59,6 @@ class _Finder:
         self._anatomy = counter.anatomy
         self.problems: list[str] = []
         self.refusals: dict[str, str] = {}
-        self.notes: list[str] = []
 
     def layers(self) -> tuple[int, ...]:
         """Return the numbers of layers; in a model with patterns of layers those alone that can keep the pattern."""
@@ -112,25 +105,24 @@ class _Finder:
         axis = MlpAxis() if self._axes is None else self._axes.mlp
         if axis is None or self._refused("mlp", anatomy.width_refusal):
             return (dense,)
-        refused = unscorable_fields(axis.criterion, set(anatomy.widths), anatomy=anatomy)
-        reason = f"{axis.criterion.kind} cannot score the neurons of {', '.join(refused)}: "
-        reason += str(axis.criterion.routed_refusal)
-        fields = {name: width for name, width in dense if name not in refused}
-        if refused and (self._axes is not None or not fields):
-            self._refused("mlp", f"{reason}; choose another kind of axes.mlp.criterion, such as activation")
+        routed = unscorable_fields(axis.criterion, set(anatomy.widths), anatomy=anatomy)
+        if routed:
+            self.problems.append(
+                f"budget.axes.mlp.criterion: {axis.criterion.kind} cannot score the neurons of {', '.join(routed)}: "
+                f"{axis.criterion.routed_refusal}; choose another kind, such as activation"
+            )
             return (dense,)
-        if refused:
-            self.notes.append(f"the MLPs keep their {', '.join(refused)}, because {reason}")
-        values = self._narrower(axis, fields)
-        widest = max(fields.values())
-        kept = f"{axis.at_least:g} of {widest} neurons in multiples of {self._multiple(axis, fields)}"
+        values = self._narrower(axis)
+        widest = max(anatomy.widths.values())
+        kept = f"{axis.at_least:g} of {widest} neurons in multiples of {self._multiple(axis)}"
         self._require_some("mlp", values, kept=kept)
         return (dense, *values)
 
-    def _narrower(self, axis: MlpAxis, fields: dict[str, int]) -> tuple[Widths, ...]:
-        """Return the widths below the dense ones. ``fields``: that are narrowed; the widest sets the steps."""
+    def _narrower(self, axis: MlpAxis) -> tuple[Widths, ...]:
+        """Return the widths below the dense ones; the widest field sets the steps."""
+        fields = self._anatomy.widths
         name, widest = max(fields.items(), key=lambda item: item[1])
-        step = self._multiple(axis, fields)
+        step = self._multiple(axis)
         found: list[Widths] = []
         for width in range((widest - 1) // step * step, 0, -step):
             if width < axis.at_least * widest:
@@ -141,25 +133,20 @@ class _Finder:
                 )
                 for other, dense in fields.items()
             }
-            found.append(tuple(sorted({**self._dense.neurons, **others, name: width}.items())))
+            found.append(tuple(sorted({**others, name: width}.items())))
         return tuple(found)
 
-    def _multiple(self, axis: MlpAxis, fields: dict[str, int]) -> int:
+    def _multiple(self, axis: MlpAxis) -> int:
         """Return the step of the widest field: as the recipe says, or one that is fine enough for the model."""
         if axis.multiple is not None:
             return axis.multiple
-        widest = max(fields.values())
-        step = width_step(widest)
-        whole = self._counter.sizes(self._dense).parameters
-        of_all = whole - self._counter.sizes(self._with_widths(dict.fromkeys(fields, 0))).parameters
-        while step > _LEAST_MULTIPLE and step / widest * of_all > _LARGEST_STEP * whole:
+        dense, widest = self._dense, max(self._anatomy.widths.values())
+        without = replace(dense, widths=tuple((name, 0) for name, _ in dense.widths))
+        whole = self._counter.sizes(dense).parameters
+        neurons, step = whole - self._counter.sizes(without).parameters, width_step(widest)
+        while step > _LEAST_MULTIPLE and step / widest * neurons > _LARGEST_STEP * whole:
             step //= 2
         return step
-
-    def _with_widths(self, widths: dict[str, int]) -> Shape:
-        dense = self._dense
-        neurons = tuple(sorted({**dense.neurons, **widths}.items()))
-        return Shape(dense.layers, neurons, dense.kv_groups, dense.experts)
 
     def _refused(self, name: str, reason: str | None) -> bool:
         """Note that an axis cannot give; a problem where the recipe names it."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmprune.evaluation.bench.speed_prediction import predict
+from llmprune.evaluation.bench.speed_subject import SpeedSubject
+from llmprune.evaluation.bench.speed_table import stored_table
 from llmprune.planning.base import Base
 from llmprune.planning.budget.candidates import Candidate, Candidates, candidates
 from llmprune.planning.budget.cost import SearchCost, search_cost
@@ -66,7 +69,7 @@ class BudgetPlan(Figures):
 
 @dataclass(frozen=True)
 class OpenBudget:
-    """The planned budget of a recipe. ``recipe``: settled to the nominal shape; ``notes``: on limits and axes."""
+    """The planned budget of a recipe. ``recipe``: settled to the nominal shape; ``notes``: on its limits."""
 
     plan: BudgetPlan
     recipe: Recipe
@@ -90,6 +93,19 @@ def plan_budget(recipe: Recipe, base: Base, *, speed: SpeedOf | None = None) -> 
     )
     own = settled(recipe, nominal.shape, anatomy=base.anatomy, removed=None)
     return OpenBudget(plan, own, tuple(_notes(space, found, has_table=speed is not None)))
+
+
+def stored_speed(recipe: Recipe, base: Base, *, elsewhere: bool) -> SpeedOf | None:
+    """Return the prediction of speeds from a table that is there already; None where the run will measure one.
+
+    ``elsewhere``: the run will have another device than this process. Raises RecipeError for a wrong file.
+    """
+    budget = recipe.budget
+    if budget is None or budget.speed is None or (elsewhere and budget.speed_table is None):
+        return None
+    subject = SpeedSubject.of(recipe.model, config=base.config, anatomy=base.anatomy)
+    table = stored_table(subject, settings=budget.speed_settings, file=budget.speed_table)
+    return None if table is None else lambda shape: predict(table, shape).ratio
 
 
 def planned_limits(space: SearchSpace, limits: Limits, *, has_table: bool) -> Limits:
@@ -158,8 +174,8 @@ def _ranges(space: SearchSpace, found: Sequence[Candidate]) -> tuple[AxisRange, 
 
 
 def _notes(space: SearchSpace, found: Sequence[Candidates], *, has_table: bool) -> list[str]:
-    """Return notes on axes that cannot give all, on limits that decide nothing, and on the speed."""
-    notes = [f"budget: {note}" for note in space.values.notes]
+    """Return notes on limits that decide nothing, and on the speed."""
+    notes: list[str] = []
     dense, budget = space.dense_sizes, space.budget
     idle = {name for member in space.members for name in idle_limits(member, dense, budget=budget)}
     notes += [f"budget.{name}: the dense model meets it already; it decides nothing" for name in sorted(idle)]

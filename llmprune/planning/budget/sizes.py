@@ -24,9 +24,11 @@ from llmprune.recipe.depth import Depth
 
 @dataclass(frozen=True)
 class ShapeSizes:
-    """Sizes of a shape. ``active_parameters``: those that one token uses, of routed experts only the top k.
+    """Sizes of a shape.
 
-    ``bytes``: of the files; ``kv_bytes_per_token``: None where the cache cannot be counted without weights.
+    ``active_parameters``: those that one token uses, of routed experts and their router's rows only the top k, so that
+    it does not depend on the number of experts. ``bytes``: of the files. ``kv_bytes_per_token``: None where the cache
+    cannot be counted without weights.
     """
 
     parameters: int
@@ -39,7 +41,7 @@ class ShapeSizes:
 class _Kind:
     """Tensors that shrink alike. ``field``: config field of the width that they follow; ``itemsize``: in the files.
 
-    ``routed``: of experts, of which a token uses only the top k.
+    ``routed``: stacks of experts, or rows of a router, of which a token uses only the top k.
     """
 
     field: str | None
@@ -153,12 +155,13 @@ def _kind_of(anatomy: Anatomy, layer: int, *, name: str, tensor: Tensor, itemsiz
     """Return the kind of a layer's parameter. ``name``: within the layer."""
     attention, block, experts = anatomy.attention[layer], anatomy.blocks[layer], anatomy.experts
     fields = [unit.field for unit in anatomy.units[layer] if name in _names(unit.tensors)]
-    stacked = experts is not None and tensor.ndim >= 2 and tensor.shape[0] == experts.count
+    by_experts = block is not None and name in _names(block.tensors)
+    stacked = experts is not None and tensor.shape[0] == experts.count
     return _Kind(
         field=next(iter(fields), None),
         by_groups=attention is not None and name in _names(attention.tensors),
-        by_experts=block is not None and name in _names(block.tensors),
-        routed=stacked and ("expert" in name or tensor.ndim == 3),
+        by_experts=by_experts,
+        routed=by_experts or (stacked and tensor.ndim == 3),
         itemsize=itemsize,
     )
 

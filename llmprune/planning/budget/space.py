@@ -25,10 +25,14 @@ class SearchSpace:
     """All shapes that the axes of a budget span. ``members``: limits of each model of the family, the largest first."""
 
     budget: Budget
-    anatomy: Anatomy
     counter: ShapeCounter
     values: AxisValues
     members: tuple[Limits, ...]
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Anatomy of the dense model."""
+        return self.counter.anatomy
 
     @property
     def lengths(self) -> Place:
@@ -94,10 +98,13 @@ def search_space(recipe: Recipe, base: Base) -> SearchSpace:
     Raises RecipeError for an axis that the model cannot give, for a limit that says nothing about this model, and where
     there is nothing to cut.
     """
-    budget = recipe.budget
-    assert budget is not None, "a search has a budget"
-    counter = ShapeCounter(base, trust_remote_code=recipe.model.trust_remote_code)
-    experts = base.anatomy.experts
+    assert recipe.budget is not None, "a search has a budget"
+    return spanned(recipe.budget, ShapeCounter(base, trust_remote_code=recipe.model.trust_remote_code))
+
+
+def spanned(budget: Budget, counter: ShapeCounter) -> SearchSpace:
+    """Return the shapes and limits of a budget for the model of a counter. Raises RecipeError as ``search_space``."""
+    experts = counter.anatomy.experts
     has_experts = experts is not None and experts.top_k is not None and experts.top_k < experts.count
     members = limits_of_members(budget, counter.sizes(counter.dense), has_experts=has_experts)
-    return SearchSpace(budget, base.anatomy, counter, axis_values(budget.axes, counter), members)
+    return SearchSpace(budget, counter, axis_values(budget.axes, counter), members)
