@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "prune": {"common", "anatomy", "layerwise", "recipe", "checkpoint", "cut"},
     "search": {"common", "anatomy", "layerwise", "recipe", "results", "cut", "score", "prune"},
     "recover": {"common", "anatomy", "layerwise", "recipe", "data", "results", "checkpoint"},
-    "evaluation": {"common", "anatomy", "sparsity", "layerwise", "recipe", "data", "results", "checkpoint"},
+    "evaluation": {"common", "anatomy", "sparsity", "layerwise", "recipe", "data", "results", "checkpoint", "cut"},
     "planning": {
         *("common", "anatomy", "criteria", "layerwise", "recipe", "data", "results", "checkpoint", "cut"),
         "evaluation",

@@ -21,6 +21,7 @@ from llmprune.cli.recover_commands import recover
 from llmprune.cli.report_commands import compare, report
 from llmprune.cli.run_commands import plan, reevaluate, run
 from llmprune.cli.search_command import search
+from llmprune.cli.speed_commands import speed
 from llmprune.common.errors import LLMPruneError, TrainingStopped, to_continue
 from llmprune.common.hub.secrets import redact, redact_logs
 from llmprune.common.printing import print_lines, printable_message
@@ -96,6 +97,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "reevaluate": reevaluate,
     "eval": evaluate,
     "bench": bench,
+    "speed": speed,
     "report": report,
     "compare": compare,
     "anatomy": anatomy,

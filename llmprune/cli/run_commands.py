@@ -17,7 +17,7 @@ from llmprune.common.progress import lines_without_terminal
 
 if TYPE_CHECKING:
     from llmprune.pipeline.finish import FinishedRun
-    from llmprune.pipeline.run import RunOptions
+    from llmprune.pipeline.options import RunOptions
     from llmprune.publish.provenance import Record
     from llmprune.recipe.recipe import Recipe
     from llmprune.results.report_schema import Report
@@ -82,7 +82,7 @@ def run(
     if context.obj is not None and run_on_every_gpu(context.obj, parsed, halves=calibration_check):
         return
     from llmprune.common.distributed import is_first_process, leave_process_group
-    from llmprune.pipeline.run import RunOptions
+    from llmprune.pipeline.options import RunOptions
     from llmprune.publish.generated_windows import fetch_all_generated
 
     options = RunOptions(
@@ -104,7 +104,7 @@ def run_recipe(context: typer.Context, recipe: Recipe, *, folder: Path, fresh: b
     if context.obj is not None and run_on_every_gpu(context.obj, recipe, halves=False):
         return
     from llmprune.common.distributed import leave_process_group
-    from llmprune.pipeline.run import RunOptions
+    from llmprune.pipeline.options import RunOptions
 
     _run_here(recipe, folder, options=RunOptions(fresh=fresh, end_recovery=end_recovery))
     leave_process_group()

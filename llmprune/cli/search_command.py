@@ -41,7 +41,7 @@ def search(
     if context.obj is not None and run_on_every_gpu(context.obj, parsed, halves=False):
         return
     from llmprune.common.distributed import is_first_process, leave_process_group
-    from llmprune.pipeline.search import search_only
+    from llmprune.pipeline.run import search_only
 
     with lines_without_terminal():
         found = search_only(parsed, folder)
@@ -55,8 +55,9 @@ def show_search(found: SearchFigures, folder: Path, *, model: str, recipe: str, 
     from llmprune.common.files import write_text
     from llmprune.report.html.frontier_page import render_frontier
     from llmprune.report.search_table import print_search
+    from llmprune.results.products import FRONTIER
 
-    page = folder / "frontier.html"
+    page = folder / FRONTIER
     write_text(page, render_frontier(found, model))
     if as_json:
         typer.echo(json.dumps(found.model_dump(mode="json"), indent=1))

@@ -86,6 +86,7 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         stability=results.stability,
         sources=source_figures(earlier, results.sources),
         recovery=recovery,
+        search=context.search.reported if context.search else None,
         rounds=round_figures(earlier, Round(layers, pruned.size, recovery)) if earlier else (),
         recovery_scores=recovery_scores(measured, confidence=confidence),
         perplexity=measured.perplexity,

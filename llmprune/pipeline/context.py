@@ -17,6 +17,7 @@ from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import RunFolder
 from llmprune.results.search_figures import SearchFigures
 from llmprune.score.inputs import ScoringCriteria
+from llmprune.score.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,22 @@ class Search:
     """Search of a run whose recipe has a budget.
 
     ``criteria``: of pass 1, which scores every axis at once. ``judged_N``: numbers of the calibration windows that the
-    scores do not see, on which shapes are judged. ``figures``: its result, once it is done. ``member``: index of the
-    budget that this run is for.
+    scores do not see, on which shapes are judged. ``scores``, ``figures``: its results, once they are there.
+    ``member``: index of the budget that this run is for.
     """
 
     criteria: ScoringCriteria
     judged_N: Tensor
+    scores: Scores | None = None
     figures: SearchFigures | None = None
     member: int = 0
+
+    @property
+    def reported(self) -> SearchFigures | None:
+        """The figures as the report of this run has them: in a family they name the member."""
+        if self.figures is None or len(self.figures.chosen) < 2:
+            return self.figures
+        return self.figures.model_copy(update={"member": self.member})
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from llmprune.publish.push import refuse_fewer_samples
 from llmprune.recipe.model import ModelSource
 from llmprune.results.evaluation_figures import DivergenceFigures, PerplexityFigures
 from llmprune.results.figures import Figures
-from llmprune.results.run_folder import RECOVERY, REPAIRED, TASKS, file_fingerprint, fingerprint
+from llmprune.results.products import RECOVERY, REPAIRED, TASKS
+from llmprune.results.run_folder import file_fingerprint, fingerprint
 
 
 def evaluate(context: RunContext, cut: Cut) -> Measured:

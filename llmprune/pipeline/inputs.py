@@ -37,7 +37,8 @@ from llmprune.planning.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.calibration_sources import CalibrationSource
-from llmprune.results.run_folder import HIDDEN_STATES, code_fingerprint, fingerprint
+from llmprune.results.products import HIDDEN_STATES
+from llmprune.results.run_folder import code_fingerprint, fingerprint
 
 
 class RunInputs:
@@ -238,6 +239,10 @@ class RunInputs:
         cached = broadcast_from_first(self._fits_on_disk(place, key, size=size) if is_first_process() else False)
         cache = HiddenStateCache(place, f"{key}-{rank()}") if cached else None
         return HiddenStateStore(calibration.stream_memory, folder, cache, self.hidden_state_bytes)
+
+    def store_without_cache(self, folder: Path) -> HiddenStateStore:
+        """Return the store for hidden states of other windows, which no later step reads from the disk."""
+        return HiddenStateStore(self.recipe.calibration.stream_memory, folder, None, self.hidden_state_bytes)
 
     @property
     def hidden_state_bytes(self) -> int:

@@ -28,8 +28,9 @@ from llmprune.prune.pass2 import Pruning
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.repair.folds import Folds
 from llmprune.prune.snapshots import Snapshots
+from llmprune.results.products import HIDDEN_STATES, REPAIRED
 from llmprune.results.report_schema import BaseFiles, Size
-from llmprune.results.run_folder import HIDDEN_STATES, REPAIRED, file_fingerprint, fingerprint
+from llmprune.results.run_folder import file_fingerprint, fingerprint
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,9 @@ from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.duration.generating import KEPT_TOGETHER, RECOVERY_GENERATED
 from llmprune.publish.generated_windows import KEY
 from llmprune.recipe.recover import SelfGenerated
-from llmprune.results import run_folder
-from llmprune.results.run_folder import RECOVERY_WINDOWS_PARTS, file_fingerprint, fingerprint
+from llmprune.results import products
+from llmprune.results.products import RECOVERY_WINDOWS_PARTS
+from llmprune.results.run_folder import file_fingerprint, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def _generated(context: RunContext, published: Path | None) -> Tensor:
     return folder.produce(
         RECOVERY_GENERATED,
         origin,
-        file=run_folder.RECOVERY_WINDOWS,
+        file=products.RECOVERY_WINDOWS,
         load=lambda path: load_file(path)[KEY],
         make=make,
     )

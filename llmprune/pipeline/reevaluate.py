@@ -30,8 +30,9 @@ from llmprune.publish.push import MORE_SAMPLES, require_whole
 from llmprune.recipe.evaluation import LIMIT, Evaluation, limit_override
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.load_report import load_report
+from llmprune.results.products import REPAIRED, TASKS
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import REPAIRED, TASKS, RunFolder
+from llmprune.results.run_folder import RunFolder
 
 
 def reevaluate(path: Path, limit: int | None = None) -> FinishedRun:

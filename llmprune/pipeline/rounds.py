@@ -32,17 +32,10 @@ from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.composed_layers import compose_layers, layers_left
 from llmprune.results.load_report import load_report
+from llmprune.results.products import GENERATED_WINDOWS, JOURNAL, PREDICTIONS, RECOVERY_WINDOWS, REPAIRED, ROUNDS
 from llmprune.results.replacing import is_same_recipe, recipe_of_model, remove
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import (
-    GENERATED_WINDOWS,
-    JOURNAL,
-    PREDICTIONS,
-    RECOVERY_WINDOWS,
-    REPAIRED,
-    ROUNDS,
-    fingerprint,
-)
+from llmprune.results.run_folder import fingerprint
 
 
 class RunRound(Protocol):
@@ -82,6 +75,8 @@ def after_earlier_rounds(
     found = replace(
         context, recipe=recipe, plan=plan, inputs=inputs, batches=batches, earlier=earlier, among=rounds.among(reports)
     )
+    if context.search is not None:  # its scores are of the model before the first round
+        found = replace(found, search=replace(context.search, scores=None))
     return found, rounds.generated()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from llmprune.common.distributed import (
     synchronized,
     world_size,
 )
-from llmprune.common.errors import ModelError
+from llmprune.common.errors import ModelError, RecipeError
 from llmprune.common.files import folder_size, require_space
 from llmprune.common.hub.secrets import redact_logs
 from llmprune.common.libraries import quiet_libraries, seconds_of_imports
@@ -27,59 +28,33 @@ from llmprune.common.progress import expecting, report_progress
 from llmprune.evaluation.lm_eval.tasks import fetch_tasks
 from llmprune.pipeline.agreement import require_same_everywhere
 from llmprune.pipeline.batches import Batches
-from llmprune.pipeline.calibration_check import check_calibration, require_halves
-from llmprune.pipeline.compose_report import (
-    RunResults,
-    compose_report,
-)
-from llmprune.pipeline.context import AmongRounds, RunContext
-from llmprune.pipeline.evaluate import evaluate
-from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
+from llmprune.pipeline.calibration_check import require_halves
+from llmprune.pipeline.context import AmongRounds, RunContext, Search
+from llmprune.pipeline.family import run_family
+from llmprune.pipeline.finish import FinishedRun
 from llmprune.pipeline.inputs import RunInputs
-from llmprune.pipeline.prune_checkpoint import prune_checkpoint
-from llmprune.pipeline.recover import is_begun, recover_checkpoint, require_begun
-from llmprune.pipeline.recovery_text import windows_of_tokens
+from llmprune.pipeline.options import RunOptions
+from llmprune.pipeline.recover import is_begun, require_begun
 from llmprune.pipeline.rounds import after_earlier_rounds
-from llmprune.pipeline.score_and_select import find_cut, find_scores
-from llmprune.pipeline.self_generated import add_self_generated, generated_in_folder
-from llmprune.pipeline.source_check import check_sources, compares_sources
-from llmprune.pipeline.step_costs import (
-    time_dense_forward_pass,
-)
+from llmprune.pipeline.self_generated import generated_in_folder
+from llmprune.pipeline.settle import found_of, search_of_run, settled_context
+from llmprune.pipeline.steps import run_steps
+from llmprune.planning.budget.settle import is_open
 from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.plan import Plan, PlanningOutcome, plan_and_check
 from llmprune.planning.round_recipes import has_rounds
 from llmprune.planning.self_generated import ChosenNumbers
-from llmprune.planning.text_inputs import TextInputs
 from llmprune.planning.timing import estimate_durations
-from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
+from llmprune.publish.generated_windows import GENERATED
 from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
+from llmprune.results.products import PLAN, ROUNDS
 from llmprune.results.replacing import recipe_of_model, remove
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import PLAN, ROUNDS, RunFolder, bytes_at_hand, fingerprint
+from llmprune.results.run_folder import RunFolder, bytes_at_hand, fingerprint
+from llmprune.results.search_figures import SearchFigures
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Options of a run that no recipe has.
-
-    ``fresh`` makes every product anew. ``measure_forward`` times plain forward passes of the dense model over the
-    calibration tokens, for comparison. ``calibration_check`` repeats the selection on each source of the calibration
-    text, or on each half of a single one, and reports how far the cuts agree. ``end_recovery`` takes the best weights
-    of a training that was stopped, and trains no more in its round. ``generated``: files of windows that a published
-    run's dense model wrote, by their names in its repository, for a run that repeats it. ``among``: of a run that is
-    one of several rounds.
-    """
-
-    fresh: bool = False
-    measure_forward: bool = False
-    calibration_check: bool = False
-    end_recovery: bool = False
-    generated: Mapping[str, Path] = field(default_factory=dict)
-    among: AmongRounds | None = None
 
 
 def run(
@@ -102,6 +77,13 @@ def run(
 
 def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> FinishedRun:
     """Run a recipe and return its report whether or not the gate is passed. Raises subclasses of LLMPruneError."""
+    with _prepared(recipe, output, options=options) as planned:
+        return _run_planned(planned, output, options=options)
+
+
+@contextmanager
+def _prepared(recipe: Recipe, output: Path, *, options: RunOptions) -> Iterator[_Planned]:
+    """Plan and check a recipe, and yield it for its run."""
     loading = seconds_of_imports()
     report_progress("planning")
     quiet_libraries()
@@ -120,7 +102,7 @@ def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> Finis
             raise ModelError(plan.shortage)
         if is_first_process():
             _check_requirements(surveyed.inputs.recipe, plan, output=output, options=options)
-        return _run_planned(_Planned(surveyed, asked, loading), output, options=options)
+        yield _Planned(surveyed, asked, loading)
 
 
 @dataclass(frozen=True)
@@ -138,7 +120,43 @@ class _Planned:
 
 
 def _run_planned(planned: _Planned, output: Path, *, options: RunOptions) -> FinishedRun:
-    """Run all rounds of a recipe in the folder ``output``."""
+    """Run a recipe in the folder ``output``: the search for its shape, the members of its family, all rounds."""
+    with _opened(planned, output, options=options) as context:
+        if is_open(context.recipe):
+            search = _searched(context, options)
+            if len(found_of(search).chosen) > 1:
+                return _run_family(context, search, options=options)
+            context = settled_context(context, search)
+            context = replace(context, durations=_estimated(context.plan, options, loading=None))
+            _write_plan(context)
+        if has_rounds(context.recipe):
+            context, options = _after_earlier_rounds(context, options=options)
+        with expecting(context.durations.expected() if context.durations else ()):
+            report = run_steps(context, options)
+        return FinishedRun(report, context.whole_recipe, context.folder.path)
+
+
+def search_only(recipe: Recipe, output: Path, *, fresh: bool = False) -> SearchFigures:
+    """Search the shapes for a recipe's budget in the run folder ``output``, where a run continues from the result.
+
+    Every process calls this. Raises RecipeError for a recipe without a budget, and what a run raises.
+    """
+    if recipe.budget is None:
+        raise RecipeError("search: the recipe has no budget; add one, such as budget: {parameters: 0.75}")
+    options = RunOptions(fresh=fresh)
+    with _prepared(recipe, output, options=options) as planned, _opened(planned, output, options=options) as context:
+        return found_of(_searched(context, options))
+
+
+def _searched(context: RunContext, options: RunOptions) -> Search:
+    """Search the shapes for the budgets of a recipe."""
+    with expecting(context.durations.expected() if context.durations else ()):
+        return search_of_run(context, generated=options.generated.get(GENERATED))
+
+
+@contextmanager
+def _opened(planned: _Planned, output: Path, *, options: RunOptions) -> Iterator[RunContext]:
+    """Yield the context of a run whose folder is open and whose texts are read."""
     (plan, anatomy), text = planned.surveyed.require(), planned.surveyed.inputs
     folder = RunFolder.open(output, options.fresh, model=text.recipe.model.id, recipe=planned.asked)
     try:
@@ -146,20 +164,30 @@ def _run_planned(planned: _Planned, output: Path, *, options: RunOptions) -> Fin
         durations = _estimated(plan, options, loading=planned.loading)
         batches = Batches.planned(plan.batch_sizes)
         context = RunContext(text.recipe, plan, inputs, folder, batches, durations, options.end_recovery, options.among)
+        context = replace(context, search=options.search)
         _begin(context, planned.asked)
-        if has_rounds(text.recipe):
-            context, options = _after_earlier_rounds(context, text, options=options)
-        with expecting(context.durations.expected() if context.durations else ()):
-            report = _run_steps(context, options)
-        return FinishedRun(report, text.recipe, folder.path)
+        yield context
     finally:
         folder.close()
 
 
-def _after_earlier_rounds(
-    context: RunContext, text: TextInputs, *, options: RunOptions
-) -> tuple[RunContext, RunOptions]:
+def _run_family(context: RunContext, search: Search, *, options: RunOptions) -> FinishedRun:
+    """Run every member of a family; return the first that does not pass its gate, or the smallest one."""
+
+    def run_member(
+        surveyed: PlanningOutcome, output: Path, *, asked: Recipe, generated: Mapping[str, Path], search: Search
+    ) -> FinishedRun:
+        own = replace(options, generated=generated, search=search)
+        return _run_planned(_Planned(surveyed, recipe_of_model(asked)), output, options=own)
+
+    finished = run_family(context, search, run=run_member)
+    failed = (one for one in finished if one.report.gate is not None and not one.report.gate.passed)
+    return next(failed, finished[-1])
+
+
+def _after_earlier_rounds(context: RunContext, *, options: RunOptions) -> tuple[RunContext, RunOptions]:
     """Run the rounds before the last, and return context and options of the last one."""
+    text = context.inputs.inputs
     if options.fresh and is_first_process():
         remove(context.folder.home / ROUNDS)
 
@@ -225,34 +253,6 @@ def _begin(context: RunContext, asked: Mapping[str, Any]) -> None:
     _begin_folder(context, asked)
 
 
-def _run_steps(context: RunContext, options: RunOptions) -> Report:
-    """Make every product of one round."""
-    add_self_generated(context, options.generated.get(GENERATED))
-    lessons = windows_of_tokens(context, options.generated.get(GENERATED_FOR_RECOVERY))
-    context.batches.settle(context.recipe, context.folder, sizes=context.plan.batch_sizes)
-    if options.measure_forward:
-        time_dense_forward_pass(context)
-    scores = find_scores(context)
-    chosen = find_cut(context, scores)
-    stability = check_calibration(context) if options.calibration_check and not compares_sources(context) else None
-    sources = check_sources(context, scores, cut=chosen.cut, asked=options.calibration_check)
-    pruned = prune_checkpoint(context, chosen.cut)
-    recovered = recover_checkpoint(context, chosen.cut, repaired=pruned, windows=lessons)
-    if options.measure_forward:
-        time_dense_forward_pass(context)  # a second time, because the speed of a machine drifts
-    measured = evaluate(context, chosen.cut)
-    if recovered is not None:
-        pruned = replace(pruned, verified=recovered.verified)
-    results = RunResults(
-        scores, chosen, stability, sources, pruned, measured, recovery=recovered.figures if recovered else None
-    )
-    report = broadcast_from_first(compose_report(context, results))
-    write_report(context.folder, report)
-    if context.earlier and context.among and is_first_process():
-        remove(context.among.predictions)
-    return push_as_requested(context.whole_recipe, context.folder, report=report)
-
-
 def _begin_folder(context: RunContext, asked: Mapping[str, Any]) -> None:
     """Record the run's origin, recipe and plan in its folder. Raises DiskError where its replacement does not fit."""
     recipe, inputs, folder = context.recipe, context.inputs, context.folder
@@ -260,8 +260,12 @@ def _begin_folder(context: RunContext, asked: Mapping[str, Any]) -> None:
     if is_first_process() and folder.path != folder.home:  # the finished run is kept until the new one is complete
         require_space(folder.home, _disk_needed(context.plan), written=folder_size(folder.path))
     folder.write("recipe.yaml", recipe.text)
+    _write_plan(context)
+
+
+def _write_plan(context: RunContext) -> None:
     plan = context.plan.model_copy(update={"durations": context.durations})
-    folder.write(PLAN, plan.model_dump_json(indent=1) + "\n")
+    context.folder.write(PLAN, plan.model_dump_json(indent=1) + "\n")
 
 
 def _disk_needed(plan: Plan) -> int:

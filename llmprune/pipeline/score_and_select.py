@@ -20,8 +20,9 @@ from llmprune.cut.decision import Cut
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.recipe.recipe import Recipe
+from llmprune.results.products import HIDDEN_STATES
 from llmprune.results.report_schema import Step
-from llmprune.results.run_folder import HIDDEN_STATES, file_fingerprint, fingerprint
+from llmprune.results.run_folder import file_fingerprint, fingerprint
 from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
 from llmprune.score.gradients import windows_for_gradients
@@ -45,6 +46,8 @@ def find_scores(context: RunContext) -> Scores | None:
     origin = origin_of_scores(context)
     if origin is None:
         return None
+    if context.search is not None and context.search.scores is not None:
+        return context.search.scores
     folder = context.folder
 
     def make(path: Path) -> Scores:
@@ -244,9 +247,12 @@ def planned_sizes(context: RunContext) -> PlannedSizes:
 
 
 def _criteria_of(context: RunContext) -> ScoringCriteria:
-    if context.search is not None:
-        return context.search.criteria
-    recipe, width = context.recipe, context.recipe.width
+    return criteria_of(context.recipe) if context.search is None else context.search.criteria
+
+
+def criteria_of(recipe: Recipe) -> ScoringCriteria:
+    """Return the criteria of all that a recipe cuts by scores."""
+    width = recipe.width
     return ScoringCriteria(
         depth=recipe.layer_criterion,
         width=width.neuron_criterion if width and width.cuts_mlp else None,

@@ -13,6 +13,7 @@ from llmprune.criteria.base import ExpertCriterion, WidthCriterion
 from llmprune.criteria.experts.reap import Reap
 from llmprune.criteria.width.activation import Activation
 from llmprune.criteria.width.share_taylor import ShareTaylor
+from llmprune.recipe.evaluation import Speed
 
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _COUNT = "a fraction of the dense model's such as 0.75, or a number such as 6e9 or 6B"
@@ -170,6 +171,13 @@ class Budget(Section):
     def family(self) -> str | None:
         """Name of the limit that is a list, one value for each model of a family; None for a single model."""
         return next((name for name, values in self.limits.items() if len(values) > 1), None)
+
+    @property
+    def speed_settings(self) -> Speed:
+        """Settings of the measurements of speed; at least five rounds show how far they spread."""
+        return Speed(
+            batch_size=self.batch_size, prompt_tokens=self.prompt_tokens, new_tokens=self.new_tokens, repeats=5
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

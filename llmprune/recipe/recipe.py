@@ -166,6 +166,12 @@ class Recipe(Section):
         recipe._text, recipe._overrides = "", ()
         return recipe
 
+    def with_chosen(self, update: dict[str, Any]) -> Self:
+        """Return the recipe with sections that a run has chosen; its text remains that of the user's recipe."""
+        recipe = self.model_copy(update=update)
+        recipe._text = self.text
+        return recipe
+
     @property
     def overrides(self) -> tuple[str, ...]:
         """The ``--set`` texts that were applied to the YAML."""

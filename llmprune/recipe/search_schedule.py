@@ -51,9 +51,9 @@ class Schedule:
         return _REPAIRED, _LAST
 
     @property
-    def last_repair(self) -> int:
-        """Windows that the repairs of the last round are solved on."""
-        return min(2 * self.repair, self.windows - self.judged) or 1
+    def repairs(self) -> tuple[int, int]:
+        """Windows that the repairs of the second and of the last round are solved on."""
+        return self.repair, min(2 * self.repair, self.windows - self.judged)
 
     def forward_passes(self, tried: Sequence[int], *, further: int) -> float:
         """Return the cost in plain forward passes of the dense model over all calibration tokens.
@@ -63,7 +63,7 @@ class Schedule:
         judged = self.judged * self.judged_tokens / (self.windows * self.length)
         second = sum(min(number, _REPAIRED) for number in tried)
         last = sum(min(number, _LAST) for number in tried)
-        repaired = _PASSES_OF_REPAIR * (self.repair * (second + further) + self.last_repair * last) / self.windows
+        repaired = _PASSES_OF_REPAIR * (self.repairs[0] * (second + further) + self.repairs[1] * last) / self.windows
         return judged * (1 + sum(tried) + second + further + last) + repaired
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from llmprune.common.schema import format_count, format_size
 from llmprune.common.time_left import rough_duration
+from llmprune.report.budget_lines import budget_lines
 from llmprune.results.calibration_sources import describe_text
 from llmprune.results.formatting import plural, ranges
 from llmprune.results.round_table import size_columns
@@ -32,6 +33,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(_rounds(plan))
         console.print()
     for line in (
+        *(budget_lines(plan.budget) if plan.budget else ()),
         *_cut_lines(plan),
         *_requirements(plan),
         *_recovery_lines(plan),
@@ -73,7 +75,8 @@ def _rounds(plan: Plan) -> Table:
 def _cut_lines(plan: Plan) -> Iterator[str]:
     if plan.removed_layers is None:
         removed = plan.dense.layers - plan.keep_layers
-        yield f"Layers: {removed} to be removed, selected by their scores"
+        by = "the search" if plan.budget else "their scores"
+        yield f"Layers: {removed} to be removed, selected by {by}"
     elif plan.removed_layers:
         yield f"Layers: {ranges(sorted(plan.removed_layers))} to be removed"
     if sparse := plan.sparsity:

@@ -19,6 +19,7 @@ from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.errors import LLMPruneError, OutputError
 from llmprune.common.files import folder_size, write_text
 from llmprune.common.progress import report_reused
+from llmprune.results.products import JOURNAL, LOCK, PRODUCTS, ROUNDS
 from llmprune.results.replacing import (
     NEXT,
     complete_swap,
@@ -34,21 +35,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-JOURNAL, PLAN, LOCK, BATCH_SIZES = "run.json", "plan.json", ".lock", "batch-sizes.json"  # the last for a resumed run
-GENERATED_WINDOWS, RECOVERY_WINDOWS = "self-generated.safetensors", "recover-generated.safetensors"  # dense model's
-RECOVERY, REPAIRED = "recovery.json", "repaired"  # figures of the training, and the checkpoint from before it
-RECOVERY_LENGTH = "recover-windows.txt"  # the number to train on, where the recipe gives hours
-SEARCH, SEARCH_SO_FAR = "search.json", "search-so-far.json"  # figures of the search, and while it runs
-ROUNDS, PREDICTIONS = "rounds", "predictions.partial"  # earlier rounds; in it, the dense model's predictions
-RECOVERY_WINDOWS_PARTS, RECOVERY_STATE = "recover-generated.partial", "recover.partial"  # unfinished ones
-HIDDEN_STATES, TASKS = "dense.partial", "tasks"  # cache that pass 1 writes for pass 2; results of each finished task
 _FORMAT = 2
-_PRODUCTS = (
-    "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS, RECOVERY_WINDOWS, RECOVERY_WINDOWS_PARTS,
-    "scores.safetensors", "cut.json", "cut.safetensors", "source-check.json", "calibration-check.json", "pruning.json",
-    SEARCH, SEARCH_SO_FAR, "frontier.html", RECOVERY, "evaluation.json", "report.json", "report.html", "published.json",
-    "card", "model", "model.partial", REPAIRED, RECOVERY_LENGTH, RECOVERY_STATE, HIDDEN_STATES, TASKS,
-)  # fmt: skip
 
 
 class RunFolder:
@@ -83,7 +70,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
             try:
-                complete_swap(path, (*_PRODUCTS, JOURNAL))
+                complete_swap(path, (*PRODUCTS, JOURNAL))
                 return cls._choose(path, lock, fresh=fresh, recipe=recipe)
             except BaseException:
                 lock.close()
@@ -138,7 +125,7 @@ class RunFolder:
     def take_over(self) -> None:
         """Replace the folder's finished run by this run, if there is one."""
         if is_first_process() and self.path != self.home:
-            take_over(self.home, (*_PRODUCTS, JOURNAL))
+            take_over(self.home, (*PRODUCTS, JOURNAL))
         self.path = broadcast_from_first(self.home)
 
     def close(self) -> None:
@@ -240,7 +227,7 @@ def bytes_at_hand(home: Path, *, fresh: bool) -> int:
     """Return the bytes of a folder that its next run reuses or, with ``fresh``, deletes; they need not be free."""
     if not fresh:
         return sum(folder_size(folder / name) for folder in (home, home / NEXT) for name in ("model", "model.partial"))
-    return folder_size(home / NEXT) + (0 if has_model(home) else sum(folder_size(home / name) for name in _PRODUCTS))
+    return folder_size(home / NEXT) + (0 if has_model(home) else sum(folder_size(home / name) for name in PRODUCTS))
 
 
 def fingerprint(*parts: object) -> str:
@@ -297,5 +284,5 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _clear(path: Path) -> None:
-    for name in (ROUNDS, *_PRODUCTS, JOURNAL):  # the journal last: until then the folder is recognised as a run's
+    for name in (ROUNDS, *PRODUCTS, JOURNAL):  # the journal last: until then the folder is recognised as a run's
         remove(path / name)

@@ -14,8 +14,9 @@ class TriedShape(Figures):
 
     ``name``: such as ``26 layers, 1280 neurons, 2 groups``. ``removed``: indices of the layers that it lacks.
     ``speed``: predicted generation speed, times the dense model's. ``divergence``: KL(dense ‖ shape) in nats per token
-    by source, from the last round that the shape took part in. ``rounds``: rounds of the search that it took part in.
-    ``repaired``: its layers were refit before it was judged. ``broken``: the source that it fails on, far beyond its
+    by source, from the last round that the shape took part in; ``mean``: over the sources. ``means``: of every round
+    that it took part in; shapes are compared in the last round of both. ``repaired``: its layers were refit before it
+    was judged, as from the second round on. ``broken``: the source that it fails on, far beyond its
     mean.
     """
 
@@ -31,18 +32,27 @@ class TriedShape(Figures):
     kv_bytes_per_token: int | None
     speed: float | None = None
     divergence: dict[str, float]
-    mean: float  # of the divergence over the sources
-    unrepaired: float | None = None  # mean of the last round before the repair; None where it was not repaired
-    rounds: int
+    mean: float
+    means: tuple[float, ...]
     repaired: bool
     broken: str | None = None
     size: int = 0  # index of the budget in a family that the shape was tried for
     further: str | None = None  # the axis in which it goes one step beyond the chosen shape; None for a candidate
 
     @property
-    def as_cut(self) -> float | None:
-        """Mean divergence before any repair; None where it is unknown."""
-        return self.unrepaired if self.repaired else self.mean
+    def rounds(self) -> int:
+        """Rounds of the search that the shape took part in."""
+        return len(self.means)
+
+    def compared(self, other: TriedShape) -> tuple[float, float]:
+        """Return the mean divergences of this shape and another one in the last round that both took part in."""
+        last = min(self.rounds, other.rounds) - 1
+        return self.means[last], other.means[last]
+
+    @property
+    def as_cut(self) -> float:
+        """Mean divergence without repair."""
+        return self.means[0]
 
 
 class ChosenShape(Figures):

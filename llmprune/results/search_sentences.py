@@ -26,8 +26,13 @@ _LIMITS = {
 def describe_limits(limits: dict[str, float]) -> str:
     """Return ``at most 100.9 M parameters, at least 1.50× the dense model's speed``."""
     return ", ".join(
-        f"at {'least' if name == 'speed' else 'most'} {_LIMITS[name](value)}" for name, value in limits.items()
+        f"at {'least' if name == 'speed' else 'most'} {describe_amount(name, value)}" for name, value in limits.items()
     )
+
+
+def describe_amount(name: str, value: float) -> str:
+    """Return the amount that a limit is about: ``100.9 M parameters``, ``weights of 12 GB``."""
+    return _LIMITS[name](value)
 
 
 def describe_search(found: SearchFigures) -> str:
@@ -74,8 +79,8 @@ def describe_further(found: SearchFigures, size: int) -> list[str]:
     sentences = []
     for one in found.tried:
         if one.size == size and one.further is not None:
-            means = _comparable(one, chosen)
-            cost = "cost unknown" if means is None else f"{means[0] - means[1]:+.3f} nats".replace("-", "−")
+            its, best = one.compared(chosen)
+            cost = f"{its - best:+.3f} nats".replace("-", "−")
             saved = change(chosen.parameters, one.parameters)
             sentences.append(f"{AXES[one.further]}: {one.name}, {saved} parameters, {cost}")
     return sentences
@@ -100,21 +105,10 @@ def _best(shapes: Sequence[TriedShape]) -> TriedShape:
     return min(shapes, key=lambda one: (not one.repaired, one.mean))
 
 
-def _comparable(one: TriedShape, other: TriedShape) -> tuple[float, float] | None:
-    """Return the mean divergences of two shapes in the same state: both repaired, or both as cut. None if unknown."""
-    if one.repaired == other.repaired:
-        return one.mean, other.mean
-    if one.as_cut is None or other.as_cut is None:
-        return None
-    return one.as_cut, other.as_cut
-
-
 def _against(one: TriedShape, chosen: TriedShape) -> str:
-    means = _comparable(one, chosen)
-    if means is None:
-        return "dropped out before the repair"
-    state = "" if one.repaired == chosen.repaired else " before the repair"
-    return f"has {fixed(means[0])} against {fixed(means[1])}{state} ({change(means[1], means[0])})"
+    its, best = one.compared(chosen)
+    state = " before the repair" if chosen.repaired and not one.repaired else ""
+    return f"has {fixed(its)} against {fixed(best)}{state} ({change(best, its)})"
 
 
 def _over(shape: TriedShape) -> str:

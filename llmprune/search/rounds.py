@@ -5,7 +5,7 @@ Shapes: N windows, S sources.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,13 +23,16 @@ _SECOND, _LAST = "second", "last"
 
 @dataclass(frozen=True)
 class Tried:
-    """A cut that was tried. ``broken``: the source on which it is; ``rounds``: that it took part in."""
+    """A cut that was tried. ``rounds``: its divergences in each round; ``broken``: the source on which it is."""
 
     cut: Cut
-    divergence: Divergences
-    rounds: int
-    repaired: bool
+    rounds: tuple[Divergences, ...]
     broken: int | None = None
+
+    @property
+    def divergence(self) -> Divergences:
+        """Divergences of its last round."""
+        return self.rounds[-1]
 
 
 @dataclass(frozen=True)
@@ -48,31 +51,30 @@ class Rounds:
     def first(self, cuts: Sequence[Cut]) -> list[Tried]:
         """Try cuts without repair, side by side."""
         found = self.trials.together("first", cuts, judge=lambda some: divergences(self.judge, self.anatomy, cuts=some))
-        return _marked([Tried(cut, one, 1, repaired=False) for cut, one in zip(cuts, found, strict=True)])
+        return [Tried(cut, (one,)) for cut, one in zip(cuts, found, strict=True)]
 
-    def halve(self, tried: Sequence[Tried], *, counts: tuple[int, int]) -> list[Tried]:
-        """Return the cuts of one budget, the best first, after all rounds. ``tried``: those of the first round.
+    def halve(self, tried: Sequence[Tried], *, counts: tuple[int, int]) -> Iterator[list[Tried]]:
+        """Yield the cuts of one budget, the best first, after each round. ``tried``: those of the first round.
 
         ``counts``: cuts that the second and the last round try.
         """
-        best_first = [tried[number] for number in ranked([one.divergence for one in tried])]
-        if self.refit is None:
-            return best_first
-        for number, count in enumerate(counts):
-            again = _marked([self.repaired(one.cut, last=bool(number)) for one in best_first[:count]])
-            order = ranked([one.divergence for one in again])
-            best_first = [again[index] for index in order] + best_first[count:]
-        return best_first
+        best_first = _best_first(tried)
+        yield best_first
+        for number, count in enumerate(counts if self.refit else ()):
+            entering = [self.repaired(one, last=bool(number)) for one in best_first[:count]]
+            best_first = _best_first(entering) + best_first[count:]
+            yield best_first
 
-    def repaired(self, cut: Cut, *, last: bool = False) -> Tried:
-        """Try a cut with its repair."""
+    def repaired(self, tried: Tried, *, last: bool = False) -> Tried:
+        """Try a cut with its repair, in the second or the last round."""
         assert self.refit is not None, "the recipe repairs"
         repair = partial(repaired_divergence, self.judge, self.anatomy, refit=self.refit, solved=self.repairs[last])
-        found = self.trials.alone(_LAST if last else _SECOND, cut, judge=lambda one: repair(cut=one))
-        return Tried(cut, found, 3 if last else 2, repaired=True)
+        found = self.trials.alone(_LAST if last else _SECOND, tried.cut, judge=lambda one: repair(cut=one))
+        return replace(tried, rounds=(*tried.rounds, found))
 
 
-def _marked(tried: Sequence[Tried]) -> list[Tried]:
-    """Return cuts of a round, with the sources on which some are broken."""
-    broken = broken_sources([one.divergence for one in tried])
-    return [replace(one, broken=source) for one, source in zip(tried, broken, strict=True)]
+def _best_first(tried: Sequence[Tried]) -> list[Tried]:
+    """Return cuts of a round, the best first, with the sources on which some are broken."""
+    found = [one.divergence for one in tried]
+    broken = broken_sources(found)
+    return [replace(tried[number], broken=broken[number]) for number in ranked(found)]

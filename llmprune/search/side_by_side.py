@@ -32,8 +32,7 @@ def divergences(judge: Judge, anatomy: Anatomy, *, cuts: Sequence[Cut]) -> Tenso
     branches: dict[Branch, HiddenStates] = {(number, ()): one.copy() for number, one in enumerate(narrowed.forwards)}
     for index in track(range(len(judge.dense)), "search: shapes side by side"):
         branches = narrowed.pass_layer(index, branches)
-    ends = [branches[narrowed.branch_of(cut)] for cut in cuts]
-    return judge.divergences(ends)
+    return judge.divergences([branches[branch] for branch in narrowed.ends])
 
 
 class _Narrowed:
@@ -53,9 +52,10 @@ class _Narrowed:
                 self.forwards.append(judge.forward(own))
             self._numbers.append(known[key])
 
-    def branch_of(self, cut: Cut) -> Branch:
-        """Return the branch that a cut ends with."""
-        return self._numbers[self.cuts.index(cut)], cut.removed
+    @property
+    def ends(self) -> list[Branch]:
+        """The branch that each cut ends with."""
+        return [(number, cut.removed) for number, cut in zip(self._numbers, self.cuts, strict=True)]
 
     def pass_layer(self, index: int, branches: dict[Branch, HiddenStates]) -> dict[Branch, HiddenStates]:
         """Return the branches after a layer: with it, and without it where a cut removes it."""

@@ -43,11 +43,11 @@ def tried(layers: int, neurons: int, groups: int, **changes: Any) -> TriedShape:
         "kv_bytes_per_token": 256 * layers * groups,
         "divergence": divergence,
         "mean": sum(divergence.values()) / len(divergence),
-        "unrepaired": round(lost, 4) if repaired else None,
-        "rounds": 3 if repaired else 1,
+        "means": (lost, 0.58 * lost, 0.55 * lost) if repaired else (lost,),
         "repaired": repaired,
     }
-    return TriedShape(**values | changes)
+    values |= changes
+    return TriedShape(**values | {"means": (*values["means"][:-1], values["mean"])})
 
 
 def tried_for(share: float, size: int = 0, **changes: Any) -> tuple[TriedShape, ...]:
@@ -120,7 +120,9 @@ def with_broken(found: SearchFigures, place: int = -6, source: str = "code") -> 
     one = shapes[place]
     divergence = one.divergence | {source: 4.9}
     mean = sum(divergence.values()) / len(divergence)
-    shapes[place] = one.model_copy(update={"divergence": divergence, "mean": mean, "broken": source})
+    shapes[place] = one.model_copy(
+        update={"divergence": divergence, "mean": mean, "means": (*one.means[:-1], mean), "broken": source}
+    )
     return found.model_copy(update={"tried": tuple(shapes)})
 
 

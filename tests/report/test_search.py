@@ -109,11 +109,13 @@ def test_before_the_repair_the_frontier_is_of_shapes_as_cut() -> None:
     assert 'id="frontier-title"' in page
 
 
-def test_a_shape_that_dropped_out_earlier_is_compared_in_the_same_state() -> None:
-    """Without the divergence before the repair a shape as cut is not compared with a repaired one."""
-    unknown = tuple(one.model_copy(update={"unrepaired": None}) for one in ONE.tried)
-    page = render_frontier(ONE.model_copy(update={"tried": unknown}), "org/base")
-    assert "(20 layers, 1536 neurons, 3 groups) dropped out before the repair." in page
+def test_a_shape_that_dropped_out_earlier_is_compared_in_the_same_round() -> None:
+    """A shape that was not repaired is compared with the chosen one as that was before its repair."""
+    text = " ".join(unescape(render_frontier(ONE, "org/base")).split())
+    alone = next(one for one in ONE.tried if one.name == "20 layers, 1536 neurons, 3 groups")
+    chosen = ONE.chosen_shape(0)
+    assert not alone.repaired
+    assert f"has {alone.mean:.3f} against {chosen.means[0]:.3f} before the repair" in text
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-12, 4e7, math.inf, math.nan])
@@ -121,7 +123,9 @@ def test_a_shape_that_dropped_out_earlier_is_compared_in_the_same_state() -> Non
 def test_any_search_can_be_drawn(value: float, number: int) -> None:
     """Broken figures, equal sizes and a single shape have coordinates within the page."""
     shapes: list[TriedShape] = [tried(28, 1024, 2) for _ in range(number)]
-    shapes[-1] = shapes[-1].model_copy(update={"mean": value, "divergence": dict.fromkeys(SOURCES, value)})
+    shapes[-1] = shapes[-1].model_copy(
+        update={"mean": value, "means": (value,), "divergence": dict.fromkeys(SOURCES, value)}
+    )
     page = render_frontier(ONE.model_copy(update={"tried": tuple(shapes), "chosen": ()}), "org/base")
     assert not [place for place in places(page, "frontier") if "nan" in place or "inf" in place]
 

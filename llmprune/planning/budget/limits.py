@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from llmprune.common.errors import RecipeError
-from llmprune.common.schema import format_count, format_size
 from llmprune.cut.shape import Shape
 from llmprune.planning.budget.sizes import ShapeSizes
 from llmprune.recipe.budget import Budget
+from llmprune.results.search_sentences import describe_amount
 
 Limits = Mapping[
     str, float
@@ -29,20 +29,11 @@ def amount(name: str, sizes: ShapeSizes, *, budget: Budget) -> float:
     return sizes.kv_bytes_per_token
 
 
-def described(name: str, value: float) -> str:
-    """Return a limit or an amount in its unit: ``100.9 M parameters``, ``12 GB``, ``1.5 times the dense speed``."""
-    if name == "speed":
-        return f"{value:.3g} times the dense speed"
-    if name in ("weights", "kv_cache"):
-        return format_size(value) + (" per token" if name == "kv_cache" else "")
-    return f"{format_count(value)} {name.replace('_', ' ')}"
-
-
 def of_dense(name: str, value: float, *, dense: ShapeSizes, budget: Budget) -> str:
     """Return a limit or an amount in its unit, with its fraction of the dense model's."""
     if name == "speed":
-        return described(name, value)
-    return f"{described(name, value)} ({value / amount(name, dense, budget=budget):.3g} of the dense model's)"
+        return describe_amount(name, value)
+    return f"{describe_amount(name, value)} ({value / amount(name, dense, budget=budget):.3g} of the dense model's)"
 
 
 def limits_of_members(budget: Budget, dense: ShapeSizes, *, has_experts: bool) -> tuple[Limits, ...]:
@@ -52,10 +43,10 @@ def limits_of_members(budget: Budget, dense: ShapeSizes, *, has_experts: bool) -
     """
     _require_counted(budget, dense, has_experts=has_experts)
 
-    def absolute(name: str, value: float) -> float:
-        return value if name == "speed" or value >= 1 else value * amount(name, dense, budget=budget)
-
-    limits = {name: [absolute(name, value) for value in values] for name, values in budget.limits.items()}
+    limits = {
+        name: [_absolute(name, value, dense=dense, budget=budget) for value in values]
+        for name, values in budget.limits.items()
+    }
     family = budget.family
     single = {name: values[0] for name, values in limits.items() if name != family}
     if family is None:
@@ -68,6 +59,21 @@ def limits_of_members(budget: Budget, dense: ShapeSizes, *, has_experts: bool) -
     for member in members:
         _require_smaller(member, dense, budget=budget)
     return tuple(members)
+
+
+def value_of_member(budget: Budget, limits: Limits, *, dense: ShapeSizes) -> float:
+    """Return the value in the list of a family that a member's limits come from."""
+    name = budget.family
+    assert name is not None, "a family has one limit that is a list"
+    return min(
+        budget.limits[name],
+        key=lambda value: abs(_absolute(name, value, dense=dense, budget=budget) - limits[name]),
+    )
+
+
+def _absolute(name: str, value: float, *, dense: ShapeSizes, budget: Budget) -> float:
+    """Return a limit in absolute numbers; fractions are those of the dense model."""
+    return value if name == "speed" or value >= 1 else value * amount(name, dense, budget=budget)
 
 
 def idle_limits(limits: Limits, dense: ShapeSizes, *, budget: Budget) -> list[str]:
@@ -89,11 +95,13 @@ def _require_counted(budget: Budget, dense: ShapeSizes, *, has_experts: bool) ->
 
 def _require_smaller(limits: Limits, dense: ShapeSizes, *, budget: Budget) -> None:
     idle = idle_limits(limits, dense, budget=budget)
-    if len(idle) == len(limits):
-        raise RecipeError(
-            [
-                f"budget.{name}: the dense model has {described(name, amount(name, dense, budget=budget))} and meets "
-                f"{described(name, limits[name])}, so there is nothing to cut; ask for less, such as 0.75"
-                for name in idle
-            ]
+    if len(idle) < len(limits):
+        return
+    problems = []
+    for name in idle:
+        had, asked = (describe_amount(name, one) for one in (amount(name, dense, budget=budget), limits[name]))
+        problems.append(
+            f"budget.{name}: the dense model, with {had}, meets {asked}, so there is nothing to cut; ask for less, "
+            "such as 0.75"
         )
+    raise RecipeError(problems)

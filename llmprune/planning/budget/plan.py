@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from llmprune.planning.base import Base
 from llmprune.planning.budget.candidates import Candidate, Candidates, candidates
 from llmprune.planning.budget.cost import SearchCost, search_cost
-from llmprune.planning.budget.limits import Limits, SpeedOf, amount, described, idle_limits
+from llmprune.planning.budget.limits import Limits, SpeedOf, amount, idle_limits
 from llmprune.planning.budget.settle import settled
 from llmprune.planning.budget.space import SearchSpace, search_space
 from llmprune.planning.duration.parts import Part, RunWork
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures import Figures
+from llmprune.results.search_sentences import describe_amount
 
 SEARCH = "search"  # step
 
@@ -81,12 +82,11 @@ def plan_budget(recipe: Recipe, base: Base, *, speed: SpeedOf | None = None) -> 
     limits = [planned_limits(space, member, has_table=speed is not None) for member in space.members]
     found = [candidates(space, one, speed=speed) for one in limits]
     nominal = found[0].nominal
-    relative = [[_of_dense(one, space) for one in member.tried] for member in found]
     plan = BudgetPlan(
         members=tuple(_member(space, one, asked=asked) for one, asked in zip(found, space.members, strict=True)),
         nominal=nominal.shape.name,
         exact=space.counter.is_exact,
-        search=search_cost(relative, calibration=recipe.calibration.shape()),
+        search=search_cost([len(one.tried) for one in found], recipe.calibration, axes=len(space.axes)),
     )
     own = settled(recipe, nominal.shape, anatomy=base.anatomy, removed=None)
     return OpenBudget(plan, own, tuple(_notes(space, found, has_table=speed is not None)))
@@ -157,10 +157,6 @@ def _ranges(space: SearchSpace, found: Sequence[Candidate]) -> tuple[AxisRange, 
     return tuple(ranges)
 
 
-def _of_dense(one: Candidate, space: SearchSpace) -> float:
-    return one.sizes.active_parameters / space.dense_sizes.active_parameters
-
-
 def _notes(space: SearchSpace, found: Sequence[Candidates], *, has_table: bool) -> list[str]:
     """Return notes on axes that cannot give all, on limits that decide nothing, and on the speed."""
     notes = [f"budget: {note}" for note in space.values.notes]
@@ -173,7 +169,7 @@ def _notes(space: SearchSpace, found: Sequence[Candidates], *, has_table: bool) 
             if len(one.limits) > 1 and most < one.limits[name] * (1 - budget.tolerance):
                 notes.append(
                     f"budget.{name}: decides nothing beside the other limits: the candidates have at most "
-                    f"{described(name, most)}, and {described(name, one.limits[name])} are allowed"
+                    f"{describe_amount(name, most)}, and {describe_amount(name, one.limits[name])} are allowed"
                 )
     if budget.speed is not None and not has_table:
         assumed = (

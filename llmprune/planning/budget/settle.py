@@ -30,7 +30,7 @@ def settled(recipe: Recipe, shape: Shape, *, anatomy: Anatomy, removed: tuple[in
         "width": _width(shape, anatomy, axes=axes),
         "experts": _experts(shape, anatomy, axes=axes),
     }
-    return recipe.model_copy(update=update)
+    return recipe.with_chosen(update)
 
 
 def _depth(number: int, removed: tuple[int, ...] | None) -> Depth | None:

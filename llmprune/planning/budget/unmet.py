@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from llmprune.cut.shape import Shape
-from llmprune.planning.budget.limits import Limits, SpeedOf, amount, described, of_dense
+from llmprune.planning.budget.limits import Limits, SpeedOf, amount, of_dense
 from llmprune.planning.budget.space import AXES, SearchSpace, moved
-
-_KEYS = {"layers": "layers", "mlp": "neurons", "heads": "key-value groups", "experts": "experts"}
+from llmprune.results.search_sentences import AXES as NAMES
+from llmprune.results.search_sentences import describe_amount
 
 
 def unreachable(space: SearchSpace, limits: Limits, *, speed: SpeedOf | None) -> list[str]:
@@ -40,7 +40,7 @@ def beyond_tolerance(space: SearchSpace, limits: Limits, *, shape: Shape, used: 
     is near without the others.
     """
     budget, sizes = space.budget, space.counter.sizes(shape)
-    asked = " and ".join(described(name, value) for name, value in limits.items())
+    asked = " and ".join(describe_amount(name, value) for name, value in limits.items())
     had = " and ".join(
         of_dense(name, amount(name, sizes, budget=budget), dense=space.dense_sizes, budget=budget)
         for name in limits
@@ -70,9 +70,9 @@ def _stops(space: SearchSpace, name: str) -> str:
                 "heads": shape.kv_groups,
                 "experts": shape.experts,
             }[axis]
-            stops.append(f"axes.{axis} keeps at least {kept} {_KEYS[axis]}")
+            stops.append(f"axes.{axis} keeps at least {kept} {NAMES[axis]}")
     unused = [axis for axis in AXES if axis not in used]
-    text = " and ".join(stops) or f"none of the axes {', '.join(used)} makes it smaller"
+    text = ", ".join(stops) or f"none of the axes {', '.join(used)} makes it smaller"
     return text + (f" (not used: {', '.join(unused)})" if unused else "")
 
 

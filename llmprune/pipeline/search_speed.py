@@ -1,0 +1,57 @@
+"""Speed of shapes in a search: predicted from a table of times by part, and measured for the shape that is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmprune.common.distributed import broadcast_from_first, is_first_process
+from llmprune.cut.shape import Shape
+from llmprune.evaluation.bench.measured_shape import measure_shape
+from llmprune.evaluation.bench.speed_prediction import predict
+from llmprune.evaluation.bench.speed_subject import SpeedSubject
+from llmprune.evaluation.bench.speed_table import speed_table
+from llmprune.pipeline.context import RunContext
+from llmprune.pipeline.step_costs import measure_step
+from llmprune.recipe.evaluation import Speed
+from llmprune.results.speed_table import SpeedTable
+
+SPEED_TABLE = "speed table"  # step
+
+
+@dataclass(frozen=True)
+class ShapeSpeeds:
+    """Speeds of the shapes of one model, times the dense model's. ``is_here``: the table was measured here."""
+
+    subject: SpeedSubject
+    settings: Speed
+    table: SpeedTable
+    is_here: bool
+
+    @classmethod
+    def of(cls, context: RunContext) -> ShapeSpeeds | None:
+        """Read or measure the table that a budget with a speed needs; None for another budget.
+
+        Raises RecipeError for a wrong file, EvaluationError where the machine is too noisy to tell the speed.
+        """
+        recipe, budget = context.recipe, context.recipe.budget
+        if budget is None or budget.speed is None:
+            return None
+        subject = SpeedSubject.of(recipe.model, config=context.inputs.config, anatomy=context.inputs.anatomy)
+        settings, file = budget.speed_settings, budget.speed_table
+        with measure_step(context.folder.steps, SPEED_TABLE):
+            table = speed_table(subject, settings=settings, asked=min(budget.limits["speed"]), file=file)
+        return cls(subject, settings, table, is_here=file is None)
+
+    def predicted(self, shape: Shape) -> float:
+        """Return the predicted speed of a shape."""
+        return predict(self.table, shape).ratio
+
+    def measured(self, shape: Shape) -> float | None:
+        """Return the speed of a shape of random weights, measured end to end in turn with the dense model.
+
+        Every process gets what the first one measures. None where the table is that of another machine.
+        """
+        if not self.is_here:
+            return None
+        found = measure_shape(self.subject, shape, settings=self.settings).ratio if is_first_process() else 0.0
+        return broadcast_from_first(found)

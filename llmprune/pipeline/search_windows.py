@@ -1,0 +1,103 @@
+"""Calibration windows of a search: those that judge shapes, and those that layers are ordered and repairs solved on.
+
+Shapes: N windows of the calibration, L sequence length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from llmprune.pipeline.context import RunContext
+from llmprune.pipeline.inputs import RunInputs
+from llmprune.prune.repair.folds import Folds
+from llmprune.recipe.search_schedule import Schedule, judged_of_source
+from llmprune.score.inputs import CalibrationBatches
+from llmprune.search.repaired import RepairWindows
+
+_ORDER_WINDOWS, ORDER_TOKENS = 8, 128  # that layers are ordered on, and the tokens of each from its beginning
+
+
+def schedule_of(inputs: RunInputs) -> Schedule:
+    """Return the schedule of a search on the calibration windows."""
+    return Schedule.of(sources_of(inputs).bincount().tolist(), inputs.windows.shape[1])
+
+
+def sources_of(inputs: RunInputs) -> Tensor:
+    """Return the source of each calibration window, int64 [N]: one for all where they are not known."""
+    count = len(inputs.windows)
+    return torch.zeros(count, dtype=torch.int64) if inputs.sources is None else inputs.sources
+
+
+def judged_windows(inputs: RunInputs) -> Tensor:
+    """Return the numbers of the windows that judge shapes, ascending: evenly spaced over those of each source."""
+    return _of_each_source(sources_of(inputs), judged_of_source)
+
+
+def judging_batches(context: RunContext, *, batch_size: int) -> CalibrationBatches:
+    """Return the batches of the windows that judge shapes, each cut to the tokens that count."""
+    inputs, judged_N = context.inputs, _searched(context)
+    windows_NL = inputs.windows[judged_N, : schedule_of(inputs).judged_tokens]
+    sources_N = torch.unique(sources_of(inputs)[judged_N], return_inverse=True)[1]
+    return _batches(context, windows_NL, batch_size=batch_size, sources_N=sources_N)
+
+
+def order_batches(context: RunContext, *, batch_size: int) -> CalibrationBatches:
+    """Return the batches that layers are ordered on: beginnings of windows that the scores see too, of every source."""
+    inputs = context.inputs
+    unseen_N, sources_N = _unseen(context), sources_of(inputs)
+    order_N = unseen_N[sources_N[unseen_N].argsort(stable=True)]
+    chosen_N = order_N[_spaced(len(order_N), _ORDER_WINDOWS)]
+    return _batches(context, inputs.windows[chosen_N, :ORDER_TOKENS], batch_size=batch_size, sources_N=None)
+
+
+def repair_windows(context: RunContext, number: int, *, batch_size: int) -> RepairWindows:
+    """Return windows that the repairs of a search are solved on: so many that judge none, spread over the sources."""
+    inputs = context.inputs
+    unseen_N, sources_N = _unseen(context), sources_of(inputs)
+    order_N = unseen_N[sources_N[unseen_N].argsort(stable=True)]
+    chosen_N = order_N[_spaced(len(order_N), number)].sort().values
+    own_N = None if inputs.sources is None else torch.unique(sources_N[chosen_N], return_inverse=True)[1]
+    generated_N = None if inputs.generated is None else inputs.generated[chosen_N]
+    if generated_N is not None and (not generated_N.any() or generated_N.all()):
+        generated_N = None
+    store = _batches(context, inputs.windows[chosen_N], batch_size=batch_size, sources_N=None).store
+    folds = Folds.of(len(chosen_N), own_N, generated_N=generated_N)
+    return RepairWindows(inputs.windows[chosen_N], folds, batch_size, store)
+
+
+def _searched(context: RunContext) -> Tensor:
+    assert context.search is not None, "a search has windows that judge"
+    return context.search.judged_N
+
+
+def _unseen(context: RunContext) -> Tensor:
+    """Return the numbers of the windows that judge nothing; all where there is only one window."""
+    kept_N = torch.ones(len(context.inputs.windows), dtype=torch.bool)
+    kept_N[_searched(context)] = False
+    return kept_N.nonzero().squeeze(1)
+
+
+def _of_each_source(sources_N: Tensor, count: Callable[[int], int]) -> Tensor:
+    """Return the numbers of ``count`` windows of each source, evenly spaced over them, ascending."""
+    chosen = [
+        own_N[_spaced(len(own_N), count(len(own_N)))]
+        for own_N in ((sources_N == source).nonzero().squeeze(1) for source in range(int(sources_N.max()) + 1))
+    ]
+    return torch.cat(chosen).sort().values
+
+
+def _spaced(length: int, number: int) -> Tensor:
+    """Return ``number`` indices, or all, from the middle of as many equal parts of a length."""
+    number = min(number, length)
+    return (torch.arange(number) * 2 + 1) * length // max(2 * number, 1)
+
+
+def _batches(
+    context: RunContext, windows_NL: Tensor, *, batch_size: int, sources_N: Tensor | None
+) -> CalibrationBatches:
+    inputs = context.inputs
+    store = inputs.store_without_cache(context.folder.path)
+    return CalibrationBatches(windows_NL, batch_size, store, inputs.calibration_text.begin, sources_N)

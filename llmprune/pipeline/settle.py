@@ -1,0 +1,65 @@
+"""From the result of a search to the run of the shape that it chose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from llmprune.cut.shape import Shape
+from llmprune.pipeline.batches import Batches
+from llmprune.pipeline.context import RunContext, Search
+from llmprune.pipeline.inputs import RunInputs
+from llmprune.pipeline.search import search_shapes, search_space_of
+from llmprune.pipeline.self_generated import add_self_generated
+from llmprune.planning.budget.settle import settled
+from llmprune.planning.checks import ErrorCollector
+from llmprune.planning.plan import PlanningOutcome, plan_structure
+from llmprune.recipe.recipe import Recipe
+from llmprune.results.search_figures import SearchFigures, TriedShape
+
+
+def search_of_run(context: RunContext, *, generated: Path | None) -> Search:
+    """Add the windows that the dense model writes and search the shapes of an open recipe.
+
+    ``generated``: file of the windows of a published run, which are taken in place of new ones.
+    """
+    add_self_generated(context, generated)
+    context.batches.settle(context.recipe, context.folder, sizes=context.plan.batch_sizes)
+    return search_shapes(context, search_space_of(context))
+
+
+def chosen_shape(search: Search) -> TriedShape:
+    """Return the shape that a search chose for the budget of this run."""
+    figures = found_of(search)
+    return figures.shape(figures.chosen[search.member].name, size=search.member)
+
+
+def found_of(search: Search) -> SearchFigures:
+    """Return the figures of a search that is done."""
+    assert search.figures is not None, "the search is done"
+    return search.figures
+
+
+def survey_of(context: RunContext, search: Search, *, recipe: Recipe) -> PlanningOutcome:
+    """Return the plan of an open recipe settled to the shape that the search chose for it."""
+    chosen, anatomy, text = chosen_shape(search), context.inputs.anatomy, context.inputs.inputs
+    shape = Shape(chosen.layers, tuple(sorted(chosen.widths.items())), chosen.kv_groups, chosen.experts)
+    recipe = settled(recipe, shape, anatomy=anatomy, removed=chosen.removed)
+    errors = ErrorCollector()
+    plan, anatomy_again = plan_structure(recipe, errors)
+    return PlanningOutcome(plan, anatomy_again, text.of_round(recipe, text.part), errors)
+
+
+def settled_context(context: RunContext, search: Search) -> RunContext:
+    """Return the context of the rest of the run, for the only budget of its recipe. Raises LLMPruneError."""
+    surveyed = survey_of(context, search, recipe=context.recipe)
+    (plan, anatomy), text = surveyed.require(), surveyed.inputs
+    inputs = RunInputs(text.recipe, anatomy, inputs=text, reserve=context.inputs.reserve, devices=plan.devices)
+    return replace(
+        context,
+        recipe=text.recipe,
+        plan=plan,
+        inputs=inputs,
+        batches=Batches.planned(plan.batch_sizes),
+        search=search,
+    )

@@ -1,0 +1,21 @@
+"""Names of the files and folders in a run folder."""
+
+from __future__ import annotations
+
+JOURNAL, PLAN, LOCK, BATCH_SIZES = "run.json", "plan.json", ".lock", "batch-sizes.json"  # the last for a resumed run
+GENERATED_WINDOWS, RECOVERY_WINDOWS = "self-generated.safetensors", "recover-generated.safetensors"  # dense model's
+RECOVERY, REPAIRED = "recovery.json", "repaired"  # figures of the training, and the checkpoint from before it
+RECOVERY_LENGTH = "recover-windows.txt"  # the number to train on, where the recipe gives hours
+ROUNDS, PREDICTIONS = "rounds", "predictions.partial"  # earlier rounds; in it, the dense model's predictions
+RECOVERY_WINDOWS_PARTS, RECOVERY_STATE = "recover-generated.partial", "recover.partial"  # unfinished ones
+LAYER_ORDER, SEARCH, FRONTIER = "layer-order.json", "search.json", "frontier.html"  # of a run with a budget
+SEARCH_TRIALS, SEARCH_SO_FAR = "search.partial", "search-so-far.json"  # trials of an unfinished search, and figures
+MEMBERS = "members"  # runs of a family
+HIDDEN_STATES, TASKS = "dense.partial", "tasks"  # cache that pass 1 writes for pass 2; results of each finished task
+PRODUCTS = (
+    "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS, RECOVERY_WINDOWS, RECOVERY_WINDOWS_PARTS,
+    "scores.safetensors", LAYER_ORDER, SEARCH, FRONTIER, SEARCH_TRIALS, SEARCH_SO_FAR, "cut.json", "cut.safetensors",
+    "source-check.json", "calibration-check.json", "pruning.json", RECOVERY, "evaluation.json", "report.json",
+    "report.html", "published.json", "card", "model", "model.partial", REPAIRED, RECOVERY_LENGTH, RECOVERY_STATE,
+    HIDDEN_STATES, TASKS,
+)  # fmt: skip

@@ -1,0 +1,158 @@
+"""Runs with a budget: the shape is searched, the model is cut to it, and a family is made of one search."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers.commands import (
+    command,
+    report_in,
+    reused_steps,
+    save_model,
+    states,
+    verify_here,
+    write_recipe,
+    write_text,
+)
+from torch import Tensor
+
+from llmprune.common.errors import NumericalError
+from llmprune.pipeline.run import search_only
+from llmprune.recipe.recipe import Recipe
+from llmprune.results.search_figures import SearchFigures
+from llmprune.search import rounds
+
+SIZES = (0.85, 0.7)
+
+
+def recipe_of(folder: Path, parameters: Any, *, name: str = "recipe.yaml", **sections: Any) -> Path:
+    """Write a recipe with a budget on two texts and the dense model's own."""
+    texts = write_text(folder / "prose.txt"), folder / "sums.txt"
+    texts[1].write_text("\n\n".join(f"{n} + {n * 3} = {n * 4}; {n} * {n} = {n * n}." for n in range(200)))
+    if not (folder / "dense").exists():
+        save_model(folder / "dense")
+    calibration = {"sources": [{"dataset": str(text)} for text in texts], "samples": 12, "sequence_length": 32}
+    given = {
+        "calibration": calibration | {"self_generated": 4},
+        "budget": {"parameters": parameters, "tolerance": 0.2},
+        "depth": None,
+        "width": None,
+    }
+    return write_recipe(folder / name, folder / "dense", texts[0], **given | sections)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with the run of a family of two."""
+    folder = tmp_path_factory.mktemp("search")
+    with pytest.MonkeyPatch.context() as patch:
+        verify_here(patch)
+        done = command("run", recipe_of(folder, list(SIZES)), "--output", folder / "family")
+    assert done.code == 0, done.err
+    return folder
+
+
+def found_in(folder: Path) -> SearchFigures:
+    """Read the result of a search."""
+    return SearchFigures.model_validate_json((folder / "search.json").read_text())
+
+
+def test_members_are_cut_to_the_shapes_that_were_chosen(workspace: Path) -> None:
+    """Each is within its budget, has exactly the parameters that the search counted, and its report says why."""
+    found = found_in(workspace / "family")
+    assert len(found.chosen) == len(SIZES)
+    for number, size in enumerate(SIZES):
+        report, chosen = report_in(workspace / "family" / "members" / str(number + 1)), found.chosen_shape(number)
+        assert report["pruned"]["parameters"] == chosen.parameters <= size * found.dense_parameters
+        removed = tuple(row["layer"] for row in report["layers"] if row["removed"])
+        assert removed == chosen.removed == tuple(sorted(found.order[: len(removed)]))
+        assert report["search"]["member"] == number
+        rivals = [one for one in found.tried if one.size == number and one.further is None]
+        assert chosen.mean == min(one.mean for one in rivals if one.rounds == chosen.rounds)
+
+
+def test_every_source_judges(workspace: Path) -> None:
+    """Both texts and the dense model's own windows have a divergence of their own, on windows that no score saw."""
+    found = found_in(workspace / "family")
+    assert len(found.sources) == 3
+    assert all(set(one.divergence) == set(found.sources) for one in found.tried)
+    assert found.windows == 6
+
+
+def test_a_member_is_what_its_recipe_makes_alone(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe in a member's folder searches alone to the same shape, and writes the same bytes."""
+    verify_here(monkeypatch)
+    member = workspace / "family" / "members" / "2"
+    assert yaml.safe_load((member / "recipe.yaml").read_text())["budget"]["parameters"] == SIZES[1]
+    done = command("run", member / "recipe.yaml", "--output", tmp_path / "alone")
+    assert done.code == 0, done.err
+    assert states(tmp_path / "alone" / "model") == states(member / "model")
+
+
+def test_a_run_continues_from_its_search(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``llmprune search`` stops before the cut; the run on the same folder scores and searches nothing again."""
+    verify_here(monkeypatch)
+    recipe = recipe_of(workspace, SIZES[0], name="one.yaml")
+    searched = command("search", recipe, "--output", tmp_path / "run")
+    assert searched.code == 0, searched.err
+    assert not (tmp_path / "run" / "model").exists()
+    before = (tmp_path / "run" / "search.json").read_bytes()
+    done = command("run", recipe, "--output", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert (tmp_path / "run" / "search.json").read_bytes() == before
+    reused = reused_steps(tmp_path / "run")
+    assert reused["search"]
+    assert reused["pass 1"]
+    assert not reused["pass 2"]
+    assert found_in(tmp_path / "run").chosen_shape(0).name == found_in(workspace / "family").chosen_shape(0).name
+
+
+def test_a_search_that_is_stopped_continues(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials that were finished are not made again, and the result is that of a search that was not stopped."""
+    recipe = Recipe.load(recipe_of(workspace, SIZES[1], name="stopped.yaml"))
+    repaired, stops_at, made = rounds.repaired_divergence, [0], [0]
+
+    def stop_at_third(*arguments: Any, **named: Any) -> Tensor:
+        made[0] += 1
+        if made[0] == stops_at[0]:
+            raise NumericalError("stopped")
+        return repaired(*arguments, **named)
+
+    monkeypatch.setattr(rounds, "repaired_divergence", stop_at_third)
+    whole = search_only(recipe, tmp_path / "whole")
+    trials, made[0], stops_at[0] = made[0], 0, 3
+    with pytest.raises(NumericalError):
+        search_only(recipe, tmp_path / "stopped")
+    assert (tmp_path / "stopped" / "search-so-far.json").exists()
+    again = search_only(recipe, tmp_path / "stopped")
+    assert again.model_copy(update={"seconds": whole.seconds}) == whole
+    assert made[0] == trials + 1
+    names = [path.name for path in (tmp_path / "stopped").iterdir()]
+    assert not [name for name in names if "partial" in name or "so-far" in name]
+
+
+def test_a_search_without_repair(workspace: Path, tmp_path: Path) -> None:
+    """With ``refit: false`` shapes are judged as they are cut."""
+    recipe = Recipe.load(recipe_of(workspace, SIZES[0], name="plain.yaml", refit=False))
+    found = search_only(recipe, tmp_path / "run")
+    assert not any(one.repaired for one in found.tried)
+    assert found.chosen_shape(0).mean == min(one.mean for one in found.tried if one.further is None)
+
+
+def test_a_smaller_family_leaves_no_member_behind(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members of a longer list are gone, and the others are not made again."""
+    verify_here(monkeypatch)
+    shutil.copytree(workspace / "family", tmp_path / "family")
+    (tmp_path / "family" / "members" / "3").mkdir()
+    done = command("run", workspace / "recipe.yaml", "--output", tmp_path / "family")
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in (tmp_path / "family" / "members").iterdir()) == ["1", "2"]
+    assert reused_steps(tmp_path / "family" / "members" / "1")["pass 2"]
