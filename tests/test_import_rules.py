@@ -60,6 +60,7 @@ WINDOWS = {
     ("service.jobs.job", "publish.published"),
     ("service.supervisor.progress", "publish.published"),
     ("service.web.compare", "report.html.interval_charts"),
+    ("service.web.search", "report.html.search_section"),
 }
 MOST_ROOMS, MOST_FILES_BESIDE = 20, 6
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}

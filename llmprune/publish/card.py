@@ -12,10 +12,11 @@ from typing import Any
 from jinja2 import Template
 
 from llmprune.publish.generated_windows import published_windows
-from llmprune.publish.public_names import public_name, public_recovery, public_sources
+from llmprune.publish.public_names import public_name, public_recovery, public_search, public_sources
 from llmprune.results.evaluation_figures import TaskFigures
 from llmprune.results.formatting import (
     NOTHING,
+    as_sentence,
     fixed,
     interval_name,
     metric_name,
@@ -30,6 +31,15 @@ from llmprune.results.recovery_figures import RecoveryScore
 from llmprune.results.recovery_sentences import describe_gain
 from llmprune.results.report_schema import Report, Size
 from llmprune.results.round_table import round_table
+from llmprune.results.search_figures import SearchFigures
+from llmprune.results.search_sentences import (
+    describe_broken,
+    describe_choice,
+    describe_further,
+    describe_limits,
+    describe_margin,
+    describe_search,
+)
 from llmprune.results.sentences import describe_carried, describe_left
 from llmprune.results.size_table import size_rows, width_names
 from llmprune.results.templates import template_environment
@@ -107,6 +117,7 @@ def write_card(
         limited=any(task.documents is not None and task.samples < task.documents for task in report.tasks),
         generated=list(published_windows(report)),
         wrote_calibration=any(source.text is None for source in report.provenance.calibration_sources),
+        search=_search(public_search(report.search)) if report.search else [],
         recovery=public_recovery(report.recovery) if report.recovery else None,
         rounds=round_table(report) if report.rounds else None,
         scores=[_score_row(score) for score in report.recovery_scores.scores] if report.recovery_scores else [],
@@ -197,6 +208,17 @@ def _score_row(score: RecoveryScore) -> tuple[str, ...]:
         span(score.gain_interval),
         flips,
     )
+
+
+def _search(found: SearchFigures) -> list[str]:
+    """Return what was searched, the choice for each reported budget and its margin, and what one step more costs."""
+    sentences = [describe_search(found)]
+    for size in found.sizes:
+        sentences.append(f"budget: {describe_limits(found.chosen[size].limits)}")
+        sentences.append(f"chosen: {describe_choice(found, size)}")
+        sentences += describe_margin(found, size)
+        sentences += [f"one step further in {sentence}" for sentence in describe_further(found, size)]
+    return [as_sentence(sentence) for sentence in (*sentences, *describe_broken(found), *found.notes)]
 
 
 def _cell(text: object) -> str:

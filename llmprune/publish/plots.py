@@ -12,6 +12,7 @@ from llmprune.common.schema import format_count
 from llmprune.publish.public_names import public_recovery
 from llmprune.results.recovery_figures import RecoveryFigures
 from llmprune.results.report_schema import LayerFigures, Report
+from llmprune.results.search_figures import SearchFigures, TriedShape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +27,8 @@ def draw(report: Report, folder: Path) -> dict[str, Path]:
     """Write the charts that the report has figures for; return their paths by name, such as ``importance``."""
     folder.mkdir(parents=True, exist_ok=True)
     plots: dict[str, Callable[[Axes], None]] = {}
+    if searched := report.search:
+        plots["frontier"] = lambda axes: _frontier(axes, searched)
     if any(layer.importance is not None for layer in report.layers):
         plots["importance"] = lambda axes: _importance(axes, report.layers)
     if any(layer.error_refit is not None for layer in report.layers):
@@ -61,6 +64,27 @@ def _errors(axes: Axes, layers: Sequence[LayerFigures]) -> None:
     axes.set_ylim(bottom=0)
     axes.set_ylabel("relative error")
     _label_layers(axes)
+
+
+def _frontier(axes: Axes, found: SearchFigures) -> None:
+    line = found.frontier
+    others = [one for one in found.tried if one not in line and one.broken is None]
+    axes.scatter(*_sizes(others), facecolors="none", edgecolors="#888888", s=22, label="tried")
+    axes.step(*_sizes(line), where="pre", color=_KEPT, marker="o", markersize=4, label="frontier")
+    chosen = [found.chosen_shape(size) for size in found.sizes]
+    axes.scatter(*_sizes(chosen), color=_REMOVED, s=48, zorder=3, label="chosen")
+    values = [one.mean for one in (*line, *others) if one.mean > 0]
+    if values and max(values) > 5 * min(values):
+        axes.set_yscale("log")
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("KL divergence")
+    axes.xaxis.set_major_formatter(lambda parameters, _: format_count(parameters))
+
+
+def _sizes(shapes: Sequence[TriedShape]) -> tuple[list[int], list[float]]:
+    """Return the parameters and the divergence of the shapes, those with a finite one."""
+    finite = [one for one in shapes if math.isfinite(one.mean)]
+    return [one.parameters for one in finite], [one.mean for one in finite]
 
 
 def _recovery(axes: Axes, found: RecoveryFigures) -> None:

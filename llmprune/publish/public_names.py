@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from llmprune.recipe.text_source import FILE_BUILDERS
 from llmprune.results.recovery_figures import RecoveryFigures
+from llmprune.results.search_figures import SearchFigures
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -33,12 +35,24 @@ def public_sources(description: str) -> str:
     return ", ".join(public_name(found["place"]) + (found["split"] or "") for found in matches if found)
 
 
+def public_search(found: SearchFigures) -> SearchFigures:
+    """Return the figures of a search with the public names of its sources, numbered where two agree."""
+    names = _numbered(found.sources)
+    tried = tuple(
+        one.model_copy(
+            update={
+                "divergence": {names[source]: value for source, value in one.divergence.items()},
+                "broken": one.broken and names[one.broken],
+            }
+        )
+        for one in found.tried
+    )
+    return found.model_copy(update={"tried": tried, "sources": tuple(names.values())})
+
+
 def public_recovery(found: RecoveryFigures) -> RecoveryFigures:
     """Return the figures of a training with the public names of its sources, numbered where two agree."""
-    names: dict[str, str] = {}
-    for source in found.before.divergence:
-        name = public_sources(source)
-        names[source] = name if name not in names.values() else f"{name} ({len(names) + 1})"
+    names = _numbered(found.before.divergence)
 
     def renamed(values: dict[str, float]) -> dict[str, float]:
         return {names[source]: value for source, value in values.items()}
@@ -48,6 +62,15 @@ def public_recovery(found: RecoveryFigures) -> RecoveryFigures:
         for check in found.checks
     )
     return found.model_copy(update={"checks": checks, "dense_perplexity": renamed(found.dense_perplexity)})
+
+
+def _numbered(sources: Iterable[str]) -> dict[str, str]:
+    """Return the public name of each source, with a number where an earlier one has the same."""
+    names: dict[str, str] = {}
+    for source in sources:
+        name = public_sources(source)
+        names[source] = name if name not in names.values() else f"{name} ({len(names) + 1})"
+    return names
 
 
 def _is_path(place: str, *, local: bool) -> bool:

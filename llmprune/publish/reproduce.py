@@ -7,6 +7,7 @@ published (``generated_windows``), and nothing is pushed. The new result is comp
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.text_source import FILE_BUILDERS, PACKAGES
 from llmprune.results.report_schema import Report
+from llmprune.results.search_figures import SearchFigures
+from llmprune.results.shape_recipe import sections_of_shape
 
 
 def recorded_recipe(place: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Record]:
@@ -47,6 +50,8 @@ def _local_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "model.id", recipe.model.id
     if recipe.recover is not None and recipe.recover.against is not None and not _is_hub_id(recipe.recover.against):
         yield "recover.against", recipe.recover.against
+    if recipe.budget is not None and recipe.budget.speed_table is not None:
+        yield "budget.speed_table", recipe.budget.speed_table
     for section, windows in _windows(recipe):
         named = {f"{section}.dataset": windows.dataset} | {
             f"{section}.sources.{place}.dataset": source.dataset for place, source in enumerate(windows.sources or ())
@@ -92,6 +97,7 @@ def _pins(record: Record) -> list[str]:
     own = [source["windows"] for source in provenance.get("calibration_sources", ()) if source["text"] is None]
     if recipe.calibration.self_generated == "auto" and provenance.get("calibration_sources"):  # else the memory decides
         pins.append(f"calibration.self_generated={sum(own)}")
+    pins += _shape_pins(recipe, record.report)
     pins += _recovery_pins(recipe, record.report)
     if provenance.get("commit"):
         pins.append(f"model.revision={_quoted(provenance['commit'])}")
@@ -103,6 +109,19 @@ def _pins(record: Record) -> list[str]:
             if source.dataset in commits:
                 pins.append(f"{section}.sources.{place}.revision={_quoted(commits[source.dataset])}")
     return pins
+
+
+def _shape_pins(recipe: Recipe, report: dict[str, Any]) -> list[str]:
+    """Return overrides that state the shape that the search chose: another machine might choose another one.
+
+    ``report``: the recorded figures.
+    """
+    if recipe.budget is None or not report.get("search"):
+        return []
+    found = SearchFigures.model_validate(report["search"])
+    axes = recipe.budget.axes.model_dump(mode="json", exclude_unset=True) if recipe.budget.axes else {}
+    sections = sections_of_shape(found, found.chosen_shape(found.sizes[0]), axes=axes)
+    return ["budget=null", *(f"{section}={json.dumps(values)}" for section, values in sections.items())]
 
 
 def _recovery_pins(recipe: Recipe, report: dict[str, Any]) -> list[str]:

@@ -64,11 +64,25 @@ def _rows(record: Record) -> list[tuple[str, str]]:
         *((name, f"{dense['widths'].get(name)} → {kept}") for name, kept in (cut.get("widths") or {}).items()),
         ("calibration", f"{provenance.get('calibration_tokens')} tokens, {provenance.get('calibration_fingerprint')}"),
         *((f"data set {name}", commit) for name, commit in (provenance.get("datasets") or {}).items()),
+        *_search(record.report.get("search")),
         *_recovery(record.report.get("recovery"), rounds=rounds),
         ("mean retention", percent(record.report.get("mean_retention"))),
         ("llmprune", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
     return [(name, str(value)) for name, value in rows]
+
+
+def _search(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the row of the search for the shape, if there was one."""
+    if not found:
+        return []
+    chosen = found["chosen"][found.get("member") or 0]
+    shape = next(
+        one for one in found["tried"] if (one["name"], one["size"]) == (chosen["name"], found.get("member") or 0)
+    )
+    return [
+        ("shape searched", f"{shape['name']}, of {chosen['tried']} tried; KL {fixed(shape['mean'])} nats per token")
+    ]
 
 
 def _recovery(found: dict[str, Any] | None, *, rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

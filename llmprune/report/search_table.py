@@ -18,7 +18,7 @@ from llmprune.results.search_sentences import (
     describe_search,
 )
 
-_MOST_SOURCES = 3  # with a column of their own in 80 columns
+_MOST_LETTERS = 24  # of all sources that have a column of their own in 80 columns
 
 
 def print_search(found: SearchFigures, console: Console) -> None:
@@ -49,12 +49,13 @@ def _frontier(found: SearchFigures) -> Table:
     """Return the shapes on the frontier by size, with their divergence by source; of many sources the worst."""
     shapes = found.frontier
     several = len(found.sources) > 1
-    worst = several and len(found.sources) > _MOST_SOURCES
+    names = {source: source.rsplit("/", 1)[-1] for source in found.sources}  # one without a name has its path
+    worst = several and sum(map(len, names.values())) > _MOST_LETTERS
     timed = any(one.speed is not None for one in shapes)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     counted = _counted(shapes)
     heads = [*counted, "params", "of dense", *(["speed"] if timed else []), "KL"]
-    heads += ["worst source"] if worst else list(found.sources) if several else []
+    heads += ["worst source"] if worst else list(names.values()) if several else []
     for head in heads:
         table.add_column(head, justify="right", overflow="fold", no_wrap=head in ("params", "KL"))
     table.add_column("", overflow="fold")
@@ -66,7 +67,7 @@ def _frontier(found: SearchFigures) -> Table:
         cells += [fixed(one.mean)]
         if worst:
             source = max(one.divergence, key=one.divergence.__getitem__)
-            cells.append(f"{source} {fixed(one.divergence[source])}")
+            cells.append(f"{names[source]} {fixed(one.divergence[source])}")
         elif several:
             cells += [fixed(one.divergence[source]) for source in found.sources]
         is_chosen = (one.name, one.size) in chosen

@@ -112,6 +112,15 @@ def test_a_recipe_from_the_hub_opens_nothing_here(
     recorded_recipe("hub://org/pruned", [f"{key}={json.dumps(value)}"])
 
 
+def test_a_budget_from_the_hub_names_no_table(hub: Hub) -> None:
+    """A table of times is a file of somebody's machine."""
+    budget = {"speed": 1.5, "speed_table": "/private/table.json"}
+    recipe = {name: value for name, value in RECIPE.items() if name not in ("depth", "width", "experts")}
+    hub.add_repo("org/pruned", record(recipe | {"budget": budget}, {}))
+    with pytest.raises(RecipeError, match=r"budget\.speed_table: a recipe from the hub may only name hub ids"):
+        recorded_recipe("hub://org/pruned")
+
+
 def test_a_recipe_from_the_hub_names_no_backend_and_no_tokens(hub: Hub) -> None:
     """A backend's arguments are code and addresses; a file of tokens is a file. Honest recipes pass as they are."""
     backend = {"name": "hf", "args": {"trust_remote_code": True}}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.reports import COMMIT, NAME, bare_report, card, gate, sample_layers, sample_report, trained, trained_report
+from helpers.searching import searched, with_broken
 
 from llmprune.publish.card import Base, Loading, read_metadata
 from llmprune.publish.plots import draw
@@ -39,6 +40,25 @@ def test_results_are_of_dense_and_pruned() -> None:
     assert found["arc_easy", "acc_norm", "acc_norm, dense base model"] == 0.586
     assert found["wikitext2_test.txt", "perplexity", "perplexity, pruned"] == 21.94
     assert len(found) == 2 * (3 + 1)
+
+
+def test_a_searched_shape_says_how_it_was_found() -> None:
+    """Budget, choice, margin over the single axes, and the chart are on the card; folders of the machine are not."""
+    text = card(sample_report(search=with_broken(searched())), plots=("frontier",)).text
+    for part in (
+        "20 of 61 shapes that meet the budget were tried", "Budget: at most 100.9 M parameters.",
+        "Chosen: 29 layers, 1088 neurons, 2 groups: 99.97 M parameters", "](plots/frontier.png)",
+        "One step further in layers: 28 layers", "is broken on code",
+    ):  # fmt: skip
+        assert part in text
+    private = with_broken(searched(sources=("/home/ann/code.txt", "web", "maths")), source="/home/ann/code.txt")
+    own = {"code": "/home/ann/code.txt"}
+    tried = tuple(
+        one.model_copy(update={"divergence": {own.get(name, name): value for name, value in one.divergence.items()}})
+        for one in private.tried
+    )
+    assert "/home/ann" not in card(sample_report(search=private.model_copy(update={"tried": tried}))).text
+    assert "How the shape was found" not in card().text
 
 
 def test_the_body_lists_what_was_removed_and_kept() -> None:

@@ -66,10 +66,11 @@ def page(browser: Browser, live: tuple[Client, Settings]) -> Iterator[Page]:
 
 
 def fill_in(page: Page) -> None:
-    """Fill in the form for the tiny model; the quickstart keeps the initial answers."""
+    """Fill in the form for the tiny model; the quickstart keeps the other initial answers."""
+    page.get_by_label("Choose layers and widths").check()
+    page.get_by_label("Layers to remove").fill("2" if QUICKSTART else "1")
     if not QUICKSTART:
         page.get_by_label("Model", exact=True).fill("tiny")
-        page.get_by_label("Layers to remove").fill("1")
         page.get_by_label("Data set").fill("text.txt")
         page.get_by_label("Windows").fill("4")
         page.get_by_label("Tokens per window").fill("32")
@@ -177,6 +178,17 @@ def test_form_and_editor_follow_each_other(page: Page) -> None:
     expect(page.get_by_text("once the recipe can be read")).to_be_visible()
     recipe.fill("model: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 6}\n")
     expect(page.get_by_label("Layers to remove")).to_have_value("6")
+
+
+def test_the_size_is_chosen_by_keyboard(page: Page) -> None:
+    """The form starts with a slider for the size, which the arrow keys move; the recipe and the number follow."""
+    page.goto("/submit")
+    slider = page.get_by_role("slider")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_label("Recipe", exact=True)).to_have_value(re.compile("parameters: 0.79\n"))
+    expect(page.locator("output")).to_have_text("79")
+    expect(page.get_by_label("Layers to remove")).to_be_hidden()
 
 
 def test_the_editor_keeps_its_work_through_reload_and_back(page: Page) -> None:

@@ -14,7 +14,7 @@ from helpers.service import RECIPE, ServiceHarness, recipe
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.recipe import Recipe
 from llmprune.service.jobs.job import Figures, JobSummary
-from llmprune.service.jobs.submission import default_name
+from llmprune.service.jobs.job_name import default_name
 from llmprune.service.jobs.tokens import LOCAL
 from llmprune.service.supervisor.progress import read_figures
 from llmprune.service.web.compare import comparison_of
@@ -74,6 +74,30 @@ def test_held_out_text_follows_the_calibration() -> None:
 def test_another_word_for_the_same_wish_goes() -> None:
     """The number of layers to remove replaces other keys for the same setting, which exclude each other."""
     assert yaml.safe_load(answered(RECIPE.replace("remove: 1", "keep: 28"), layers="3"))["depth"] == {"remove": 3}
+
+
+def test_a_size_takes_the_place_of_layers_and_widths_and_back() -> None:
+    """A size in percent is written as a fraction; the sections that it excludes are removed, and the reverse."""
+    by_size = answered(RECIPE, by="size", keep="82.5", width="0.5")
+    assert yaml.safe_load(by_size) == {k: v for k, v in yaml.safe_load(RECIPE).items() if k != "depth"} | {
+        "budget": {"parameters": 0.825}
+    }
+    form = form_of(by_size)
+    assert form is not None
+    assert (form.by, form.keep, form.layers) == ("size", "82.5", "")
+    back = apply_form(by_size, form.model_copy(update={"by": "", "layers": "3"}))
+    assert yaml.safe_load(back) == yaml.safe_load(RECIPE) | {"depth": {"remove": 3}}
+    assert yaml.safe_load(answered(RECIPE, by="size"))["budget"] == {"parameters": 0.75}
+
+
+def test_a_hidden_slider_and_another_budget_change_nothing() -> None:
+    """Where layers are chosen, the slider's own value is no answer; a budget that is no fraction stays as it is."""
+    assert answered(RECIPE, keep="60") == RECIPE
+    bytes_ = "model: {id: a/b}\nbudget: {weights: 12GB, kv_cache: 0.8}  # mine\n"
+    assert answered(bytes_, layers="4") == bytes_
+    assert answered(bytes_, model="a/c") == bytes_.replace("a/b", "a/c")
+    kept = answered("model: {id: a/b}\nbudget: {parameters: 0.8, kv_cache: 0.8}  # mine\n", keep="70")
+    assert kept == "model: {id: a/b}\nbudget: {parameters: 0.7, kv_cache: 0.8}  # mine\n"
 
 
 @pytest.mark.parametrize("text", ["[1, 2", "just words", "a: &x 1\nb: *x\n", "[" * 5_000, ""])
@@ -181,6 +205,9 @@ def test_a_result_that_nothing_measured_says_so() -> None:
         ({"experts": {"remove": 1}}, "base −1 expert"),
         ({"experts": {"keep": 8}}, "base 8 experts"),
         ({"sparsity": {"pattern": "2:4"}}, "base 2:4 sparse"),
+        ({"budget": {"parameters": 0.75}}, "base 75% parameters"),
+        ({"budget": {"parameters": [0.9, 0.8]}}, "base 90%, 80% parameters"),
+        ({"budget": {"weights": "12GB", "speed": 1.5}}, "base 12 GB weights, 1.5× speed"),
     ],
 )
 def test_a_job_is_named_by_what_it_cuts(cuts: dict[str, Any], name: str) -> None:

@@ -46,6 +46,7 @@ URLS = ["http://127.0.0.1/x", "https://x/y.jsonl", "hf://datasets/a/b", "s3://bu
         *(("calibration__dataset", value) for value in SYSTEM + URLS),
         *(("evaluation__perplexity__dataset", value) for value in SYSTEM + URLS),
         *(("recover", {"tokens": "1M", "data": {"dataset": value}}) for value in (SYSTEM[0], SYSTEM[1], URLS[0])),
+        ("budget", {"speed": 1.5, "speed_table": "/root/table.json"}),
         ("recover", {"tokens": "1M", "data": {"tokens": "/root/x.safetensors", "key": "k"}}),
         ("recover", {"tokens": "1M", "data": {"sources": [{"dataset": "org/a"}, {"dataset": "/etc/x.txt"}]}}),
         *(("model__id", value) for value in ["/root/model", "../model", ".", "..", "~", "a/b/c", "http://x/y", "a//b"]),

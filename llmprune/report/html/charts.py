@@ -130,13 +130,16 @@ def bar_chart(name: str, title: str, *, bars: Sequence[Bar], write: Callable[[fl
     return svg(name, title, text=text, height=len(bars) * 46 - 10, body=body)
 
 
-def svg(name: str, title: str, *, text: str, height: float, body: Iterable[Markup]) -> Markup:
-    """Return the drawing with its title and text description; ``name`` makes the ids unique."""
+def svg(name: str, title: str, *, text: str, height: float, body: Iterable[Markup], role: str = "img") -> Markup:
+    """Return the drawing with its title and text description; ``name`` makes the ids unique.
+
+    ``role``: in the accessibility tree; "group" where parts of the drawing are links.
+    """
     return Markup(
-        '<svg class="chart" role="img" aria-labelledby="{name}-title {name}-desc" '
+        '<svg class="chart" role="{role}" aria-labelledby="{name}-title {name}-desc" '
         'width="100%" height="{height}">'
         '<title id="{name}-title">{title}</title><desc id="{name}-desc">{text}</desc>{body}</svg>'
-    ).format(name=name, title=title, text=text, height=height, body=Markup("").join(body))
+    ).format(name=name, role=role, title=title, text=text, height=height, body=Markup("").join(body))
 
 
 def _layer_bar(left: float, width: float, *, layer: LayerFigures, value: float, axis: Axis) -> Markup:

@@ -19,13 +19,18 @@ def render_comparison(runs: Sequence[Run]) -> str:
         .get_template("compare.html.j2")
         .render(
             runs=[(plotted.index(run) + 1 if run in plotted else None, run, _relative_size(run)) for run in runs],
-            chart=size_chart([_dot(run) for run in plotted]),
+            chart=size_chart(retention_dots(runs)),
             warnings=warnings_of(runs),
             interval=mean_interval(runs),
             trained=has_trained(runs),
             tiles=[],
         )
     )
+
+
+def retention_dots(runs: Sequence[Run]) -> list[Dot]:
+    """Return size and mean retention of the runs that have one, in their order."""
+    return [_dot(run) for run in runs if run.report.mean_retention is not None]
 
 
 def figures_of(runs: Sequence[Run]) -> list[dict[str, Any]]:

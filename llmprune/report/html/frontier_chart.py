@@ -76,16 +76,17 @@ def frontier_chart(found: SearchFigures, measure: Measure = SIZE, *, link: Link 
         grid(plot.axis, "KL divergence, log scale" if plot.axis.log else "KL divergence"),
         *(_limit(plot, limit) for limit in dict.fromkeys(map(measure.limit, found.chosen)) if limit is not None),
         _line(plot, line),
+        _names(plot, line, best=best),
         *(
             _shape(plot, one, found=found, rank=rank[_key(one)], link=link)
             for one in sorted(shapes, key=lambda one: rank[_key(one)])
         ),
-        _names(plot, line, best=best),
         _ticks(plot),
     ]
     named = "; ".join(f"{one.name}: {_place(found, one)}" for one in line)
+    role = "img" if link is None else "group"
     title = f"{'Size' if measure is SIZE else 'Speed'} of the tried shapes against their divergence"
-    return svg(measure.name, title, text=f"On the frontier: {named}.", height=TOP + PLOT + _FOOT, body=body)
+    return svg(measure.name, title, text=f"On the frontier: {named}.", height=TOP + PLOT + _FOOT, body=body, role=role)
 
 
 def marker(kind: str) -> Markup:
@@ -151,7 +152,7 @@ def _limit(plot: _Plot, limit: float) -> Markup:
     return Markup(
         '<line class="saved" x1="{x:.2f}%" x2="{x:.2f}%" y1="{}" y2="{}"/>'
         '<text class="tick halo {}" x="{x:.2f}%" dx="{}" y="{}">budget</text>'
-    ).format(TOP - 6, TOP + PLOT, *(("end", -6) if x > 50 else ("", 6)), TOP - 2, x=x)
+    ).format(TOP - 14, TOP + PLOT, *(("end", -6) if x > 50 else ("", 6)), TOP - 12, x=x)
 
 
 def _shape(plot: _Plot, one: TriedShape, *, found: SearchFigures, rank: int, link: Link | None) -> Markup:

@@ -10,7 +10,6 @@ from markupsafe import Markup, escape
 
 from llmprune.common.schema import format_size
 from llmprune.report.html.charts import Bar, bar_chart, error_chart, importance_chart, swatch
-from llmprune.report.html.frontier_chart import marker
 from llmprune.report.html.interval_charts import Whisker, retention_chart
 from llmprune.report.html.recovery_chart import recovery_chart, series_swatch
 from llmprune.report.html.search_section import view_search
@@ -100,7 +99,7 @@ def environment() -> Environment:
     """Return the Jinja environment of the report page and the comparison page."""
     environment = template_environment("llmprune.report.html")
     environment.filters["breakable"] = _breakable
-    environment.globals.update(marker=marker, swatch=swatch, series_swatch=series_swatch)
+    environment.globals.update(swatch=swatch, series_swatch=series_swatch)
     return environment
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from llmprune.report.html.frontier_chart import SPEED, Link, frontier_chart
+from llmprune.report.html.frontier_chart import SPEED, Link, frontier_chart, marker
 from llmprune.report.html.shape_rows import ShapeTable, shape_table
 from llmprune.results.search_figures import SearchFigures, TriedShape
 from llmprune.results.search_sentences import (
@@ -32,13 +32,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class SearchView:
-    """Parts of the section. ``kinds``: markers in the chart."""
+    """Parts of the section. ``kinds``: the legend of the chart, a marker and its meaning each."""
 
     summary: str
     choices: list[Choice]
     chart: Markup | None
     speed_chart: Markup | None
-    kinds: dict[str, str]
+    kinds: list[tuple[Markup, str]]
     frontier: ShapeTable
     tried: ShapeTable
     broken: list[str]
@@ -72,8 +72,8 @@ def view_search(found: SearchFigures, *, link: Link | None = None) -> SearchView
     )
 
 
-def _kinds(found: SearchFigures) -> dict[str, str]:
-    """Return the legend of the chart: kinds of shapes that occur, in words."""
+def _kinds(found: SearchFigures) -> list[tuple[Markup, str]]:
+    """Return the legend of the chart: the kinds of shapes that occur."""
     chosen = {(one.name, size) for size, one in enumerate(found.chosen)}
 
     def is_single(one: TriedShape) -> bool:
@@ -87,4 +87,4 @@ def _kinds(found: SearchFigures) -> dict[str, str]:
         "further": ("one step further", any(one.further for one in found.tried)),
         "broken": ("broken on a source", any(one.broken for one in found.tried)),
     }
-    return {kind: words for kind, (words, is_there) in occurs.items() if is_there}
+    return [(marker(kind), words) for kind, (words, is_there) in occurs.items() if is_there]

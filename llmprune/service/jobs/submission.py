@@ -21,11 +21,11 @@ from llmprune.evaluation.more_samples import next_limit
 from llmprune.recipe.evaluation import recorded_tasks
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.recipe import Recipe, refuse_tokens
-from llmprune.recipe.width import Width
 from llmprune.results.evaluation_figures import GateFigures
-from llmprune.results.formatting import plural, short_model_name
+from llmprune.results.formatting import plural
 from llmprune.service.jobs.hub_token import drop_token, keep_token
 from llmprune.service.jobs.job import BY_TASK, FINISHED, Job, JobRequest, NewJob, State
+from llmprune.service.jobs.job_name import default_name
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.tokens import Caller
@@ -257,41 +257,3 @@ def _job_request(submission: Submission, recipe: Recipe, *, caller: Caller, sett
         time_limit=min(limits, default=None),
         shared=submission.shared,
     )
-
-
-def default_name(recipe: Recipe) -> str:
-    """Return a name for a job, such as ``SmolLM2-135M-Instruct −2 layers, 75% MLP``."""
-    model = short_model_name(recipe.model.id)
-    cuts = []
-    if recipe.depth:
-        count = recipe.depth.remove or len(recipe.depth.layers or ())
-        cuts.append(f"−{plural(count, 'layer')}" if count else plural(recipe.depth.keep or 0, "layer"))
-    if recipe.width:
-        cuts += _narrowed(recipe.width)
-    if recipe.experts:
-        count = recipe.experts.remove or 0
-        cuts.append(f"−{plural(count, 'expert')}" if count else plural(recipe.experts.keep or 0, "expert"))
-    if recipe.sparsity:
-        cuts.append(f"{recipe.sparsity.parsed} sparse")
-    return printable(f"{model} {', '.join(cuts)}".strip())[:120]
-
-
-def _narrowed(width: Width) -> list[str]:
-    """Describe what a width section keeps: ``75% MLP``, ``1,152 neurons``, ``2 key-value heads``."""
-    kept = []
-    if width.mlp is not None:
-        kept.append(f"{_share(width.mlp)} MLP")
-    elif isinstance(width.neurons, int):
-        kept.append(plural(width.neurons, "neuron"))
-    elif width.neurons:
-        kept.append("narrower MLP")
-    if isinstance(width.heads, int):
-        kept.append(plural(width.heads, "key-value head"))
-    elif width.heads is not None:
-        kept.append(f"{_share(width.heads)} heads")
-    return kept
-
-
-def _share(fraction: float) -> str:
-    """Format a fraction as ``75%`` or ``99.9%``, with enough digits that only the whole is 100%."""
-    return f"{fraction * 100:.6g}%"

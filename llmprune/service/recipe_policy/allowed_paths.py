@@ -50,6 +50,12 @@ def tokens_file(text: FreeText, settings: Settings) -> Path:
     return _allowed_path(text.value, settings, is_file=True, remedy=remedy)
 
 
+def speed_table(text: FreeText, settings: Settings) -> Path:
+    """Allow a file with a table of times under ``--allow-root``."""
+    remedy = f"leave it out, and the machine of the job is measured{_or_under(settings.allow_roots, 'a file')}"
+    return _allowed_path(text.value, settings, is_file=True, remedy=remedy)
+
+
 def task_folder(text: FreeText, settings: Settings) -> Path:
     """Allow the folders of ``--allow-tasks`` themselves, by name or by path, for task files run code."""
     trusted = task_folders(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from llmprune.service.recipe_policy.allowed_paths import hub_id_or_path, task_folder, tokens_file
+from llmprune.service.recipe_policy.allowed_paths import hub_id_or_path, speed_table, task_folder, tokens_file
 from llmprune.service.recipe_policy.free_text import FreeText, NotAllowedError, Rule
 from llmprune.service.settings import Settings
 
@@ -29,7 +29,7 @@ def rule_of(key: str) -> Rule | None:
 
 def may_be_path(key: str) -> bool:
     """Return whether the text of a key may name a file or folder."""
-    return rule_of(key) in (hub_id_or_path, tokens_file, task_folder)
+    return rule_of(key) in (hub_id_or_path, tokens_file, speed_table, task_folder)
 
 
 def _matches(pattern: re.Pattern[str], remedy: str) -> Rule:
@@ -61,6 +61,7 @@ _TEXT: dict[str, Rule] = {
 RULES: dict[str, Rule] = {
     "model.id": hub_id_or_path,
     "model.revision": _revision,
+    "budget.speed_table": speed_table,
     "recover.against": hub_id_or_path,
     "recover.against_revision": _revision,
     "model.device_map": _word,

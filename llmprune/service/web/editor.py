@@ -22,6 +22,7 @@ from llmprune.service.recipe_policy.policy import examine
 from llmprune.service.supervisor.launchers import offered_launchers
 from llmprune.service.web.form import START, RecipeForm, apply_form, form_of
 from llmprune.service.web.responses import page, page_router, plain_token
+from llmprune.service.web.search import recipe_of_shape, search_of
 
 router = page_router()
 
@@ -33,12 +34,25 @@ async def submit_page(
     *,
     caller: TheCaller,
     again: Annotated[str | None, Query(max_length=12)] = None,
+    shape: Annotated[str | None, Query(max_length=200)] = None,
+    size: Annotated[int, Query(ge=0, le=1000)] = 0,
 ) -> Response:
-    """Show the form and the editor; ``again`` is a job whose recipe to start with."""
+    """Show the form and the editor.
+
+    ``again`` is a job whose recipe to start with; ``shape``, one that its search tried for the budget ``size``, takes
+    the place of its budget.
+    """
 
     def open_editor() -> Response:
         found = service.job(again, caller) if again else None
-        return _editor(request, service, submission=Submission(found.recipe if found else START))
+        recipe = found.recipe if found else START
+        if found and shape is not None:
+            search = search_of(service, found.id)
+            of_shape = None if search is None else recipe_of_shape(recipe, search.figures, name=shape, size=size)
+            if of_shape is None:
+                raise Refused(404, f"job {again} has not tried the shape {shape!r}")
+            recipe = of_shape
+        return _editor(request, service, submission=Submission(recipe))
 
     return await service.recipe_queue.run(caller.name, open_editor)
 

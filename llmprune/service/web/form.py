@@ -25,10 +25,8 @@ calibration:
   split: train[:80%]
   samples: 20
   sequence_length: 256
-depth:
-  remove: 2
-width:
-  mlp: 0.75
+budget:
+  parameters: 0.8
 evaluation:
   perplexity:
     dataset: {DEMO_TEXT}
@@ -45,6 +43,7 @@ _PLACES: dict[str, _Place] = {
     "split": ("calibration", "split"),
     "samples": ("calibration", "samples"),
     "sequence_length": ("calibration", "sequence_length"),
+    "keep": ("budget", "parameters"),
     "layers": ("depth", "remove"),
     "width": ("width", "mlp"),
     "held_out": ("evaluation", "perplexity", "split"),
@@ -61,6 +60,8 @@ _ALTERNATIVES = {
     "layers": ("depth", ("keep", "layers")),
     "width": ("width", ("neurons",)),
 }  # other keys for the same setting
+_SIZES = ("depth", "width", "experts")  # sections that a budget stands in place of
+_KEEP = "75"  # percent of the parameters, where a size is chosen first
 
 
 class RecipeForm(BaseModel):
@@ -75,6 +76,8 @@ class RecipeForm(BaseModel):
     split: str = ""
     samples: str = ""
     sequence_length: str = ""
+    by: str = ""  # "size": a budget; otherwise layers and widths
+    keep: str = ""  # percent of the parameters
     layers: str = ""
     width: str = ""
     refit: str = ""  # "off": none
@@ -100,6 +103,7 @@ def apply_form(text: str, answers: RecipeForm) -> str:
     if document is None:
         raise RecipeError("the recipe is no YAML that the form could change; correct it in the editor first", "recipe")
     data, before = document.data, _filled_in(document.data)
+    answers = _of_one_kind(answers, before)
     names = [name for name in RecipeForm.model_fields if getattr(answers, name) != getattr(before, name)]
     if not names:
         return text
@@ -112,11 +116,21 @@ def apply_form(text: str, answers: RecipeForm) -> str:
     return spliced if _reads_as(spliced, data) else dump(data)
 
 
+def _of_one_kind(answers: RecipeForm, before: RecipeForm) -> RecipeForm:
+    """Leave out the answers of the inputs that the page hides: the size, or layers and widths."""
+    if not answers.by:
+        return answers.model_copy(update={"keep": ""})
+    first = {"keep": answers.keep or _KEEP} if not before.by else {}
+    return answers.model_copy(update={"layers": "", "width": ""} | first)
+
+
 def _filled_in(data: dict[str, Any]) -> RecipeForm:
     answers = {name: _text(_get(data, place)) for name, place in _PLACES.items()}
     tasks = _get(data, ("evaluation", "tasks"))
     answers["tasks"] = ", ".join(map(_text, tasks)) if isinstance(tasks, list) else ""
     answers["speed"] = "on" if _get(data, ("evaluation", "speed")) else ""
+    answers["by"] = "size" if data.get("budget") is not None else ""
+    answers["keep"] = _percent(_get(data, _PLACES["keep"]))
     answers["refit"] = "off" if data.get("refit") is False else ""
     return RecipeForm(**{name: answer[:500] for name, answer in answers.items() if answer})
 
@@ -124,7 +138,12 @@ def _filled_in(data: dict[str, Any]) -> RecipeForm:
 def _values(data: dict[str, Any], name: str, *, answer: str) -> Iterator[tuple[_Place, Any]]:
     """Return the places that an answer sets, and their values; None: the key is removed."""
     perplexity = ("evaluation", "perplexity")
-    if name == "refit":
+    if name == "by":
+        yield from (((section,), None) for section in (_SIZES if answer else ("budget",)) if section in data)
+    elif name == "keep":
+        percent = _value(answer)
+        yield _PLACES[name], round(percent / 100, 6) if isinstance(percent, int | float) else percent
+    elif name == "refit":
         yield ("refit",), False if answer else None
     elif name == "tasks":
         yield ("evaluation", "tasks"), [task.strip() for task in answer.split(",") if task.strip()] or None
@@ -204,6 +223,11 @@ def _node_at(root: yaml.Node | None, place: _Place) -> yaml.Node | None:
 
 def _text(value: Any) -> str:
     return "" if value is None or isinstance(value, dict | list) else str(value)
+
+
+def _percent(value: Any) -> str:
+    """Return a fraction of the parameters in percent; nothing for another budget."""
+    return f"{value * 100:.6g}" if isinstance(value, float) and 0 < value <= 1 else ""
 
 
 def _value(text: str) -> int | float | str | None:

@@ -16,6 +16,7 @@ from llmprune.service.jobs.submission import can_reevaluate
 from llmprune.service.web.compare import comparison_of
 from llmprune.service.web.render import static_file
 from llmprune.service.web.responses import page, page_router
+from llmprune.service.web.search import has_budget, search_of
 
 router = page_router()
 
@@ -70,6 +71,8 @@ def job_page(request: Request, job: JobId, *, service: TheService, caller: TheCa
         "pushes": service.jobs.page(JobQuery(service.viewer(caller), source=job)).jobs,
         "more_samples": caller.may_change(found.owner) and can_reevaluate(found, service.settings),
         "server": request.base_url,
+        "search": search_of(service, job),
+        "waiting": _is_searching(found),
     }
     return page(request, "job", **values)
 
@@ -82,6 +85,23 @@ def job_live(request: Request, job: JobId, *, service: TheService, caller: TheCa
     if found.state in ENDED:
         response.headers["HX-Refresh"] = "true"
     return response
+
+
+@router.get("/jobs/{job}/search")
+def job_search(
+    request: Request,
+    job: JobId,
+    *,
+    service: TheService,
+    caller: TheCaller,
+    seen: Annotated[str, Query(max_length=20)] = "",
+) -> Response:
+    """Refresh the shapes on a job's page; ``seen``: what the page shows, which stays where nothing is new."""
+    found, search = service.job(job, caller), search_of(service, job)
+    if _is_searching(found) and (search.seen if search else "") == seen:
+        return Response(status_code=204)
+    waiting = _is_searching(found)
+    return page(request, "search", job=service.shown(found), search=search, waiting=waiting, report=False)
 
 
 @router.get("/compare")
@@ -107,6 +127,11 @@ def static(name: str) -> Response:
         raise Refused(404, f"there is no file {name!r}")
     content, kind = found
     return Response(content, media_type=kind, headers={"Cache-Control": "public, max-age=31536000, immutable"})
+
+
+def _is_searching(job: Job) -> bool:
+    """Return whether more shapes may be tried in a job."""
+    return job.state not in ENDED and has_budget(job.recipe)
 
 
 def _log_end(service: Service, job: Job) -> str:

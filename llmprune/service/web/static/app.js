@@ -55,6 +55,11 @@
     // htmx has not processed the page yet: its first check then uses the draft, and the form follows it
     document.getElementById("outcome").setAttribute("hx-post", "/submit/check?typed=true");
   }
+  // The number beside a slider follows it while it is moved.
+  document.addEventListener("input", function (event) {
+    var shown = event.target.type === "range" && document.querySelector('output[for="' + event.target.id + '"]');
+    if (shown) shown.textContent = event.target.value;
+  });
   var editor = document.getElementById("recipe");
   if (editor) {
     var form = editor.form, name = history.state && history.state.draft;
