@@ -16,7 +16,7 @@ from llmprune.planning.budget.space import SearchSpace
 from llmprune.recipe.search_schedule import Schedule
 from llmprune.results.products import SEARCH_SO_FAR
 from llmprune.results.run_folder import RunFolder
-from llmprune.results.search_figures import ChosenShape, SearchFigures, TriedShape
+from llmprune.results.search_figures import REPEATED, ChosenShape, SearchFigures, TriedShape
 from llmprune.search.rounds import Tried
 
 
@@ -46,9 +46,9 @@ class SearchRecord:
         """Names of the sources that shapes are judged on."""
         inputs = self.context.inputs
         if inputs.sources is None or self.context.search is None:
-            return ("text",)
+            return ("text", REPEATED)
         numbers = sorted(set(inputs.sources[self.context.search.judged_N].tolist()))
-        return tuple(inputs.inputs.source_names[number] for number in numbers)
+        return (*(inputs.inputs.source_names[number] for number in numbers), REPEATED)
 
 
 def shape_of(cut: Cut, space: SearchSpace) -> Shape:
@@ -95,8 +95,8 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember], *, 
         chosen=tuple(_chosen(record, member) for member in (members if is_done else ())),
         order=record.order,
         sources=record.sources,
-        windows=schedule.judged,
-        tokens=schedule.judged * schedule.judged_tokens,
+        windows=schedule.judged + schedule.repeated,
+        tokens=(schedule.judged + schedule.repeated) * schedule.judged_tokens,
         forward_passes=round(schedule.forward_passes([len(m.tried) for m in members], further=len(beyond)), 2),
         seconds=round(time.monotonic() - record.since, 1),
     )

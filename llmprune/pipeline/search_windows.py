@@ -1,11 +1,17 @@
 """Calibration windows of a search: those that judge shapes, and those that layers are ordered and repairs solved on.
 
-Shapes: N windows of the calibration, L sequence length.
+Shapes and layers are also judged on windows whose first half comes twice. Text as it is hardly shows it where a cut
+takes a model's ability to copy from its context: SmolLM2 without four layers lost less on prose than with narrower MLPs
+of the same size, and nine times as much on the second halves. Code, sums and conversations live on that ability, which
+heads of few layers have together ("induction heads", arXiv 2209.11895).
+
+Shapes: N windows of the calibration, R of them repeated, L sequence length, H half of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -37,20 +43,30 @@ def judged_windows(inputs: RunInputs) -> Tensor:
 
 
 def judging_batches(context: RunContext, *, batch_size: int) -> CalibrationBatches:
-    """Return the batches of the windows that judge shapes, each cut to the tokens that count."""
+    """Return the batches of the windows that judge shapes, each cut to the tokens that count.
+
+    The last source has one window of each of the others, the first half of it twice.
+    """
     inputs, judged_N = context.inputs, _searched(context)
     windows_NL = inputs.windows[judged_N, : schedule_of(inputs).judged_tokens]
     sources_N = torch.unique(sources_of(inputs)[judged_N], return_inverse=True)[1]
-    return _batches(context, windows_NL, batch_size=batch_size, sources_N=sources_N)
+    count = int(sources_N.max()) + 1
+    firsts_R = torch.tensor([int((sources_N == source).nonzero()[0]) for source in range(count)])
+    all_NL = torch.cat([windows_NL, _repeated(windows_NL[firsts_R])])
+    all_N = torch.cat([sources_N, torch.full_like(firsts_R, count)])
+    return replace(_batches(context, all_NL, batch_size=batch_size, sources_N=all_N), repeated_N=all_N == count)
 
 
 def order_batches(context: RunContext, *, batch_size: int) -> CalibrationBatches:
-    """Return the batches that layers are ordered on: beginnings of windows that the scores see too, of every source."""
+    """Return the batches that layers are ordered on: windows of every source that the scores see too.
+
+    Of each the first half comes twice, and both halves count.
+    """
     inputs = context.inputs
     unseen_N, sources_N = _unseen(context), sources_of(inputs)
     order_N = unseen_N[sources_N[unseen_N].argsort(stable=True)]
-    chosen_N = order_N[_spaced(len(order_N), _ORDER_WINDOWS)]
-    return _batches(context, inputs.windows[chosen_N, :ORDER_TOKENS], batch_size=batch_size, sources_N=None)
+    windows_NL = inputs.windows[order_N[_spaced(len(order_N), _ORDER_WINDOWS)], :ORDER_TOKENS]
+    return _batches(context, _repeated(windows_NL), batch_size=batch_size, sources_N=None)
 
 
 def repair_windows(context: RunContext, number: int, *, batch_size: int) -> RepairWindows:
@@ -93,6 +109,12 @@ def _spaced(length: int, number: int) -> Tensor:
     """Return ``number`` indices, or all, from the middle of as many equal parts of a length."""
     number = min(number, length)
     return (torch.arange(number) * 2 + 1) * length // max(2 * number, 1)
+
+
+def _repeated(windows_NL: Tensor) -> Tensor:
+    """Return windows of the same length, in which the first half comes twice."""
+    half = windows_NL.shape[1] // 2
+    return torch.cat([windows_NL[:, :half], windows_NL[:, :half], windows_NL[:, 2 * half :]], dim=1)
 
 
 def _batches(

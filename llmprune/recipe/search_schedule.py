@@ -23,13 +23,15 @@ _PASSES_OF_REPAIR = 5.0  # that a repair takes over its own windows, its solves 
 class Schedule:
     """Rounds of a search on calibration windows of ``length`` tokens.
 
-    ``windows``: all of them; ``judged``: those that shapes are judged on; ``repair``: those that the repairs of the
-    second round are solved on, and twice as many in the last round.
+    ``windows``: all of them; ``judged``: those that shapes are judged on, and ``repeated`` of them once more with the
+    first half twice, one of each source; ``repair``: those that the repairs of the second round are solved on, and
+    twice as many in the last round.
     """
 
     windows: int
     length: int
     judged: int
+    repeated: int
     repair: int
 
     @classmethod
@@ -38,7 +40,8 @@ class Schedule:
         windows = sum(by_source)
         judged = sum(judged_of_source(number) for number in by_source)
         wanted = max(ceil(_REPAIR_TOKENS / length), windows // _REPAIR_PART)
-        return cls(windows, length, judged, max(min(wanted, windows - judged), 1))
+        repeated = sum(judged_of_source(number) > 0 for number in by_source)
+        return cls(windows, length, judged, repeated, max(min(wanted, windows - judged), 1))
 
     @property
     def judged_tokens(self) -> int:
@@ -60,7 +63,7 @@ class Schedule:
 
         ``tried``: shapes of each budget; ``further``: shapes that go one step beyond a chosen one.
         """
-        judged = self.judged * self.judged_tokens / (self.windows * self.length)
+        judged = (self.judged + self.repeated) * self.judged_tokens / (self.windows * self.length)
         second = sum(min(number, _REPAIRED) for number in tried)
         last = sum(min(number, _LAST) for number in tried)
         repaired = _PASSES_OF_REPAIR * (self.repairs[0] * (second + further) + self.repairs[1] * last) / self.windows

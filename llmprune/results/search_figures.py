@@ -8,6 +8,8 @@ from pydantic import Field
 
 from llmprune.results.figures import Figures
 
+REPEATED = "repeated"  # source of windows whose first half comes twice, judged on the second
+
 
 class TriedShape(Figures):
     """A shape that the search tried, with its sizes and its divergence from the dense model.

@@ -76,11 +76,12 @@ def test_members_are_cut_to_the_shapes_that_were_chosen(workspace: Path) -> None
 
 
 def test_every_source_judges(workspace: Path) -> None:
-    """Both texts and the dense model's own windows have a divergence of their own, on windows that no score saw."""
+    """Both texts, the dense model's own windows and repeated ones have divergences of their own."""
     found = found_in(workspace / "family")
-    assert len(found.sources) == 3
+    assert found.sources[2:] == ("self_generated", "repeated")
+    assert len(found.sources) == 4
     assert all(set(one.divergence) == set(found.sources) for one in found.tried)
-    assert found.windows == 6
+    assert found.windows == 9
 
 
 def test_a_member_is_what_its_recipe_makes_alone(

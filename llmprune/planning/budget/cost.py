@@ -33,7 +33,7 @@ def search_cost(tried: Sequence[int], calibration: Calibration, *, axes: int) ->
     return SearchCost(
         rounds=(sum(tried), *later),
         further=further,
-        judged_windows=schedule.judged,
+        judged_windows=schedule.judged + schedule.repeated,
         judged_tokens=schedule.judged_tokens,
         forward_passes=round(schedule.forward_passes(tried, further=further), 2),
     )
