@@ -210,7 +210,7 @@ def _names(plot: _Plot, line: Sequence[TriedShape], *, best: set[tuple[str, int]
         return all(abs(x - left) >= _NAME_WIDTH or abs(y - top) >= _NAME_HEIGHT for left, top, _ in placed)
 
     for one in sorted(line, key=lambda one: _key(one) not in best):
-        x, y = plot.x(plot.measure.cost(one)), plot.axis.y(one.mean) + 9
+        x, y = plot.x(plot.measure.cost(one)), plot.axis.y(one.mean) + 14
         while _key(one) in best and not is_free(x, y):
             y += 1
         if is_free(x, y):
