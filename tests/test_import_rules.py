@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "cut": {"common", "anatomy", "layerwise", "checkpoint"},
     "score": {"common", "anatomy", "criteria", "layerwise", "cut", "results"},
     "prune": {"common", "anatomy", "layerwise", "recipe", "checkpoint", "cut"},
-    "search": {"common", "anatomy", "layerwise", "recipe", "results", "cut", "score", "prune"},
+    "search": {"common", "anatomy", "layerwise", "recipe", "cut", "score", "prune"},
     "recover": {"common", "anatomy", "layerwise", "recipe", "data", "results", "checkpoint"},
     "evaluation": {"common", "anatomy", "sparsity", "layerwise", "recipe", "data", "results", "checkpoint", "cut"},
     "planning": {
