@@ -104,6 +104,8 @@ def test_few_shapes_span_every_axis(llama: ShapeCounter) -> None:
     assert {one.kv_groups for one in tried} == {one.shape.kv_groups for one in found.found}
     assert {one.layers for one in tried} == {8, 7, 6, 5}
     assert candidates(space_of(llama, f"{{{text}, shapes: 6}}"), space.members[0]).tried == found.tried
+    fewest = space_of(llama, f"{{{text}, shapes: 2}}")
+    assert len(candidates(fewest, fewest.members[0]).tried) == 2
     everything = space_of(llama, f"{{{text}, shapes: 200}}")
     assert candidates(everything, everything.members[0]).tried == found.found
 

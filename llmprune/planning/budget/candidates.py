@@ -141,7 +141,7 @@ def _thinned(found: Sequence[Place], space: SearchSpace) -> set[Place]:
     most = space.budget.shapes
     if len(found) <= most:
         return set(found)
-    chosen = _one_sided(found, space)
+    chosen = set(sorted(_one_sided(found, space))[:most])
     rows: dict[tuple[int, int], list[Place]] = defaultdict(list)
     for place in sorted(found):
         rows[place[2], place[3]].append(place)  # by numbers of groups and experts

@@ -10,9 +10,8 @@ from llmprune.planning.budget.sizes import ShapeSizes
 from llmprune.recipe.budget import Budget
 from llmprune.results.search_sentences import describe_amount
 
-Limits = Mapping[
-    str, float
-]  # by name; ``speed`` is a least value, times the dense model's, the others are largest ones
+# By name; ``speed`` is the least value, times the dense model's, every other one the largest.
+Limits = Mapping[str, float]
 SpeedOf = Callable[[Shape], float]  # generated tokens a second of a shape, times the dense model's
 
 
@@ -42,7 +41,6 @@ def limits_of_members(budget: Budget, dense: ShapeSizes, *, has_experts: bool) -
     Raises RecipeError for a limit that says nothing about this model, and where the dense model is small enough.
     """
     _require_counted(budget, dense, has_experts=has_experts)
-
     limits = {
         name: [_absolute(name, value, dense=dense, budget=budget) for value in values]
         for name, values in budget.limits.items()
