@@ -184,12 +184,16 @@ def reevaluate(
 
 
 def _show_and_require_gate(finished: FinishedRun) -> Report:
-    """Print the summary of a run and return its report. Raises GateNotMet."""
+    """Print the summary of a run, or of all members of a family, and return its report. Raises GateNotMet."""
     from llmprune.common.distributed import is_first_process
+    from llmprune.report.family_table import print_family
     from llmprune.report.run_table import print_summary
 
     if is_first_process():
-        print_summary(finished.report, console())
+        if finished.family:
+            print_family(finished.family, console())
+        else:
+            print_summary(finished.report, console())
     return finished.require_gate()
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmprune.common.errors import GateNotMet
 from llmprune.publish.push import publish_once, refusal
 from llmprune.recipe.recipe import Recipe
+from llmprune.report.html.family_page import render_family
 from llmprune.report.html.page import render_page
+from llmprune.report.runs import Run
+from llmprune.results.products import FAMILY
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import RunFolder
 from llmprune.results.sentences import describe_verdict
@@ -16,11 +20,15 @@ from llmprune.results.sentences import describe_verdict
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run whose report is written: the report, its recipe and its run folder."""
+    """A run whose report is written: the report, its recipe and its run folder. ``family``: all members of a family.
+
+    Report and folder of a family are those of the first member that does not pass its gate, or of the smallest.
+    """
 
     report: Report
     recipe: Recipe
     folder: Path
+    family: tuple[Run, ...] = ()
 
     def require_gate(self) -> Report:
         """Return the report. Raises GateNotMet unless the recipe sets no gate or the gate is passed."""
@@ -35,6 +43,11 @@ def write_report(folder: RunFolder, report: Report) -> None:
     """Write a report as JSON and as an HTML page into its run folder."""
     folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     folder.write("report.html", render_page(report))
+
+
+def write_family(folder: RunFolder, family: Sequence[Run]) -> None:
+    """Write the page that compares the members of a family. ``family``: the largest first."""
+    folder.write(FAMILY, render_family(family))
 
 
 def push_as_requested(recipe: Recipe, folder: RunFolder, *, report: Report) -> Report:

@@ -31,7 +31,7 @@ from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.calibration_check import require_halves
 from llmprune.pipeline.context import AmongRounds, RunContext, Search
 from llmprune.pipeline.family import run_family
-from llmprune.pipeline.finish import FinishedRun
+from llmprune.pipeline.finish import FinishedRun, write_family
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.options import RunOptions
 from llmprune.pipeline.recover import is_begun, require_begun
@@ -48,6 +48,7 @@ from llmprune.planning.timing import estimate_durations
 from llmprune.publish.generated_windows import GENERATED
 from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
+from llmprune.report.runs import Run
 from llmprune.results.products import PLAN, ROUNDS
 from llmprune.results.replacing import recipe_of_model, remove
 from llmprune.results.report_schema import Report
@@ -181,8 +182,10 @@ def _run_family(context: RunContext, search: Search, *, options: RunOptions) -> 
         return _run_planned(_Planned(surveyed, recipe_of_model(asked)), output, options=own)
 
     finished = run_family(context, search, run=run_member)
+    family = tuple(Run(str(number), one.report) for number, one in enumerate(finished, start=1))
+    write_family(context.folder, family)
     failed = (one for one in finished if one.report.gate is not None and not one.report.gate.passed)
-    return next(failed, finished[-1])
+    return replace(next(failed, finished[-1]), family=family)
 
 
 def _after_earlier_rounds(context: RunContext, *, options: RunOptions) -> tuple[RunContext, RunOptions]:

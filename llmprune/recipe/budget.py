@@ -156,7 +156,7 @@ class Budget(Section):
         0.03, description="A shape may stay below the budget by this fraction of it."
     )
     axes: Axes | None = Field(None, description="What may be removed; left out: all that the model allows.")
-    shapes: Annotated[int, Field(ge=2, le=200)] = Field(24, description="Most shapes that are tried for a size.")
+    shapes: Annotated[int, Field(ge=2, le=200)] = Field(20, description="Most shapes that are tried for a size.")
 
     @property
     def limits(self) -> dict[str, tuple[float | int, ...]]:

@@ -15,8 +15,8 @@ _JUDGED_PART, _LEAST_OF_SOURCE, _MOST_OF_SOURCE = 8, 2, 8  # windows of a source
 _JUDGED_TOKENS = 256  # of each of them, from its beginning
 _REPAIR_TOKENS = 4096  # that a repair of the second round is solved on, at least
 _REPAIR_PART = 10  # one in so many calibration windows, where these are more tokens
-_REPAIRED, _LAST = 10, 3  # shapes of the second and of the last round, for each budget
-_PASSES_OF_REPAIR = 5.0  # that a repair takes over its own windows, its solves included
+_REPAIRED, _LAST = 6, 2  # shapes of the second and of the last round, for each budget
+_PASSES_OF_REPAIR = 4.0  # that a repair takes over its own windows, its solves included
 
 
 @dataclass(frozen=True)

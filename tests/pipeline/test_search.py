@@ -65,6 +65,8 @@ def test_members_are_cut_to_the_shapes_that_were_chosen(workspace: Path) -> None
     """Each is within its budget, has exactly the parameters that the search counted, and its report says why."""
     found = found_in(workspace / "family")
     assert len(found.chosen) == len(SIZES)
+    page = (workspace / "family" / "family.html").read_text()
+    assert all(found.chosen_shape(number).name in page for number in range(len(SIZES)))
     for number, size in enumerate(SIZES):
         report, chosen = report_in(workspace / "family" / "members" / str(number + 1)), found.chosen_shape(number)
         assert report["pruned"]["parameters"] == chosen.parameters <= size * found.dense_parameters
