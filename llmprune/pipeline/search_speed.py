@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from llmprune.common.distributed import broadcast_from_first, is_first_process
+from llmprune.common.errors import ModelError
 from llmprune.cut.shape import Shape
 from llmprune.evaluation.bench.measured_shape import measure_shape
 from llmprune.evaluation.bench.speed_prediction import predict
@@ -14,6 +16,8 @@ from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.recipe.evaluation import Speed
 from llmprune.results.speed_table import SpeedTable
+
+logger = logging.getLogger(__name__)
 
 SPEED_TABLE = "speed table"  # step
 
@@ -47,11 +51,16 @@ class ShapeSpeeds:
         return predict(self.table, shape).ratio
 
     def measured(self, shape: Shape) -> float | None:
-        """Return the speed of a shape of random weights, measured end to end in turn with the dense model.
+        """Return the speed of whole generations by a shape with random weights, timed in turn with the dense model.
 
-        Every process gets what the first one measures. None where the table is that of another machine.
+        Every process gets what the first one measures. None where the table is that of another machine, or where both
+        models do not fit in memory together.
         """
-        if not self.is_here:
+        return broadcast_from_first(self._measured(shape) if self.is_here and is_first_process() else None)
+
+    def _measured(self, shape: Shape) -> float | None:
+        try:
+            return measure_shape(self.subject, shape, settings=self.settings).ratio
+        except ModelError as error:
+            logger.warning("the speed of %s is not measured: %s", shape.name, error)
             return None
-        found = measure_shape(self.subject, shape, settings=self.settings).ratio if is_first_process() else 0.0
-        return broadcast_from_first(found)
