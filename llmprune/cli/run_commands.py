@@ -84,6 +84,7 @@ def run(
     from llmprune.common.distributed import is_first_process, leave_process_group
     from llmprune.pipeline.options import RunOptions
     from llmprune.publish.generated_windows import fetch_all_generated
+    from llmprune.publish.reproduce import recorded_search
 
     options = RunOptions(
         fresh=fresh,
@@ -91,6 +92,7 @@ def run(
         calibration_check=calibration_check,
         end_recovery=end_recovery,
         generated={} if record is None else fetch_all_generated(recipe, record),
+        searched=None if record is None else recorded_search(record, parsed),
     )
     report = _run_here(parsed, folder, options=options)
     if record is not None and is_first_process():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmprune.pipeline.context import AmongRounds, Search
+from llmprune.results.search_figures import SearchFigures
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,9 @@ class RunOptions:
     calibration tokens, for comparison. ``calibration_check`` repeats the selection on each source of the calibration
     text, or on each half of a single one, and reports how far the cuts agree. ``end_recovery`` takes the best weights
     of a training that was stopped, and trains no more in its round. ``generated``: files of windows that a published
-    run's dense model wrote, by their names in its repository, for a run that repeats it. ``among``: of a run that is
-    one of several rounds; ``search``: of a run that is one of a family.
+    run's dense model wrote, by their names in its repository, for a run that repeats it; ``searched``: figures of that
+    run's search, whose shape is taken. ``among``: of a run that is one of several rounds; ``search``: of a run that is
+    one of a family.
     """
 
     fresh: bool = False
@@ -26,5 +28,6 @@ class RunOptions:
     calibration_check: bool = False
     end_recovery: bool = False
     generated: Mapping[str, Path] = field(default_factory=dict)
+    searched: SearchFigures | None = None
     among: AmongRounds | None = None
     search: Search | None = None

@@ -125,7 +125,7 @@ def _run_planned(planned: _Planned, output: Path, *, options: RunOptions) -> Fin
     with _opened(planned, output, options=options) as context:
         if is_open(context.recipe):
             search = _searched(context, options)
-            if len(found_of(search).chosen) > 1:
+            if context.recipe.budget and context.recipe.budget.family:
                 return _run_family(context, search, options=options)
             context = settled_context(context, search)
             context = replace(context, durations=_estimated(context.plan, options, loading=None))
@@ -152,7 +152,7 @@ def search_only(recipe: Recipe, output: Path, *, fresh: bool = False) -> SearchF
 def _searched(context: RunContext, options: RunOptions) -> Search:
     """Search the shapes for the budgets of a recipe."""
     with expecting(context.durations.expected() if context.durations else ()):
-        return search_of_run(context, generated=options.generated.get(GENERATED))
+        return search_of_run(context, generated=options.generated.get(GENERATED), known=options.searched)
 
 
 @contextmanager

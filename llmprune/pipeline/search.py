@@ -7,6 +7,7 @@ single trial is kept until the search is done, so that one that is stopped conti
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from llmprune.cut.layer_choice import may_remain
 from llmprune.cut.shape import Shape
 from llmprune.pipeline.context import RunContext, Search
 from llmprune.pipeline.score_and_select import criteria_of, find_scores, origin_of_scores
-from llmprune.pipeline.search_figures import Progress, SearchedMember, SearchRecord, shape_of
+from llmprune.pipeline.search_figures import Progress, SearchedMember, SearchRecord, shape_of, shape_of_tried
 from llmprune.pipeline.search_speed import ShapeSpeeds
 from llmprune.pipeline.search_windows import (
     judged_windows,
@@ -46,6 +47,8 @@ from llmprune.search.layer_order import removal_order
 from llmprune.search.rounds import Rounds, Tried
 from llmprune.search.trials import Trials
 
+logger = logging.getLogger(__name__)
+
 _TRIED_AGAIN = 8  # layers that are judged in each round of the order
 
 
@@ -55,17 +58,34 @@ def search_space_of(context: RunContext) -> SearchSpace:
     return search_space(recipe, describe_base(recipe, load_config(recipe.model)))
 
 
-def search_shapes(context: RunContext, space: SearchSpace) -> Search:
+def search_shapes(context: RunContext, space: SearchSpace, *, known: SearchFigures | None = None) -> Search:
     """Score every axis and find the best shape for each budget of the recipe, or take what the run folder has.
 
-    Every process calls this, after the windows that the dense model writes were added. Raises NumericalError where no
-    layer can be left out.
+    ``known``: figures of a published run's search for the same budget, whose choice is taken where it is a shape of the
+    space. Every process calls this, after the windows that the dense model writes were added. Raises NumericalError
+    where no layer can be left out.
     """
     smallest = settled(context.recipe, space.smallest, anatomy=space.anatomy, removed=None)
     search = Search(replace(criteria_of(smallest), depth=None), judged_windows(context.inputs))
     scores = find_scores(replace(context, search=search))
-    search, speeds = replace(search, scores=scores), ShapeSpeeds.of(context)
+    search = replace(search, scores=scores)
+    if known is not None:
+        if _is_chosen_from(space, known):
+            return replace(search, figures=known, member=known.sizes[0])
+        logger.warning("the recorded shape is none of this model's for this budget: the search is made anew")
+    speeds = ShapeSpeeds.of(context)
     return replace(search, figures=_Step(replace(context, search=search), search, space, speeds).figures())
+
+
+def _is_chosen_from(space: SearchSpace, found: SearchFigures) -> bool:
+    """Check that recorded figures have a choice, and that it is a shape of the space."""
+    try:
+        chosen = found.chosen_shape(found.sizes[0])
+        space.place(shape_of_tried(chosen))
+    except (LookupError, StopIteration, ValueError):
+        return False
+    lacking = space.dense.layers - chosen.layers
+    return len(set(chosen.removed)) == lacking and set(chosen.removed) < set(range(space.dense.layers))
 
 
 @dataclass(frozen=True)

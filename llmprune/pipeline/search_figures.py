@@ -59,6 +59,11 @@ def shape_of(cut: Cut, space: SearchSpace) -> Shape:
     return Shape(len(cut.layers), widths, kv_groups, experts)
 
 
+def shape_of_tried(tried: TriedShape) -> Shape:
+    """Return the shape that figures are of."""
+    return Shape(tried.layers, tuple(sorted(tried.widths.items())), tried.kv_groups, tried.experts)
+
+
 @dataclass(frozen=True)
 class Progress:
     """Figures of a search, which are written to the run folder after every round."""

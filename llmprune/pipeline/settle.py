@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llmprune.cut.shape import Shape
 from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.context import RunContext, Search
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.search import search_shapes, search_space_of
+from llmprune.pipeline.search_figures import shape_of_tried
 from llmprune.pipeline.self_generated import add_self_generated
 from llmprune.planning.budget.settle import settled
 from llmprune.planning.checks import ErrorCollector
@@ -18,20 +18,20 @@ from llmprune.recipe.recipe import Recipe
 from llmprune.results.search_figures import SearchFigures, TriedShape
 
 
-def search_of_run(context: RunContext, *, generated: Path | None) -> Search:
+def search_of_run(context: RunContext, *, generated: Path | None, known: SearchFigures | None) -> Search:
     """Add the windows that the dense model writes and search the shapes of an open recipe.
 
-    ``generated``: file of the windows of a published run, which are taken in place of new ones.
+    ``generated``: file of the windows of a published run, which are taken in place of new ones; ``known``: figures of its
+    search, whose choice is taken.
     """
     add_self_generated(context, generated)
     context.batches.settle(context.recipe, context.folder, sizes=context.plan.batch_sizes)
-    return search_shapes(context, search_space_of(context))
+    return search_shapes(context, search_space_of(context), known=known)
 
 
 def chosen_shape(search: Search) -> TriedShape:
     """Return the shape that a search chose for the budget of this run."""
-    figures = found_of(search)
-    return figures.shape(figures.chosen[search.member].name, size=search.member)
+    return found_of(search).chosen_shape(search.member)
 
 
 def found_of(search: Search) -> SearchFigures:
@@ -43,8 +43,7 @@ def found_of(search: Search) -> SearchFigures:
 def survey_of(context: RunContext, search: Search, *, recipe: Recipe) -> PlanningOutcome:
     """Return the plan of an open recipe settled to the shape that the search chose for it."""
     chosen, anatomy, text = chosen_shape(search), context.inputs.anatomy, context.inputs.inputs
-    shape = Shape(chosen.layers, tuple(sorted(chosen.widths.items())), chosen.kv_groups, chosen.experts)
-    recipe = settled(recipe, shape, anatomy=anatomy, removed=chosen.removed)
+    recipe = settled(recipe, shape_of_tried(chosen), anatomy=anatomy, removed=chosen.removed)
     errors = ErrorCollector()
     plan, anatomy_again = plan_structure(recipe, errors)
     return PlanningOutcome(plan, anatomy_again, text.of_round(recipe, text.part), errors)

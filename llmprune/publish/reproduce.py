@@ -1,20 +1,21 @@
 """Reproduction of a pushed model from its provenance file: ``llmprune run hub://org/name@rev``.
 
 Model and data are pinned to the recorded commits, windows that the dense model wrote itself are those that were
-published (``generated_windows``), and nothing is pushed. The new result is compared with the recorded one.
+published (``generated_windows``), a shape that was searched is the recorded one, and nothing is pushed. The new result
+is compared with the recorded one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from llmprune.common.errors import RecipeError
+from llmprune.common.errors import HubError, RecipeError
 from llmprune.common.paths import is_plain_path
 from llmprune.publish.provenance import Record, fetch_record
 from llmprune.recipe.calibration import TokenWindows
@@ -22,7 +23,6 @@ from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.text_source import FILE_BUILDERS, PACKAGES
 from llmprune.results.report_schema import Report
 from llmprune.results.search_figures import SearchFigures
-from llmprune.results.shape_recipe import sections_of_shape
 
 
 def recorded_recipe(place: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Record]:
@@ -42,6 +42,24 @@ def recorded_recipe(place: str, overrides: Sequence[str] = ()) -> tuple[Recipe, 
     if problems:
         raise RecipeError(problems, place)
     return recipe, record
+
+
+def recorded_search(record: Record, recipe: Recipe) -> SearchFigures | None:
+    """Return the figures of the search for the shape of a pushed model, whose choice a repeated run takes.
+
+    Another machine might choose another shape. None where nothing was searched, or where the ``recipe`` to run has another
+    budget than the recorded one. Raises HubError for figures that cannot be read.
+    """
+    found = record.report.get("search")
+    if recipe.budget is None or not found:
+        return None
+    before = Recipe.parse(record.recipe, record.overrides).budget
+    if before is None or before.model_copy(update={"speed_table": None}) != recipe.budget:
+        return None
+    try:
+        return SearchFigures.model_validate(found)
+    except ValidationError as error:
+        raise HubError(f"the recorded search cannot be read: {error.errors()[0]['msg']}") from error
 
 
 def _local_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -97,7 +115,8 @@ def _pins(record: Record) -> list[str]:
     own = [source["windows"] for source in provenance.get("calibration_sources", ()) if source["text"] is None]
     if recipe.calibration.self_generated == "auto" and provenance.get("calibration_sources"):  # else the memory decides
         pins.append(f"calibration.self_generated={sum(own)}")
-    pins += _shape_pins(recipe, record.report)
+    if recipe.budget is not None and recipe.budget.speed_table is not None:  # a file of the author's machine
+        pins.append("budget.speed_table=null")
     pins += _recovery_pins(recipe, record.report)
     if provenance.get("commit"):
         pins.append(f"model.revision={_quoted(provenance['commit'])}")
@@ -109,19 +128,6 @@ def _pins(record: Record) -> list[str]:
             if source.dataset in commits:
                 pins.append(f"{section}.sources.{place}.revision={_quoted(commits[source.dataset])}")
     return pins
-
-
-def _shape_pins(recipe: Recipe, report: dict[str, Any]) -> list[str]:
-    """Return overrides that state the shape that the search chose: another machine might choose another one.
-
-    ``report``: the recorded figures.
-    """
-    if recipe.budget is None or not report.get("search"):
-        return []
-    found = SearchFigures.model_validate(report["search"])
-    axes = recipe.budget.axes.model_dump(mode="json", exclude_unset=True) if recipe.budget.axes else {}
-    sections = sections_of_shape(found, found.chosen_shape(found.sizes[0]), axes=axes)
-    return ["budget=null", *(f"{section}={json.dumps(values)}" for section, values in sections.items())]
 
 
 def _recovery_pins(recipe: Recipe, report: dict[str, Any]) -> list[str]:

@@ -240,3 +240,13 @@ def test_a_hub_section_that_is_wrong() -> None:
         with pytest.raises(RecipeError) as caught:
             Recipe.parse(base + section)
         assert caught.value.problems[0].startswith(said)
+
+
+def test_a_searched_shape_is_repeated(hub: Hub, folder: Path) -> None:
+    """The run repeats with the shape that the search chose, which is not searched again, to the bit."""
+    budget = {"parameters": 0.8, "tolerance": 0.2, "shapes": 3}
+    outcome = start(folder, hub=PUSHED, budget=budget, depth=None, width=None)
+    assert outcome.code == 0, outcome.err
+    again = command("run", "hub://org/pruned", "--output", folder / "again")
+    assert again.code == 0, again.err
+    assert "repeated: the weights equal" in again.out, again.err
