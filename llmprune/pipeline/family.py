@@ -17,13 +17,12 @@ from llmprune.common.progress import report_progress
 from llmprune.pipeline.context import RunContext, Search
 from llmprune.pipeline.finish import FinishedRun
 from llmprune.pipeline.search import search_space_of
-from llmprune.pipeline.settle import found_of, survey_of
+from llmprune.pipeline.settle import found_of, generated_for_search, survey_of
 from llmprune.planning.budget.limits import value_of_member
 from llmprune.planning.budget.space import SearchSpace
 from llmprune.planning.plan import PlanningOutcome
-from llmprune.publish.generated_windows import GENERATED
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.products import GENERATED_WINDOWS, MEMBERS
+from llmprune.results.products import MEMBERS
 from llmprune.results.replacing import remove
 
 
@@ -40,9 +39,8 @@ class RunMember(Protocol):
 def run_family(context: RunContext, search: Search, *, run: RunMember) -> tuple[FinishedRun, ...]:
     """Run every member of a family, the largest first, and return them. Raises what a run raises."""
     folder = context.folder.home / MEMBERS
-    written = context.folder.path / GENERATED_WINDOWS
-    generated = {GENERATED: written} if context.recipe.calibration.generated else {}
-    count, space = len(found_of(search).chosen), search_space_of(context)
+    generated, space = generated_for_search(context), search_space_of(context)
+    count = len(found_of(search).chosen)
     finished = []
     for number in range(count):
         own = replace(search, member=number)

@@ -24,6 +24,7 @@ from llmprune.data.windows import fingerprint_tokens
 from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.context import AmongRounds, EarlierRounds, RunContext
 from llmprune.pipeline.inputs import RunInputs
+from llmprune.pipeline.score_and_select import criteria_of
 from llmprune.planning.checks import ErrorCollector
 from llmprune.planning.plan import PlanningOutcome, plan_structure
 from llmprune.planning.round_recipes import round_recipes
@@ -75,8 +76,8 @@ def after_earlier_rounds(
     found = replace(
         context, recipe=recipe, plan=plan, inputs=inputs, batches=batches, earlier=earlier, among=rounds.among(reports)
     )
-    if context.search is not None:  # its scores are of the model before the first round
-        found = replace(found, search=replace(context.search, scores=None))
+    if context.search is not None:  # its scores are of the model before the first round, and of every axis
+        found = replace(found, search=replace(context.search, scores=None, criteria=criteria_of(recipe)))
     return found, rounds.generated()
 
 

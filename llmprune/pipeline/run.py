@@ -37,7 +37,7 @@ from llmprune.pipeline.options import RunOptions
 from llmprune.pipeline.recover import is_begun, require_begun
 from llmprune.pipeline.rounds import after_earlier_rounds
 from llmprune.pipeline.self_generated import generated_in_folder
-from llmprune.pipeline.settle import found_of, search_of_run, settled_context
+from llmprune.pipeline.settle import found_of, generated_for_search, search_of_run, settled_context
 from llmprune.pipeline.steps import run_steps
 from llmprune.planning.budget.settle import is_open
 from llmprune.planning.duration.estimate import Durations
@@ -129,6 +129,7 @@ def _run_planned(planned: _Planned, output: Path, *, options: RunOptions) -> Fin
                 return _run_family(context, search, options=options)
             context = settled_context(context, search)
             context = replace(context, durations=_estimated(context.plan, options, loading=None))
+            options = replace(options, generated={**options.generated, **generated_for_search(context)})
             _write_plan(context)
         if has_rounds(context.recipe):
             context, options = _after_earlier_rounds(context, options=options)
@@ -184,6 +185,7 @@ def _run_family(context: RunContext, search: Search, *, options: RunOptions) -> 
     finished = run_family(context, search, run=run_member)
     family = tuple(Run(str(number), one.report) for number, one in enumerate(finished, start=1))
     write_family(context.folder, family)
+    context.folder.take_over()  # of a finished run that --fresh replaces
     failed = (one for one in finished if one.report.gate is not None and not one.report.gate.passed)
     return replace(next(failed, finished[-1]), family=family)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from llmprune.common.errors import ModelError
 from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.context import RunContext, Search
 from llmprune.pipeline.inputs import RunInputs
@@ -14,7 +15,9 @@ from llmprune.pipeline.self_generated import add_self_generated
 from llmprune.planning.budget.settle import settled
 from llmprune.planning.checks import ErrorCollector
 from llmprune.planning.plan import PlanningOutcome, plan_structure
+from llmprune.publish.generated_windows import GENERATED
 from llmprune.recipe.recipe import Recipe
+from llmprune.results.products import GENERATED_WINDOWS
 from llmprune.results.search_figures import SearchFigures, TriedShape
 
 
@@ -40,6 +43,11 @@ def found_of(search: Search) -> SearchFigures:
     return search.figures
 
 
+def generated_for_search(context: RunContext) -> dict[str, Path]:
+    """Return the file of the windows that the dense model wrote for a search, by its name when published."""
+    return {GENERATED: context.folder.path / GENERATED_WINDOWS} if context.recipe.calibration.generated else {}
+
+
 def survey_of(context: RunContext, search: Search, *, recipe: Recipe) -> PlanningOutcome:
     """Return the plan of an open recipe settled to the shape that the search chose for it."""
     chosen, anatomy, text = chosen_shape(search), context.inputs.anatomy, context.inputs.inputs
@@ -50,9 +58,14 @@ def survey_of(context: RunContext, search: Search, *, recipe: Recipe) -> Plannin
 
 
 def settled_context(context: RunContext, search: Search) -> RunContext:
-    """Return the context of the rest of the run, for the only budget of its recipe. Raises LLMPruneError."""
+    """Return the context of the rest of the run, for the only budget of its recipe.
+
+    Raises LLMPruneError: the plan before the search was that of another shape.
+    """
     surveyed = survey_of(context, search, recipe=context.recipe)
     (plan, anatomy), text = surveyed.require(), surveyed.inputs
+    if plan.shortage:
+        raise ModelError(plan.shortage)
     inputs = RunInputs(text.recipe, anatomy, inputs=text, reserve=context.inputs.reserve, devices=plan.devices)
     return replace(
         context,

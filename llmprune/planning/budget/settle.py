@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from math import gcd
-
 from llmprune.anatomy.types import Anatomy
 from llmprune.cut.shape import Shape
+from llmprune.planning.width_rounding import width_step
 from llmprune.recipe.budget import Axes, ExpertsAxis, HeadsAxis, MlpAxis
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.experts import Experts
@@ -48,7 +47,7 @@ def _width(shape: Shape, anatomy: Anatomy, *, axes: Axes | None) -> Width | None
     return Width(
         neurons=neurons or None,
         heads=heads,
-        multiple=gcd(*neurons.values()) if neurons else None,
+        multiple=(mlp.multiple or min(map(width_step, neurons.values()))) if neurons else None,
         criterion=mlp.criterion if neurons else None,
         heads_criterion=((axes and axes.heads) or HeadsAxis()).criterion if heads is not None else None,
     )
