@@ -49,7 +49,7 @@ from llmprune.publish.generated_windows import GENERATED
 from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.report.runs import Run
-from llmprune.results.products import PLAN, ROUNDS
+from llmprune.results.products import MEMBERS, PLAN, ROUNDS
 from llmprune.results.replacing import recipe_of_model, remove
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import RunFolder, bytes_at_hand, fingerprint
@@ -135,6 +135,8 @@ def _run_planned(planned: _Planned, output: Path, *, options: RunOptions) -> Fin
             context, options = _after_earlier_rounds(context, options=options)
         with expecting(context.durations.expected() if context.durations else ()):
             report = run_steps(context, options)
+        if options.fresh and is_first_process():
+            remove(context.folder.home / MEMBERS)  # of a family that this run replaces
         return FinishedRun(report, context.whole_recipe, context.folder.path)
 
 

@@ -66,7 +66,8 @@ def find_scores(context: RunContext) -> Scores | None:
 def find_cut(context: RunContext, scores: Scores | None) -> ChosenCut:
     """Return the cut that the scores select, or the one in the run folder, which a person may have edited.
 
-    A member of a family has no file of scores: its cut depends on what they depend on. Raises RecipeError where the edited cut does not fit the plan.
+    A member of a family has no file of scores: its cut depends on what they depend on. Raises RecipeError where the
+    edited cut does not fit the plan.
     """
     folder = context.folder
     chosen = choose_cut(context.inputs.anatomy, scores, sizes=planned_sizes(context))

@@ -89,6 +89,8 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember], *, 
     beyond = [
         _tried(record, one, member=member, further=axis) for member in members for axis, one in member.further.items()
     ]
+    passes = schedule.forward_passes([len(member.tried) for member in members], further=len(beyond))
+    passes += schedule.passes_of_order(whole.layers, removed=len(record.order))
     return SearchFigures(
         dense_parameters=dense.parameters,
         dense_bytes=dense.bytes,
@@ -102,7 +104,7 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember], *, 
         sources=record.sources,
         windows=schedule.judged + schedule.repeated,
         tokens=(schedule.judged + schedule.repeated) * schedule.judged_tokens,
-        forward_passes=round(schedule.forward_passes([len(m.tried) for m in members], further=len(beyond)), 2),
+        forward_passes=round(passes, 2),
         seconds=round(time.monotonic() - record.since, 1),
     )
 

@@ -12,23 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from llmprune.common.distributed import world_size
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.prune.repair.folds import Folds
-from llmprune.recipe.search_schedule import Schedule, judged_of_source
+from llmprune.recipe.search_schedule import ORDER_TOKENS, ORDER_WINDOWS, Schedule, judged_of_source, least_judged
 from llmprune.score.inputs import CalibrationBatches
 from llmprune.search.repaired import RepairWindows
-
-_ORDER_WINDOWS, ORDER_TOKENS = 8, 128  # that layers are ordered on, and the tokens of each from its beginning
 
 
 def schedule_of(inputs: RunInputs) -> Schedule:
     """Return the schedule of a search on the calibration windows."""
-    return Schedule.of(sources_of(inputs).bincount().tolist(), inputs.windows.shape[1])
+    return Schedule.of(sources_of(inputs).bincount().tolist(), inputs.windows.shape[1], processes=world_size())
 
 
 def sources_of(inputs: RunInputs) -> Tensor:
@@ -39,7 +39,9 @@ def sources_of(inputs: RunInputs) -> Tensor:
 
 def judged_windows(inputs: RunInputs) -> Tensor:
     """Return the numbers of the windows that judge shapes, ascending: evenly spaced over those of each source."""
-    return _of_each_source(sources_of(inputs), judged_of_source)
+    sources_N = sources_of(inputs)
+    least = least_judged(int(sources_N.max()) + 1, processes=world_size())
+    return _of_each_source(sources_N, partial(judged_of_source, least=least))
 
 
 def judging_batches(context: RunContext, *, batch_size: int) -> CalibrationBatches:
@@ -65,7 +67,8 @@ def order_batches(context: RunContext, *, batch_size: int) -> CalibrationBatches
     inputs = context.inputs
     unseen_N, sources_N = _unseen(context), sources_of(inputs)
     order_N = unseen_N[sources_N[unseen_N].argsort(stable=True)]
-    windows_NL = inputs.windows[order_N[_spaced(len(order_N), _ORDER_WINDOWS)], :ORDER_TOKENS]
+    number = max(ORDER_WINDOWS, world_size())
+    windows_NL = inputs.windows[order_N[_spaced(len(order_N), number)], :ORDER_TOKENS]
     return _batches(context, _repeated(windows_NL), batch_size=batch_size, sources_N=None)
 
 

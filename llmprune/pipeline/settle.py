@@ -24,8 +24,8 @@ from llmprune.results.search_figures import SearchFigures, TriedShape
 def search_of_run(context: RunContext, *, generated: Path | None, known: SearchFigures | None) -> Search:
     """Add the windows that the dense model writes and search the shapes of an open recipe.
 
-    ``generated``: file of the windows of a published run, which are taken in place of new ones; ``known``: figures of its
-    search, whose choice is taken.
+    ``generated``: file of the windows of a published run, which are taken in place of new ones; ``known``: figures of
+    its search, whose choice is taken.
     """
     add_self_generated(context, generated)
     context.batches.settle(context.recipe, context.folder, sizes=context.plan.batch_sizes)

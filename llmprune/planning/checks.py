@@ -19,6 +19,7 @@ from llmprune.data.window_sources import sources_of_windows
 from llmprune.evaluation.bench.generation_speed import require_positions
 from llmprune.evaluation.lm_eval.tasks import check_tasks
 from llmprune.evaluation.prompts import require_windows
+from llmprune.planning.budget.cost import require_windows_to_search
 from llmprune.planning.devices import require_devices
 from llmprune.planning.reference import require_matching_layers, require_same_tokens
 from llmprune.planning.text_checks import Check, is_readable, keys_in, length_is_known, recovery_checks, text_checks
@@ -111,6 +112,9 @@ def checks_of(inputs: TextInputs) -> list[Check]:
         found.append(Check("hidden states", hidden, (hidden, *against), layers, ("config",)))
     samples = keys_in("calibration", "samples", "tokens", "key")
     found.append(Check("processes", "calibration.samples", samples, lambda: _require_windows(recipe)))
+    if recipe.budget:
+        judging = partial(require_windows_to_search, recipe.calibration)
+        found.append(Check("search windows", "budget", ("budget", "calibration"), judging, ("calibration files",)))
     if recipe.layer_criterion:
         enough = partial(recipe.layer_criterion.require_samples, recipe.calibration.shape()[0])
         found.append(Check("depth samples", "depth.criterion", ("depth", *samples), enough))

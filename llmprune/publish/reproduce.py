@@ -47,8 +47,8 @@ def recorded_recipe(place: str, overrides: Sequence[str] = ()) -> tuple[Recipe, 
 def recorded_search(record: Record, recipe: Recipe) -> SearchFigures | None:
     """Return the figures of the search for the shape of a pushed model, whose choice a repeated run takes.
 
-    Another machine might choose another shape. None where nothing was searched, or where the ``recipe`` to run has another
-    budget than the recorded one. Raises HubError for figures that cannot be read.
+    Another machine might choose another shape. None where nothing was searched, or where the ``recipe`` to run has
+    another budget than the recorded one. Raises HubError for figures that cannot be read.
     """
     found = record.report.get("search")
     if recipe.budget is None or not found:

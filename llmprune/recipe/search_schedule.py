@@ -16,12 +16,14 @@ _JUDGED_TOKENS = 256  # of each of them, from its beginning
 _REPAIR_TOKENS = 4096  # that a repair of the second round is solved on, at least
 _REPAIR_PART = 10  # one in so many calibration windows, where these are more tokens
 _REPAIRED, _LAST = 6, 2  # shapes of the second and of the last round, for each budget
+ORDER_WINDOWS, ORDER_TOKENS = 8, 128  # that layers are ordered on, and the tokens of each from its beginning
+TRIED_AGAIN = 8  # layers that are judged in each round of the order after the first
 _PASSES_OF_REPAIR = 4.0  # that a repair takes over its own windows, its solves included
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Rounds of a search on calibration windows of ``length`` tokens.
+    """Rounds of a search on calibration windows of ``length`` tokens, at least one of them for each process.
 
     ``windows``: all of them; ``judged``: those that shapes are judged on, and ``repeated`` of them once more with the
     first half twice, one of each source; ``repair``: those that the repairs of the second round are solved on, and
@@ -35,12 +37,12 @@ class Schedule:
     repair: int
 
     @classmethod
-    def of(cls, by_source: Sequence[int], length: int) -> Schedule:
+    def of(cls, by_source: Sequence[int], length: int, *, processes: int = 1) -> Schedule:
         """Return the schedule for calibration windows. ``by_source``: number of windows of each source."""
-        windows = sum(by_source)
-        judged = sum(judged_of_source(number) for number in by_source)
-        wanted = max(ceil(_REPAIR_TOKENS / length), windows // _REPAIR_PART)
-        repeated = sum(judged_of_source(number) > 0 for number in by_source)
+        windows, least = sum(by_source), least_judged(len(by_source), processes=processes)
+        by_judging = [judged_of_source(number, least=least) for number in by_source]
+        judged, repeated = sum(by_judging), sum(number > 0 for number in by_judging)
+        wanted = max(ceil(_REPAIR_TOKENS / length), windows // _REPAIR_PART, processes)
         return cls(windows, length, judged, repeated, max(min(wanted, windows - judged), 1))
 
     @property
@@ -58,8 +60,20 @@ class Schedule:
         """Windows that the repairs of the second and of the last round are solved on."""
         return self.repair, min(2 * self.repair, self.windows - self.judged)
 
+    def passes_of_order(self, layers: int, *, removed: int) -> float:
+        """Return the cost of the order in which ``removed`` of the layers go, in the unit of ``forward_passes``.
+
+        A model without one layer is run from there on, half of the layers on average.
+        """
+        tokens = min(ORDER_WINDOWS, self.windows - self.judged) * min(ORDER_TOKENS, self.length)
+        rounds = (
+            (1 + (min(TRIED_AGAIN, layers - done) if done else layers) / 2) * (layers - done) / layers
+            for done in range(removed)
+        )
+        return sum(rounds) * tokens / (self.windows * self.length)
+
     def forward_passes(self, tried: Sequence[int], *, further: int) -> float:
-        """Return the cost in plain forward passes of the dense model over all calibration tokens.
+        """Return the cost of all rounds in plain forward passes of the dense model over all calibration tokens.
 
         ``tried``: shapes of each budget; ``further``: shapes that go one step beyond a chosen one.
         """
@@ -70,6 +84,11 @@ class Schedule:
         return judged * (1 + sum(tried) + second + further + last) + repaired
 
 
-def judged_of_source(windows: int) -> int:
-    """Return how many of a source's windows judge shapes: every eighth, at least two, and none of a single window."""
-    return min(max(windows // _JUDGED_PART, _LEAST_OF_SOURCE), _MOST_OF_SOURCE, windows // 2)
+def least_judged(sources: int, *, processes: int) -> int:
+    """Return how many windows of each source judge shapes at least, so that every process has one of them."""
+    return max(_LEAST_OF_SOURCE, ceil(processes / sources))
+
+
+def judged_of_source(windows: int, *, least: int) -> int:
+    """Return how many of a source's windows judge shapes: every eighth, at least ``least``, at most half of them."""
+    return min(max(min(windows // _JUDGED_PART, _MOST_OF_SOURCE), least), windows // 2)

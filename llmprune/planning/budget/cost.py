@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmprune.common.distributed import world_size
+from llmprune.common.errors import CalibrationError
+from llmprune.cut.shape import Shape
+from llmprune.planning.budget.space import SearchSpace
 from llmprune.planning.calibration_sources import calibration_sources
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.search_schedule import Schedule
@@ -24,16 +28,35 @@ class SearchCost(Figures):
     forward_passes: float
 
 
-def search_cost(tried: Sequence[int], calibration: Calibration, *, axes: int) -> SearchCost:
-    """Return the cost of a search. ``tried``: shapes for each model of the family; ``axes``: that can give."""
-    windows = [source.windows for source in calibration_sources(calibration)]
-    schedule = Schedule.of(windows, calibration.shape()[1])
-    further = axes * len(tried)
-    later = (sum(min(number, most) for number in tried) for most in schedule.rounds)
+def search_cost(tried: Sequence[Sequence[Shape]], calibration: Calibration, *, space: SearchSpace) -> SearchCost:
+    """Return the cost of a search. ``tried``: shapes for each model of the family."""
+    schedule, further = _schedule(calibration), len(space.axes) * len(tried)
+    counts, layers = [len(shapes) for shapes in tried], space.dense.layers
+    fewest = min(shape.layers for shapes in tried for shape in shapes)
+    removed = layers - max(fewest - 1, space.smallest.layers)  # one step further included
+    passes = schedule.forward_passes(counts, further=further) + schedule.passes_of_order(layers, removed=removed)
+    later = (sum(min(number, most) for number in counts) for most in schedule.rounds)
     return SearchCost(
-        rounds=(sum(tried), *later),
+        rounds=(sum(counts), *later),
         further=further,
         judged_windows=schedule.judged + schedule.repeated,
         judged_tokens=schedule.judged_tokens,
-        forward_passes=round(schedule.forward_passes(tried, further=further), 2),
+        forward_passes=round(passes, 2),
     )
+
+
+def require_windows_to_search(calibration: Calibration) -> None:
+    """Raise CalibrationError unless some windows can judge shapes and others repair them, in every process."""
+    schedule, processes = _schedule(calibration), world_size()
+    others = schedule.windows - schedule.judged
+    if not schedule.judged or min(schedule.judged + schedule.repeated, others) < processes:
+        each = f" in each of {processes} processes" if processes > 1 else ""
+        raise CalibrationError(
+            f"budget: some calibration windows judge the shapes and others score and repair them{each}, for which the "
+            f"recipe's {schedule.windows} are too few; raise calibration.samples to {max(16, 4 * processes)} or more"
+        )
+
+
+def _schedule(calibration: Calibration) -> Schedule:
+    windows = [source.windows for source in calibration_sources(calibration)]
+    return Schedule.of(windows, calibration.shape()[1], processes=world_size())

@@ -89,7 +89,7 @@ def plan_budget(recipe: Recipe, base: Base, *, speed: SpeedOf | None = None) -> 
         members=tuple(_member(space, one, asked=asked) for one, asked in zip(found, space.members, strict=True)),
         nominal=nominal.shape.name,
         exact=space.counter.is_exact,
-        search=search_cost([len(one.tried) for one in found], recipe.calibration, axes=len(space.axes)),
+        search=search_cost([[each.shape for each in one.tried] for one in found], recipe.calibration, space=space),
     )
     own = settled(recipe, nominal.shape, anatomy=base.anatomy, removed=None)
     return OpenBudget(plan, own, tuple(_notes(space, found, has_table=speed is not None)))
