@@ -34,7 +34,7 @@ from llmprune.planning.budget.candidates import Candidates, candidates, one_step
 from llmprune.planning.budget.limits import SpeedOf
 from llmprune.planning.budget.settle import settled
 from llmprune.planning.budget.space import SearchSpace, search_space
-from llmprune.recipe.search_schedule import Schedule
+from llmprune.recipe.search_schedule import TRIED_AGAIN, Schedule
 from llmprune.results.products import HIDDEN_STATES, LAYER_ORDER, SEARCH, SEARCH_SO_FAR, SEARCH_TRIALS
 from llmprune.results.replacing import remove
 from llmprune.results.run_folder import fingerprint
@@ -45,8 +45,6 @@ from llmprune.search.judging import Judge
 from llmprune.search.layer_order import removal_order
 from llmprune.search.rounds import Rounds, Tried
 from llmprune.search.trials import Trials
-
-_TRIED_AGAIN = 8  # layers that are judged in each round of the order
 
 
 def search_space_of(context: RunContext) -> SearchSpace:
@@ -136,7 +134,7 @@ class _Step:
             batches = order_batches(self.context, batch_size=batch_size)
             costs = AblatedModels(inputs.dense, Divergence(windows=len(batches.windows_NL)), calibration=batches)
             may_keep = may_remain(self.space.anatomy, rounds, keep_pattern=False)
-            return removal_order(costs, len(inputs.dense), rounds=rounds, tried=_TRIED_AGAIN, may_keep=may_keep)
+            return removal_order(costs, len(inputs.dense), rounds=rounds, tried=TRIED_AGAIN, may_keep=may_keep)
 
         return folder.produce(
             "layer order",

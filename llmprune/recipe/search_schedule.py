@@ -16,6 +16,8 @@ _JUDGED_TOKENS = 256  # of each of them, from its beginning
 _REPAIR_TOKENS = 4096  # that a repair of the second round is solved on, at least
 _REPAIR_PART = 10  # one in so many calibration windows, where these are more tokens
 _REPAIRED, _LAST = 6, 2  # shapes of the second and of the last round, for each budget
+ORDER_WINDOWS, ORDER_TOKENS = 8, 128  # that the order of the layers is found on, and tokens of each
+TRIED_AGAIN = 8  # layers that are judged in each round of that order but the first, which judges all
 _PASSES_OF_REPAIR = 4.0  # that a repair takes over its own windows, its solves included
 
 
@@ -57,6 +59,16 @@ class Schedule:
     def repairs(self) -> tuple[int, int]:
         """Windows that the repairs of the second and of the last round are solved on."""
         return self.repair, min(2 * self.repair, self.windows - self.judged)
+
+    def order_passes(self, layers: int, *, removed: int) -> float:
+        """Return the cost of the order in which as many of a model's layers are removed, in the same unit.
+
+        A model without a layer shares what comes before that layer, on average half of the passes.
+        """
+        if not removed:
+            return 0.0
+        part = min(ORDER_WINDOWS, self.windows) * min(ORDER_TOKENS, self.length) / (self.windows * self.length)
+        return part * (removed + layers / 2 + (removed - 1) * min(TRIED_AGAIN, layers) / 2)
 
     def forward_passes(self, tried: Sequence[int], *, further: int) -> float:
         """Return the cost in plain forward passes of the dense model over all calibration tokens.

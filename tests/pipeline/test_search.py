@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,9 @@ def test_members_are_cut_to_the_shapes_that_were_chosen(workspace: Path) -> None
         removed = tuple(row["layer"] for row in report["layers"] if row["removed"])
         assert removed == chosen.removed == tuple(sorted(found.order[: len(removed)]))
         assert report["search"]["member"] == number
+        cut = json.loads((workspace / "family" / "members" / str(number + 1) / "cut.json").read_text())
+        assert cut["search"]["shape"] == chosen.name
+        assert cut["search"]["divergence"] == chosen.divergence
         rivals = [one for one in found.tried if one.size == number and one.further is None]
         assert chosen.mean == min(one.mean for one in rivals if one.rounds == chosen.rounds)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmprune.planning.budget.candidates import Candidate
+from llmprune.planning.budget.space import SearchSpace
 from llmprune.planning.calibration_sources import calibration_sources
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.search_schedule import Schedule
@@ -14,7 +16,8 @@ class SearchCost(Figures):
     """Shapes that each round of a search tries for all models of a family together, and what the search costs.
 
     ``judged_windows``, ``judged_tokens``: windows that shapes are judged on, and tokens of each. ``further``: shapes
-    that go one step beyond a chosen one. ``forward_passes``: of the dense model over all calibration tokens.
+    that go one step beyond a chosen one. ``forward_passes``: of the dense model over all calibration tokens;
+    ``order_passes``: those that the order of the layers takes before.
     """
 
     rounds: tuple[int, ...]
@@ -22,18 +25,22 @@ class SearchCost(Figures):
     judged_windows: int
     judged_tokens: int
     forward_passes: float
+    order_passes: float
 
 
-def search_cost(tried: Sequence[int], calibration: Calibration, *, axes: int) -> SearchCost:
-    """Return the cost of a search. ``tried``: shapes for each model of the family; ``axes``: that can give."""
+def search_cost(space: SearchSpace, tried: Sequence[Sequence[Candidate]], *, calibration: Calibration) -> SearchCost:
+    """Return the cost of a search. ``tried``: candidates for each model of the family."""
     windows = [source.windows for source in calibration_sources(calibration)]
     schedule = Schedule.of(windows, calibration.shape()[1])
-    further = axes * len(tried)
-    later = (sum(min(number, most) for number in tried) for most in schedule.rounds)
+    numbers, further = [len(some) for some in tried], len(space.axes) * len(tried)
+    later = (sum(min(number, most) for number in numbers) for most in schedule.rounds)
+    layers, fewest = space.dense.layers, min(one.shape.layers for some in tried for one in some)
+    removed = layers - max(fewest - 1, space.smallest.layers)
     return SearchCost(
-        rounds=(sum(tried), *later),
+        rounds=(sum(numbers), *later),
         further=further,
         judged_windows=schedule.judged + schedule.repeated,
         judged_tokens=schedule.judged_tokens,
-        forward_passes=round(schedule.forward_passes(tried, further=further), 2),
+        forward_passes=round(schedule.forward_passes(numbers, further=further), 2),
+        order_passes=round(schedule.order_passes(layers, removed=removed), 2),
     )
