@@ -71,7 +71,7 @@ class Search:
             "shape": chosen.name,
             "tried": chosen.tried,
             "divergence": shape.divergence,
-            "mean_divergence": shape.mean,
+            "score": shape.score,
         }
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 
 from llmprune.cut.decision import Cut
 from llmprune.cut.shape import Shape
@@ -131,8 +130,8 @@ def _tried(record: SearchRecord, tried: Tried, *, member: SearchedMember, furthe
         kv_bytes_per_token=sizes.kv_bytes_per_token,
         speed=record.speeds.predicted(shape) if record.speeds else None,
         divergence=dict(zip(record.sources, tried.divergence, strict=True)),
-        mean=fmean(tried.divergence),
-        means=tuple(fmean(one) for one in tried.rounds),
+        score=tried.scores[-1],
+        scores=tried.scores,
         repaired=len(tried.rounds) > 1,
         broken=None if tried.broken is None else record.sources[tried.broken],
         size=member.number,
