@@ -41,7 +41,7 @@ def judged_windows(inputs: RunInputs) -> Tensor:
 
 
 def judging_batches(context: RunContext, *, batch_size: int) -> CalibrationBatches:
-    """Return the batches of the windows that judge shapes, each cut to the tokens that count.
+    """Return the batches of the windows that judge shapes: their beginnings, of which the second half counts.
 
     The last source has one window of each of the others, the first half of it twice.
     """
@@ -52,7 +52,8 @@ def judging_batches(context: RunContext, *, batch_size: int) -> CalibrationBatch
     firsts_R = torch.tensor([int((sources_N == source).nonzero()[0]) for source in range(count)])
     all_NL = torch.cat([windows_NL, _repeated(windows_NL[firsts_R])])
     all_N = torch.cat([sources_N, torch.full_like(firsts_R, count)])
-    return replace(_batches(context, all_NL, batch_size=batch_size, sources_N=all_N), repeated_N=all_N == count)
+    first = all_NL.shape[1] // 2 + 1  # nothing before it says how the repetition begins
+    return replace(_batches(context, all_NL, batch_size=batch_size, sources_N=all_N), first_target=first)
 
 
 def order_batches(context: RunContext, *, batch_size: int) -> CalibrationBatches:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-_JUDGED_PART, _LEAST_OF_SOURCE, _MOST_OF_SOURCE = 8, 2, 8  # windows of a source that judge: every eighth
-_JUDGED_TOKENS = 256  # of each of them, from its beginning
+_JUDGED_PART, _LEAST_OF_SOURCE, _MOST_OF_SOURCE = 8, 3, 8  # windows of a source that judge: every eighth
+_JUDGED_TOKENS = 256  # of each of them, from its beginning; the second half of these counts
 _REPAIR_TOKENS = 4096  # that a repair of the second round is solved on, at least
 _REPAIR_PART = 10  # one in so many calibration windows, where these are more tokens
 _REPAIRED, _LAST = 6, 2  # shapes of the second and of the last round, for each budget
@@ -47,7 +47,7 @@ class Schedule:
 
     @property
     def judged_tokens(self) -> int:
-        """Tokens of a judged window that count."""
+        """Tokens of a judged window that pass through a model."""
         return min(self.length, _JUDGED_TOKENS)
 
     @property
@@ -83,5 +83,5 @@ class Schedule:
 
 
 def judged_of_source(windows: int) -> int:
-    """Return how many of a source's windows judge shapes: every eighth, at least two, and none of a single window."""
+    """Return how many of a source's windows judge shapes: every eighth, at least three, at most half of them."""
     return min(max(windows // _JUDGED_PART, _LEAST_OF_SOURCE), _MOST_OF_SOURCE, windows // 2)

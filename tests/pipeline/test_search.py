@@ -87,7 +87,7 @@ def test_every_source_judges(workspace: Path) -> None:
     assert found.sources[2:] == ("self_generated", "repeated")
     assert len(found.sources) == 4
     assert all(set(one.divergence) == set(found.sources) for one in found.tried)
-    assert found.windows == 9
+    assert found.windows == 11
 
 
 def test_a_member_is_what_its_recipe_makes_alone(

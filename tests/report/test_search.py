@@ -48,7 +48,7 @@ def test_a_report_with_a_search_is_read_back_from_its_json() -> None:
         "20 of 61 shapes that meet the budget were tried",
         "12,288 tokens) of 3 sources; cost: 6.4 forward passes over the calibration text, 12 min 34 s.",
         "Budget: at most 100.9 M parameters.",
-        "29 layers, 1088 neurons, 2 groups: 99.97 M parameters (74.3% of the dense model), score 0.308 after the repair (KL divergence 0.252 to",
+        "29 layers, 1088 neurons, 2 groups: 99.97 M parameters (74.3% of the dense model), score 0.308 after the ",
         "The best shape that only removes layers (20 layers, 1536 neurons, 3 groups) has 0.978 against 0.559 before",
         "layers: 28 layers, 1088 neurons, 2 groups, −2.5% parameters, score +0.042.",
         "21 layers, 1472 neurons, 3 groups is broken on code: KL divergence 4.900 there",
