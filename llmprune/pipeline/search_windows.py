@@ -19,7 +19,7 @@ from torch import Tensor
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.prune.repair.folds import Folds
-from llmprune.recipe.search_schedule import ORDER_TOKENS, ORDER_WINDOWS, Schedule, judged_of_source
+from llmprune.recipe.search_schedule import ORDER_TOKENS, Schedule, judged_of_source
 from llmprune.score.inputs import CalibrationBatches
 from llmprune.search.repaired import RepairWindows
 
@@ -64,7 +64,7 @@ def order_batches(context: RunContext, *, batch_size: int) -> CalibrationBatches
     inputs = context.inputs
     unseen_N, sources_N = _unseen(context), sources_of(inputs)
     order_N = unseen_N[sources_N[unseen_N].argsort(stable=True)]
-    windows_NL = inputs.windows[order_N[_spaced(len(order_N), ORDER_WINDOWS)], :ORDER_TOKENS]
+    windows_NL = inputs.windows[order_N[_spaced(len(order_N), schedule_of(inputs).ordering)], :ORDER_TOKENS]
     return _batches(context, _repeated(windows_NL), batch_size=batch_size, sources_N=None)
 
 

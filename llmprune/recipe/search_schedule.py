@@ -14,9 +14,10 @@ from math import ceil
 _JUDGED_PART, _LEAST_OF_SOURCE, _MOST_OF_SOURCE = 8, 3, 8  # windows of a source that judge: every eighth
 _JUDGED_TOKENS = 256  # of each of them, from its beginning; the second half of these counts
 _REPAIR_TOKENS = 4096  # that a repair of the second round is solved on, at least
-_REPAIR_PART = 10  # one in so many calibration windows, where these are more tokens
+_REPAIR_PART, _MOST_TO_REPAIR = 10, 4  # one in so many calibration windows, where these are more; at most a quarter
 _REPAIRED, _LAST = 6, 2  # shapes of the second and of the last round, for each budget
-ORDER_WINDOWS, ORDER_TOKENS = 8, 128  # that the order of the layers is found on, and tokens of each
+_ORDER_PART, _LEAST_TO_ORDER, _MOST_TO_ORDER = 8, 4, 8  # windows that the order of the layers is found on
+ORDER_TOKENS = 128  # of each of them
 TRIED_AGAIN = 8  # layers that are judged in each round of that order but the first, which judges all
 _PASSES_OF_REPAIR = 4.0  # that a repair takes over its own windows, its solves included
 
@@ -41,7 +42,7 @@ class Schedule:
         """Return the schedule for calibration windows. ``by_source``: number of windows of each source."""
         windows = sum(by_source)
         judged = sum(judged_of_source(number) for number in by_source)
-        wanted = max(ceil(_REPAIR_TOKENS / length), windows // _REPAIR_PART)
+        wanted = max(min(ceil(_REPAIR_TOKENS / length), windows // _MOST_TO_REPAIR), windows // _REPAIR_PART)
         repeated = sum(judged_of_source(number) > 0 for number in by_source)
         return cls(windows, length, judged, repeated, max(min(wanted, windows - judged), 1))
 
@@ -60,6 +61,12 @@ class Schedule:
         """Windows that the repairs of the second and of the last round are solved on."""
         return self.repair, min(2 * self.repair, self.windows - self.judged)
 
+    @property
+    def ordering(self) -> int:
+        """Windows that the order of the layers is found on, of those that judge no shape."""
+        wanted = min(max(self.windows // _ORDER_PART, _LEAST_TO_ORDER), _MOST_TO_ORDER)
+        return max(min(wanted, self.windows - self.judged), 1)
+
     def order_passes(self, layers: int, *, removed: int) -> float:
         """Return the cost of the order in which as many of a model's layers are removed, in the same unit.
 
@@ -67,7 +74,7 @@ class Schedule:
         """
         if not removed:
             return 0.0
-        part = min(ORDER_WINDOWS, self.windows) * min(ORDER_TOKENS, self.length) / (self.windows * self.length)
+        part = self.ordering * min(ORDER_TOKENS, self.length) / (self.windows * self.length)
         return part * (removed + layers / 2 + (removed - 1) * min(TRIED_AGAIN, layers) / 2)
 
     def forward_passes(self, tried: Sequence[int], *, further: int) -> float:
