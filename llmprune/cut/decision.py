@@ -9,9 +9,10 @@ Shapes: N layers, F neurons of a unit, G key-value groups, E experts, K neurons 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -81,11 +82,14 @@ class Cut:
         """True if nothing is removed."""
         return not (self.removed or self.neurons or self.experts or self.heads)
 
-    def save(self, path: Path) -> None:
-        """Write ``cut.json`` and, if more than layers is removed, ``cut.safetensors`` in the same folder."""
+    def save(self, path: Path, *, reason: Mapping[str, Any] | None = None) -> None:
+        """Write ``cut.json`` and, if more than layers is removed, ``cut.safetensors`` in the same folder.
+
+        ``reason``: why these sizes were chosen, for a person who reads the file.
+        """
         listed = path.with_suffix(".safetensors")
         indices = {f"{kind}.{key}": keep for kind in _KINDS for key, keep in getattr(self, kind).items()}
-        text = {
+        text: dict[str, Any] = {
             "num_layers": self.num_layers,
             "keep_layers": list(self.layers),
             "remove_layers": list(self.removed),
@@ -94,6 +98,8 @@ class Cut:
             "kv_groups": self.kv_groups,
             "indices": listed.name if indices else None,
         }
+        if reason:
+            text["search"] = dict(reason)
         if indices:
             write_atomically(listed, lambda temporary: save_file(indices, temporary))
         write_text(path, json.dumps(text, indent=1) + "\n")

@@ -1,7 +1,7 @@
 """Next-token targets that count in losses: all but begin-of-text tokens, which no model is asked to predict.
 
-Of windows whose second half repeats the first, only targets in the second half count, but for its first token: a model
-can know them from the window alone.
+Where shapes are compared, only targets behind the middle of a window count: their context is longer, and in windows
+whose first half comes twice a model can know them from the window alone.
 
 Begin-of-text positions count in every other statistic. Their hidden state is a sink of attention (arXiv 2309.17453)
 with a norm hundreds of times those of others (arXiv 2402.17762), which one layer writes by one or two neurons that are
@@ -22,7 +22,7 @@ from torch import Tensor
 class CountedTargets:
     """Targets of windows int64 [N, L] in batches of ``batch_size`` that are none of the ids ``begin``.
 
-    ``repeated_N``: True for windows whose second half repeats the first, bool [N]; None where none does.
+    ``first``: position of a window from which on tokens count as targets.
 
     They are copied to a device once, for all batches, when they are first needed there; not at all where every target
     counts.
@@ -34,13 +34,12 @@ class CountedTargets:
         batch_size: int,
         *,
         begin: tuple[int, ...] = (),
-        repeated_N: Tensor | None = None,
+        first: int = 1,
     ) -> None:
         targets_NT = windows_NL[:, 1:]
         counted_NT = torch.isin(targets_NT, targets_NT.new_tensor(begin), invert=True)
-        if repeated_N is not None:
-            in_first_T = torch.arange(targets_NT.shape[1]) < windows_NL.shape[1] // 2
-            counted_NT &= ~(repeated_N[:, None] & in_first_T)
+        counted_NT[:, : first - 1] = False
+        self.first = first
         self._all_count = bool(counted_NT.all())
         self._batch_size = batch_size
         self._by_device = {torch.device("cpu"): counted_NT}

@@ -39,8 +39,8 @@ class LayerwiseForward:
 
     ``hidden_states[b]``: those of batch b before the next layer [B, L, D]. ``calls[b][i]``: arguments of layer i for
     batch b. ``store`` decides whether hidden states are in memory or in a file. ``targets``: the tokens whose
-    prediction counts in a loss: all but those of ``begin``, the begin-of-text ids, and the first half of windows of
-    ``repeated_N``, whose second half repeats it. ``running``: the batch that a layer ran last, for hooks.
+    prediction counts in a loss: all but those of ``begin``, the begin-of-text ids, from position ``first_target`` of a
+    window on. ``running``: the batch that a layer ran last, for hooks.
     """
 
     @torch.no_grad()
@@ -52,10 +52,10 @@ class LayerwiseForward:
         batch_size: int,
         store: HiddenStateStore | None = None,
         begin: tuple[int, ...] = (),
-        repeated_N: Tensor | None = None,
+        first_target: int = 1,
     ) -> None:
         self.decoder = decoder
-        self.targets = CountedTargets(windows_NL, batch_size, begin=begin, repeated_N=repeated_N)
+        self.targets = CountedTargets(windows_NL, batch_size, begin=begin, first=first_target)
         self.running = 0
         on_gpu = decoder.device.type == "cuda"
         with pinning():

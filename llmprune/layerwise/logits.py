@@ -54,6 +54,8 @@ class TokenChunk:
 def token_chunks(forward: LayerwiseForward, ids_BL: Tensor) -> Iterator[TokenChunk]:
     """Yield the chunks of a batch. Windows are whole where they fit: a small batch is one chunk.
 
+    Positions before the first one that predicts a target that counts are left out where the model takes positions.
+
     A chunk has at most ``MAX_LOGITS`` logits, but at least one token of one window, or one window of a model whose
     forward does not take the positions of the logits.
     """
@@ -61,10 +63,11 @@ def token_chunks(forward: LayerwiseForward, ids_BL: Tensor) -> Iterator[TokenChu
     count, length = ids_BL.shape
     vocabulary: int = text_config(skeleton.config).vocab_size
     at_once = max(MAX_LOGITS // (length * vocabulary), 1)
-    whole = length * vocabulary <= MAX_LOGITS or not takes_positions(skeleton)
+    begin = forward.targets.first - 1 if takes_positions(skeleton) else 0
+    whole = not begin and (length * vocabulary <= MAX_LOGITS or not takes_positions(skeleton))
     positions = length if whole else max(MAX_LOGITS // vocabulary, 1)
     for first in range(0, count, at_once):
-        for start in range(0, length, positions):
+        for start in range(begin, length, positions):
             yield TokenChunk(
                 slice(first, min(first + at_once, count)), slice(start, min(start + positions, length)), whole
             )

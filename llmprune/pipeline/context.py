@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -58,6 +59,20 @@ class Search:
     scores: Scores | None = None
     figures: SearchFigures | None = None
     member: int = 0
+
+    @property
+    def reason(self) -> dict[str, Any] | None:
+        """The choice of this run's shape in a few figures, for ``cut.json``; None before it is made."""
+        if self.figures is None:
+            return None
+        chosen, shape = self.figures.chosen[self.member], self.figures.chosen_shape(self.member)
+        return {
+            "budget": chosen.limits,
+            "shape": chosen.name,
+            "tried": chosen.tried,
+            "divergence": shape.divergence,
+            "score": shape.score,
+        }
 
     @property
     def reported(self) -> SearchFigures | None:

@@ -73,7 +73,7 @@ def find_cut(context: RunContext, scores: Scores | None) -> ChosenCut:
     chosen = choose_cut(context.inputs.anatomy, scores, sizes=planned_sizes(context))
 
     def make(path: Path) -> Cut:
-        chosen.save(path)
+        chosen.save(path, reason=context.search.reason if context.search else None)
         return chosen
 
     origin = fingerprint(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 
 from llmprune.cut.decision import Cut
 from llmprune.cut.shape import Shape
@@ -90,7 +89,7 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember], *, 
         _tried(record, one, member=member, further=axis) for member in members for axis, one in member.further.items()
     ]
     passes = schedule.forward_passes([len(member.tried) for member in members], further=len(beyond))
-    passes += schedule.passes_of_order(whole.layers, removed=len(record.order))
+    passes += schedule.order_passes(whole.layers, removed=len(record.order))
     return SearchFigures(
         dense_parameters=dense.parameters,
         dense_bytes=dense.bytes,
@@ -138,8 +137,8 @@ def _tried(record: SearchRecord, tried: Tried, *, member: SearchedMember, furthe
         kv_bytes_per_token=sizes.kv_bytes_per_token,
         speed=record.speeds.predicted(shape) if record.speeds else None,
         divergence=dict(zip(record.sources, tried.divergence, strict=True)),
-        mean=fmean(tried.divergence),
-        means=tuple(fmean(one) for one in tried.rounds),
+        score=tried.scores[-1],
+        scores=tried.scores,
         repaired=len(tried.rounds) > 1,
         broken=None if tried.broken is None else record.sources[tried.broken],
         size=member.number,

@@ -21,7 +21,7 @@ from llmprune.common.distributed import world_size
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.prune.repair.folds import Folds
-from llmprune.recipe.search_schedule import ORDER_TOKENS, ORDER_WINDOWS, Schedule, judged_of_source, least_judged
+from llmprune.recipe.search_schedule import ORDER_TOKENS, Schedule, judged_of_source, least_judged
 from llmprune.score.inputs import CalibrationBatches
 from llmprune.search.repaired import RepairWindows
 
@@ -45,7 +45,7 @@ def judged_windows(inputs: RunInputs) -> Tensor:
 
 
 def judging_batches(context: RunContext, *, batch_size: int) -> CalibrationBatches:
-    """Return the batches of the windows that judge shapes, each cut to the tokens that count.
+    """Return the batches of the windows that judge shapes: their beginnings, of which the second half counts.
 
     The last source has one window of each of the others, the first half of it twice.
     """
@@ -56,7 +56,8 @@ def judging_batches(context: RunContext, *, batch_size: int) -> CalibrationBatch
     firsts_R = torch.tensor([int((sources_N == source).nonzero()[0]) for source in range(count)])
     all_NL = torch.cat([windows_NL, _repeated(windows_NL[firsts_R])])
     all_N = torch.cat([sources_N, torch.full_like(firsts_R, count)])
-    return replace(_batches(context, all_NL, batch_size=batch_size, sources_N=all_N), repeated_N=all_N == count)
+    first = all_NL.shape[1] // 2 + 1  # nothing before it says how the repetition begins
+    return replace(_batches(context, all_NL, batch_size=batch_size, sources_N=all_N), first_target=first)
 
 
 def order_batches(context: RunContext, *, batch_size: int) -> CalibrationBatches:
@@ -67,8 +68,7 @@ def order_batches(context: RunContext, *, batch_size: int) -> CalibrationBatches
     inputs = context.inputs
     unseen_N, sources_N = _unseen(context), sources_of(inputs)
     order_N = unseen_N[sources_N[unseen_N].argsort(stable=True)]
-    number = max(ORDER_WINDOWS, world_size())
-    windows_NL = inputs.windows[order_N[_spaced(len(order_N), number)], :ORDER_TOKENS]
+    windows_NL = inputs.windows[order_N[_spaced(len(order_N), schedule_of(inputs).ordering)], :ORDER_TOKENS]
     return _batches(context, _repeated(windows_NL), batch_size=batch_size, sources_N=None)
 
 

@@ -73,18 +73,18 @@ def _frontier(axes: Axes, found: SearchFigures) -> None:
     axes.step(*_sizes(line), where="pre", color=_KEPT, marker="o", markersize=4, label="frontier")
     chosen = [found.chosen_shape(size) for size in found.sizes]
     axes.scatter(*_sizes(chosen), color=_REMOVED, s=48, zorder=3, label="chosen")
-    values = [one.mean for one in (*line, *others) if one.mean > 0]
+    values = [one.score for one in (*line, *others) if one.score > 0]
     if values and max(values) > 5 * min(values):
         axes.set_yscale("log")
     axes.set_xlabel("parameters")
-    axes.set_ylabel("KL divergence")
+    axes.set_ylabel("score")
     axes.xaxis.set_major_formatter(lambda parameters, _: format_count(parameters))
 
 
 def _sizes(shapes: Sequence[TriedShape]) -> tuple[list[int], list[float]]:
-    """Return the parameters and the divergence of the shapes, those with a finite one."""
-    finite = [one for one in shapes if math.isfinite(one.mean)]
-    return [one.parameters for one in finite], [one.mean for one in finite]
+    """Return the parameters and the scores of the shapes, those with a finite one."""
+    finite = [one for one in shapes if math.isfinite(one.score)]
+    return [one.parameters for one in finite], [one.score for one in finite]
 
 
 def _recovery(axes: Axes, found: RecoveryFigures) -> None:

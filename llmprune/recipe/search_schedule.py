@@ -11,19 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-_JUDGED_PART, _LEAST_OF_SOURCE, _MOST_OF_SOURCE = 8, 2, 8  # windows of a source that judge: every eighth
-_JUDGED_TOKENS = 256  # of each of them, from its beginning
+_JUDGED_PART, _LEAST_OF_SOURCE, _MOST_OF_SOURCE = 8, 3, 8  # windows of a source that judge: every eighth
+_JUDGED_TOKENS = 256  # of each of them, from its beginning; the second half of these counts
 _REPAIR_TOKENS = 4096  # that a repair of the second round is solved on, at least
-_REPAIR_PART = 10  # one in so many calibration windows, where these are more tokens
+_REPAIR_PART, _MOST_TO_REPAIR = 10, 4  # one in so many calibration windows, where these are more; at most a quarter
 _REPAIRED, _LAST = 6, 2  # shapes of the second and of the last round, for each budget
-ORDER_WINDOWS, ORDER_TOKENS = 8, 128  # that layers are ordered on, and the tokens of each from its beginning
-TRIED_AGAIN = 8  # layers that are judged in each round of the order after the first
+_ORDER_PART, _LEAST_TO_ORDER, _MOST_TO_ORDER = 8, 4, 8  # windows that the order of the layers is found on
+ORDER_TOKENS = 128  # of each of them
+TRIED_AGAIN = 8  # layers that are judged in each round of that order but the first, which judges all
 _PASSES_OF_REPAIR = 4.0  # that a repair takes over its own windows, its solves included
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Rounds of a search on calibration windows of ``length`` tokens, at least one of them for each process.
+    """Rounds of a search on calibration windows of ``length`` tokens, with one of them at least for each process.
 
     ``windows``: all of them; ``judged``: those that shapes are judged on, and ``repeated`` of them once more with the
     first half twice, one of each source; ``repair``: those that the repairs of the second round are solved on, and
@@ -35,19 +36,20 @@ class Schedule:
     judged: int
     repeated: int
     repair: int
+    processes: int = 1
 
     @classmethod
     def of(cls, by_source: Sequence[int], length: int, *, processes: int = 1) -> Schedule:
         """Return the schedule for calibration windows. ``by_source``: number of windows of each source."""
         windows, least = sum(by_source), least_judged(len(by_source), processes=processes)
-        by_judging = [judged_of_source(number, least=least) for number in by_source]
-        judged, repeated = sum(by_judging), sum(number > 0 for number in by_judging)
-        wanted = max(ceil(_REPAIR_TOKENS / length), windows // _REPAIR_PART, processes)
-        return cls(windows, length, judged, repeated, max(min(wanted, windows - judged), 1))
+        judging = [judged_of_source(number, least=least) for number in by_source]
+        judged, repeated = sum(judging), sum(number > 0 for number in judging)
+        wanted = max(min(ceil(_REPAIR_TOKENS / length), windows // _MOST_TO_REPAIR), windows // _REPAIR_PART, processes)
+        return cls(windows, length, judged, repeated, max(min(wanted, windows - judged), 1), processes)
 
     @property
     def judged_tokens(self) -> int:
-        """Tokens of a judged window that count."""
+        """Tokens of a judged window that pass through a model."""
         return min(self.length, _JUDGED_TOKENS)
 
     @property
@@ -60,20 +62,24 @@ class Schedule:
         """Windows that the repairs of the second and of the last round are solved on."""
         return self.repair, min(2 * self.repair, self.windows - self.judged)
 
-    def passes_of_order(self, layers: int, *, removed: int) -> float:
-        """Return the cost of the order in which ``removed`` of the layers go, in the unit of ``forward_passes``.
+    @property
+    def ordering(self) -> int:
+        """Windows that the order of the layers is found on, of those that judge no shape."""
+        wanted = max(min(max(self.windows // _ORDER_PART, _LEAST_TO_ORDER), _MOST_TO_ORDER), self.processes)
+        return max(min(wanted, self.windows - self.judged), 1)
 
-        A model without one layer is run from there on, half of the layers on average.
+    def order_passes(self, layers: int, *, removed: int) -> float:
+        """Return the cost of the order in which as many of a model's layers are removed, in the same unit.
+
+        A model without a layer shares what comes before that layer, on average half of the passes.
         """
-        tokens = min(ORDER_WINDOWS, self.windows - self.judged) * min(ORDER_TOKENS, self.length)
-        rounds = (
-            (1 + (min(TRIED_AGAIN, layers - done) if done else layers) / 2) * (layers - done) / layers
-            for done in range(removed)
-        )
-        return sum(rounds) * tokens / (self.windows * self.length)
+        if not removed:
+            return 0.0
+        part = self.ordering * min(ORDER_TOKENS, self.length) / (self.windows * self.length)
+        return part * (removed + layers / 2 + (removed - 1) * min(TRIED_AGAIN, layers) / 2)
 
     def forward_passes(self, tried: Sequence[int], *, further: int) -> float:
-        """Return the cost of all rounds in plain forward passes of the dense model over all calibration tokens.
+        """Return the cost in plain forward passes of the dense model over all calibration tokens.
 
         ``tried``: shapes of each budget; ``further``: shapes that go one step beyond a chosen one.
         """
@@ -85,7 +91,7 @@ class Schedule:
 
 
 def least_judged(sources: int, *, processes: int) -> int:
-    """Return how many windows of each source judge shapes at least, so that every process has one of them."""
+    """Return how many windows of each source judge shapes at least: three, or more where processes would have none."""
     return max(_LEAST_OF_SOURCE, ceil(processes / sources))
 
 

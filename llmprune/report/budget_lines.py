@@ -21,10 +21,11 @@ def budget_lines(budget: BudgetPlan) -> Iterator[str]:
         yield f"  {'; '.join(map(_range, member.axes))}"
     search = budget.search
     first, *later = search.rounds
+    passes = search.order_passes + search.forward_passes
     yield (
         f"Search: {plural(first, 'shape')} on {plural(search.judged_windows, 'window')} of {search.judged_tokens} "
         f"tokens, then {' and '.join(map(str, later))} of them repaired; with {search.further} that go a step further "
-        f"about {search.forward_passes:.1f} forward passes over the calibration tokens"
+        f"about {passes:.1f} forward passes over the calibration tokens"
     )
     of_largest = " for the largest model of the family" if len(budget.members) > 1 else ""
     yield (

@@ -34,7 +34,7 @@ def family_table(members: Sequence[Run]) -> FamilyTable:
         ),
         ("key-value heads", [number(dense.kv_groups), *(number(one.pruned.kv_groups) for one in reports)]),
         ("experts", [number(dense.experts), *(number(one.pruned.experts) for one in reports)]),
-        ("KL", ["", *map(_divergence, reports)]),
+        ("score", ["", *map(_score, reports)]),
         ("perplexity", [_dense_perplexity(reports), *map(_perplexity, reports)]),
         ("trained on", ["", *(count(one.trained_tokens) for one in reports)] if has_trained(members) else []),
         ("retained", ["", *(percent(one.mean_retention) for one in reports)]),
@@ -48,10 +48,10 @@ def family_table(members: Sequence[Run]) -> FamilyTable:
     return FamilyTable(("model", *(head for head, _ in known)), tuple(rows))
 
 
-def _divergence(report: Report) -> str:
-    """Return the divergence of the member's shape in the search."""
+def _score(report: Report) -> str:
+    """Return the score of the member's shape in the search."""
     found = report.search
-    return NOTHING if found is None else fixed(found.chosen_shape(found.sizes[0]).mean)
+    return NOTHING if found is None else fixed(found.chosen_shape(found.sizes[0]).score)
 
 
 def _perplexity(report: Report) -> str:

@@ -54,17 +54,17 @@ def _frontier(found: SearchFigures) -> Table:
     timed = any(one.speed is not None for one in shapes)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     counted = _counted(shapes)
-    heads = [*counted, "params", "of dense", *(["speed"] if timed else []), "KL"]
+    heads = [*counted, "params", "of dense", *(["speed"] if timed else []), "score"]
     heads += ["worst source"] if worst else list(names.values()) if several else []
     for head in heads:
-        table.add_column(head, justify="right", overflow="fold", no_wrap=head in ("params", "KL"))
+        table.add_column(head, justify="right", overflow="fold", no_wrap=head in ("params", "score"))
     table.add_column("", overflow="fold")
     chosen = {(one.name, size) for size, one in enumerate(found.chosen)}
     for place, one in enumerate(shapes):
         cells = [column[place] for column in counted.values()]
         cells += [count(one.parameters), percent(share(found.dense_parameters, one.parameters))]
         cells += [times(one.speed)] if timed else []
-        cells += [fixed(one.mean)]
+        cells += [fixed(one.score)]
         if worst:
             source = max(one.divergence, key=one.divergence.__getitem__)
             cells.append(f"{names[source]} {fixed(one.divergence[source])}")

@@ -16,10 +16,10 @@ class TriedShape(Figures):
 
     ``name``: such as ``26 layers, 1280 neurons, 2 groups``. ``removed``: indices of the layers that it lacks.
     ``speed``: predicted generation speed, times the dense model's. ``divergence``: KL(dense ‖ shape) in nats per token
-    by source, from the last round that the shape took part in; ``mean``: over the sources. ``means``: of every round
-    that it took part in; shapes are compared in the last round of both. ``repaired``: its layers were refit before it
-    was judged, as from the second round on. ``broken``: the source that it fails on, far beyond its
-    mean.
+    by source, from the last round that the shape took part in. ``score``: their geometric mean, times the dense model's
+    layers over those kept; the lowest is chosen. ``scores``: of every round that it took part in; shapes are compared
+    in the last round of both. ``repaired``: its layers were refit before it was judged, as from the second round on.
+    ``broken``: the source that it fails on, far more than the other shapes do.
     """
 
     name: str
@@ -34,8 +34,8 @@ class TriedShape(Figures):
     kv_bytes_per_token: int | None
     speed: float | None = None
     divergence: dict[str, float]
-    mean: float
-    means: tuple[float, ...]
+    score: float
+    scores: tuple[float, ...]
     repaired: bool
     broken: str | None = None
     size: int = 0  # index of the budget in a family that the shape was tried for
@@ -44,17 +44,17 @@ class TriedShape(Figures):
     @property
     def rounds(self) -> int:
         """Rounds of the search that the shape took part in."""
-        return len(self.means)
+        return len(self.scores)
 
     def compared(self, other: TriedShape) -> tuple[float, float]:
-        """Return the mean divergences of this shape and another one in the last round that both took part in."""
+        """Return the scores of this shape and another one in the last round that both took part in."""
         last = min(self.rounds, other.rounds) - 1
-        return self.means[last], other.means[last]
+        return self.scores[last], other.scores[last]
 
     @property
     def as_cut(self) -> float:
-        """Mean divergence without repair."""
-        return self.means[0]
+        """Score without repair."""
+        return self.scores[0]
 
 
 class ChosenShape(Figures):
@@ -138,10 +138,10 @@ def comparable(shapes: Sequence[TriedShape]) -> tuple[TriedShape, ...]:
 def frontier(
     shapes: Sequence[TriedShape], *, cost: Callable[[TriedShape], float] = lambda one: one.parameters
 ) -> tuple[TriedShape, ...]:
-    """Return the shapes, from the largest cost, for which none of at most their cost has a lower mean divergence."""
-    ordered = sorted((one for one in shapes if one.broken is None), key=lambda one: (cost(one), one.mean))
+    """Return the shapes, from the largest cost, for which none of at most their cost has a lower score."""
+    ordered = sorted((one for one in shapes if one.broken is None), key=lambda one: (cost(one), one.score))
     best: list[TriedShape] = []
     for one in ordered:  # from the smallest: a larger shape must be better than all before it
-        if not best or one.mean < best[-1].mean:
+        if not best or one.score < best[-1].score:
             best.append(one)
     return tuple(reversed(best))

@@ -52,8 +52,8 @@ def describe_choice(found: SearchFigures, size: int) -> str:
     chosen, shape = found.chosen[size], found.chosen_shape(size)
     kept = percent(share(found.dense_parameters, shape.parameters))
     text = (
-        f"{shape.name}: {count(shape.parameters)} parameters ({kept} of the dense model), KL divergence "
-        f"{fixed(shape.mean)} nats per token{_over(shape)}{' after the repair' if shape.repaired else ''}"
+        f"{shape.name}: {count(shape.parameters)} parameters ({kept} of the dense model), score "
+        f"{fixed(shape.score)}{' after the repair' if shape.repaired else ''}{_span(shape)}"
     )
     if shape.speed is None:
         return text
@@ -80,7 +80,7 @@ def describe_further(found: SearchFigures, size: int) -> list[str]:
     for one in found.tried:
         if one.size == size and one.further is not None:
             its, best = one.compared(chosen)
-            cost = f"{its - best:+.3f} nats".replace("-", "−")
+            cost = f"score {its - best:+.3f}".replace("-", "−")
             saved = change(chosen.parameters, one.parameters)
             sentences.append(f"{AXES[one.further]}: {one.name}, {saved} parameters, {cost}")
     return sentences
@@ -90,7 +90,7 @@ def describe_broken(found: SearchFigures) -> list[str]:
     """Return a sentence for each shape that a source finds broken."""
     return [
         f"{one.name} is broken on {one.broken}: KL divergence {fixed(one.divergence[one.broken])} there, "
-        f"{fixed(one.mean)} on average"
+        f"score {fixed(one.score)}"
         for one in found.tried
         if one.broken is not None and one.size in found.sizes
     ]
@@ -102,7 +102,7 @@ def _rivals(found: SearchFigures, size: int) -> list[TriedShape]:
 
 def _best(shapes: Sequence[TriedShape]) -> TriedShape:
     """Return the shape with the lowest divergence, a repaired one before those that dropped out earlier."""
-    return min(shapes, key=lambda one: (not one.repaired, one.mean))
+    return min(shapes, key=lambda one: (not one.repaired, one.score))
 
 
 def _against(one: TriedShape, chosen: TriedShape) -> str:
@@ -111,8 +111,10 @@ def _against(one: TriedShape, chosen: TriedShape) -> str:
     return f"has {fixed(its)} against {fixed(best)}{state} ({change(best, its)})"
 
 
-def _over(shape: TriedShape) -> str:
-    return f", mean of {len(shape.divergence)} sources" if len(shape.divergence) > 1 else ""
+def _span(shape: TriedShape) -> str:
+    """Return the range of the divergence over the sources."""
+    least, most = min(shape.divergence.values()), max(shape.divergence.values())
+    return f" (KL divergence {fixed(least)} to {fixed(most)} nats per token by source)"
 
 
 def _off(predicted: float, measured: float) -> str:

@@ -79,8 +79,8 @@ class CalibrationBatches:
     ``batch_size``: windows a forward call. ``store``: where hidden states are kept. ``begin``: the begin-of-text ids,
     whose prediction counts in no loss. ``sources_N``: the source of each window, where scores are summed by source and
     then combined by ``combine``; None: all windows together. Where they are pooled, each source has the same weight.
-    ``gradients``: runs the backward pass on windows of its own; None: it is that of all windows. ``repeated_N``: True
-    for windows whose second half repeats the first, of which only the second half counts in losses.
+    ``gradients``: runs the backward pass on windows of its own; None: it is that of all windows. ``first_target``:
+    position of a window from which on tokens count in losses.
     """
 
     windows_NL: Tensor
@@ -90,7 +90,7 @@ class CalibrationBatches:
     sources_N: Tensor | None = None
     combine: Combine = "pooled"
     gradients: RunOnBatches | None = None
-    repeated_N: Tensor | None = None
+    first_target: int = 1
 
     @property
     def is_pooled(self) -> bool:
@@ -109,8 +109,8 @@ class CalibrationBatches:
 
     def at(self, numbers_N: Tensor) -> CalibrationBatches:
         """Return the batches of some of the windows, by their numbers."""
-        sources_N, repeated_N = (None if one is None else one[numbers_N] for one in (self.sources_N, self.repeated_N))
-        return replace(self, windows_NL=self.windows_NL[numbers_N], sources_N=sources_N, repeated_N=repeated_N)
+        sources_N = None if self.sources_N is None else self.sources_N[numbers_N]
+        return replace(self, windows_NL=self.windows_NL[numbers_N], sources_N=sources_N)
 
     def forward(self, decoder: Decoder) -> LayerwiseForward:
         """Begin a layer-wise forward pass over this process's share of the windows."""
@@ -120,7 +120,7 @@ class CalibrationBatches:
             batch_size=self.batch_size,
             store=self.store,
             begin=self.begin,
-            repeated_N=None if self.repeated_N is None else windows_of_process(self.repeated_N),
+            first_target=self.first_target,
         )
 
 

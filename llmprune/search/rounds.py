@@ -12,7 +12,7 @@ from functools import partial
 from llmprune.anatomy.types import Anatomy
 from llmprune.cut.decision import Cut
 from llmprune.recipe.refit import Refit
-from llmprune.search.choice import Divergences, broken_sources, ranked
+from llmprune.search.choice import Divergences, broken_sources, ranked, score
 from llmprune.search.judging import Judge
 from llmprune.search.repaired import RepairWindows, repaired_divergence
 from llmprune.search.side_by_side import divergences
@@ -33,6 +33,16 @@ class Tried:
     def divergence(self) -> Divergences:
         """Divergences of its last round."""
         return self.rounds[-1]
+
+    @property
+    def kept(self) -> float:
+        """Share of the layers that it keeps."""
+        return len(self.cut.layers) / self.cut.num_layers
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Score in each round."""
+        return tuple(score(one, self.kept) for one in self.rounds)
 
 
 @dataclass(frozen=True)
@@ -77,4 +87,5 @@ def _best_first(tried: Sequence[Tried]) -> list[Tried]:
     """Return cuts of a round, the best first, with the sources on which some are broken."""
     found = [one.divergence for one in tried]
     broken = broken_sources(found)
-    return [replace(tried[number], broken=broken[number]) for number in ranked(found)]
+    order = ranked(found, [one.kept for one in tried])
+    return [replace(tried[number], broken=broken[number]) for number in order]

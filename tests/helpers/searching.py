@@ -42,12 +42,12 @@ def tried(layers: int, neurons: int, groups: int, **changes: Any) -> TriedShape:
         "bytes": 2 * count,
         "kv_bytes_per_token": 256 * layers * groups,
         "divergence": divergence,
-        "mean": sum(divergence.values()) / len(divergence),
-        "means": (lost, 0.58 * lost, 0.55 * lost) if repaired else (lost,),
+        "score": sum(divergence.values()) / len(divergence),
+        "scores": (lost, 0.58 * lost, 0.55 * lost) if repaired else (lost,),
         "repaired": repaired,
     }
     values |= changes
-    return TriedShape(**values | {"means": (*values["means"][:-1], values["mean"])})
+    return TriedShape(**values | {"scores": (*values["scores"][:-1], values["score"])})
 
 
 def tried_for(share: float, size: int = 0, **changes: Any) -> tuple[TriedShape, ...]:
@@ -63,7 +63,7 @@ def tried_for(share: float, size: int = 0, **changes: Any) -> tuple[TriedShape, 
             neurons = min(int(room / _MLP) // 64 * 64, WIDTH)
             if neurons >= 640 and parameters(layers, neurons, groups) >= 0.97 * limit:
                 shapes.append((layers, neurons, groups))
-    found = sorted((tried(*shape, size=size, **changes) for shape in shapes), key=lambda one: one.mean)
+    found = sorted((tried(*shape, size=size, **changes) for shape in shapes), key=lambda one: one.score)
     best = found[:4]
     repaired = [tried(*_sizes(one), size=size, repaired=True, **changes) for one in best]
     layers, neurons, groups = _sizes(best[0])
@@ -92,7 +92,7 @@ def searched(*shares: float, **changes: Any) -> SearchFigures:
     chosen = []
     for size, share in enumerate(shares):
         own = [one for one in shapes if one.size == size and one.further is None]
-        best = min((one for one in own if one.repaired), key=lambda one: one.mean)
+        best = min((one for one in own if one.repaired), key=lambda one: one.score)
         chosen.append(
             ChosenShape(name=best.name, limits={"parameters": math.floor(share * dense)}, candidates=61, tried=len(own))
         )
@@ -121,7 +121,7 @@ def with_broken(found: SearchFigures, place: int = -6, source: str = "code") -> 
     divergence = one.divergence | {source: 4.9}
     mean = sum(divergence.values()) / len(divergence)
     shapes[place] = one.model_copy(
-        update={"divergence": divergence, "mean": mean, "means": (*one.means[:-1], mean), "broken": source}
+        update={"divergence": divergence, "score": mean, "scores": (*one.scores[:-1], mean), "broken": source}
     )
     return found.model_copy(update={"tried": tuple(shapes)})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,11 @@ def test_members_are_cut_to_the_shapes_that_were_chosen(workspace: Path) -> None
         removed = tuple(row["layer"] for row in report["layers"] if row["removed"])
         assert removed == chosen.removed == tuple(sorted(found.order[: len(removed)]))
         assert report["search"]["member"] == number
+        cut = json.loads((workspace / "family" / "members" / str(number + 1) / "cut.json").read_text())
+        assert cut["search"]["shape"] == chosen.name
+        assert cut["search"]["divergence"] == chosen.divergence
         rivals = [one for one in found.tried if one.size == number and one.further is None]
-        assert chosen.mean == min(one.mean for one in rivals if one.rounds == chosen.rounds)
+        assert chosen.score == min(one.score for one in rivals if one.rounds == chosen.rounds)
 
 
 def test_every_source_judges(workspace: Path) -> None:
@@ -83,7 +87,7 @@ def test_every_source_judges(workspace: Path) -> None:
     assert found.sources[2:] == ("self_generated", "repeated")
     assert len(found.sources) == 4
     assert all(set(one.divergence) == set(found.sources) for one in found.tried)
-    assert found.windows == 9
+    assert found.windows == 11
 
 
 def test_a_member_is_what_its_recipe_makes_alone(
@@ -145,7 +149,7 @@ def test_a_search_without_repair(workspace: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(recipe_of(workspace, SIZES[0], name="plain.yaml", refit=False))
     found = search_only(recipe, tmp_path / "run")
     assert not any(one.repaired for one in found.tried)
-    assert found.chosen_shape(0).mean == min(one.mean for one in found.tried if one.further is None)
+    assert found.chosen_shape(0).score == min(one.score for one in found.tried if one.further is None)
 
 
 def test_a_smaller_family_leaves_no_member_behind(

@@ -48,9 +48,9 @@ def test_a_report_with_a_search_is_read_back_from_its_json() -> None:
         "20 of 61 shapes that meet the budget were tried",
         "12,288 tokens) of 3 sources; cost: 6.4 forward passes over the calibration text, 12 min 34 s.",
         "Budget: at most 100.9 M parameters.",
-        "29 layers, 1088 neurons, 2 groups: 99.97 M parameters (74.3% of the dense model), KL divergence 0.308 nats",
+        "29 layers, 1088 neurons, 2 groups: 99.97 M parameters (74.3% of the dense model), score 0.308 after the ",
         "The best shape that only removes layers (20 layers, 1536 neurons, 3 groups) has 0.978 against 0.559 before",
-        "layers: 28 layers, 1088 neurons, 2 groups, −2.5% parameters, +0.042 nats.",
+        "layers: 28 layers, 1088 neurons, 2 groups, −2.5% parameters, score +0.042.",
         "21 layers, 1472 neurons, 3 groups is broken on code: KL divergence 4.900 there",
         "All 23 shapes that were tried",
     ],
@@ -82,7 +82,7 @@ def test_a_shape_outside_the_frontier_never_lies_below_it() -> None:
             (one, other)
             for one in line
             for other in repaired
-            if other.parameters <= one.parameters and other.mean < one.mean
+            if other.parameters <= one.parameters and other.score < one.score
         ]
 
 
@@ -115,7 +115,7 @@ def test_a_shape_that_dropped_out_earlier_is_compared_in_the_same_round() -> Non
     alone = next(one for one in ONE.tried if one.name == "20 layers, 1536 neurons, 3 groups")
     chosen = ONE.chosen_shape(0)
     assert not alone.repaired
-    assert f"has {alone.mean:.3f} against {chosen.means[0]:.3f} before the repair" in text
+    assert f"has {alone.score:.3f} against {chosen.scores[0]:.3f} before the repair" in text
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-12, 4e7, math.inf, math.nan])
@@ -124,7 +124,7 @@ def test_any_search_can_be_drawn(value: float, number: int) -> None:
     """Broken figures, equal sizes and a single shape have coordinates within the page."""
     shapes: list[TriedShape] = [tried(28, 1024, 2) for _ in range(number)]
     shapes[-1] = shapes[-1].model_copy(
-        update={"mean": value, "means": (value,), "divergence": dict.fromkeys(SOURCES, value)}
+        update={"score": value, "scores": (value,), "divergence": dict.fromkeys(SOURCES, value)}
     )
     page = render_frontier(ONE.model_copy(update={"tried": tuple(shapes), "chosen": ()}), "org/base")
     assert not [place for place in places(page, "frontier") if "nan" in place or "inf" in place]
@@ -146,7 +146,7 @@ def test_the_terminal_shows_choice_and_frontier_in_80_columns() -> None:
     assert "- one step further in layers: 28 layers, 1088 neurons, 2 groups, −2.5%" in rows
     many = tuple(f"source {place}" for place in range(9))
     shapes = tuple(
-        one.model_copy(update={"divergence": {name: one.mean + place / 100 for place, name in enumerate(many)}})
+        one.model_copy(update={"divergence": {name: one.score + place / 100 for place, name in enumerate(many)}})
         for one in searched().tried
     )
     wide = printed(ONE.model_copy(update={"sources": many, "tried": shapes}))

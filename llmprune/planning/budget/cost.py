@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llmprune.common.distributed import world_size
 from llmprune.common.errors import CalibrationError
-from llmprune.cut.shape import Shape
+from llmprune.planning.budget.candidates import Candidate
 from llmprune.planning.budget.space import SearchSpace
 from llmprune.planning.calibration_sources import calibration_sources
 from llmprune.recipe.calibration import Calibration
@@ -18,7 +18,8 @@ class SearchCost(Figures):
     """Shapes that each round of a search tries for all models of a family together, and what the search costs.
 
     ``judged_windows``, ``judged_tokens``: windows that shapes are judged on, and tokens of each. ``further``: shapes
-    that go one step beyond a chosen one. ``forward_passes``: of the dense model over all calibration tokens.
+    that go one step beyond a chosen one. ``forward_passes``: of the dense model over all calibration tokens;
+    ``order_passes``: those that the order of the layers takes before.
     """
 
     rounds: tuple[int, ...]
@@ -26,27 +27,28 @@ class SearchCost(Figures):
     judged_windows: int
     judged_tokens: int
     forward_passes: float
+    order_passes: float
 
 
-def search_cost(tried: Sequence[Sequence[Shape]], calibration: Calibration, *, space: SearchSpace) -> SearchCost:
-    """Return the cost of a search. ``tried``: shapes for each model of the family."""
-    schedule, further = _schedule(calibration), len(space.axes) * len(tried)
-    counts, layers = [len(shapes) for shapes in tried], space.dense.layers
-    fewest = min(shape.layers for shapes in tried for shape in shapes)
-    removed = layers - max(fewest - 1, space.smallest.layers)  # one step further included
-    passes = schedule.forward_passes(counts, further=further) + schedule.passes_of_order(layers, removed=removed)
-    later = (sum(min(number, most) for number in counts) for most in schedule.rounds)
+def search_cost(space: SearchSpace, tried: Sequence[Sequence[Candidate]], *, calibration: Calibration) -> SearchCost:
+    """Return the cost of a search. ``tried``: candidates for each model of the family."""
+    schedule = _schedule(calibration)
+    numbers, further = [len(some) for some in tried], len(space.axes) * len(tried)
+    later = (sum(min(number, most) for number in numbers) for most in schedule.rounds)
+    layers, fewest = space.dense.layers, min(one.shape.layers for some in tried for one in some)
+    removed = layers - max(fewest - 1, space.smallest.layers)
     return SearchCost(
-        rounds=(sum(counts), *later),
+        rounds=(sum(numbers), *later),
         further=further,
         judged_windows=schedule.judged + schedule.repeated,
         judged_tokens=schedule.judged_tokens,
-        forward_passes=round(passes, 2),
+        forward_passes=round(schedule.forward_passes(numbers, further=further), 2),
+        order_passes=round(schedule.order_passes(layers, removed=removed), 2),
     )
 
 
 def require_windows_to_search(calibration: Calibration) -> None:
-    """Raise CalibrationError unless some windows can judge shapes and others repair them, in every process."""
+    """Raise CalibrationError unless every process gets a window that judges shapes, and one that they are scored on."""
     schedule, processes = _schedule(calibration), world_size()
     others = schedule.windows - schedule.judged
     if not schedule.judged or min(schedule.judged + schedule.repeated, others) < processes:

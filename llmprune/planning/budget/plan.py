@@ -22,7 +22,7 @@ from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures import Figures
 from llmprune.results.search_sentences import describe_amount
 
-SEARCH = "search"  # step
+LAYER_ORDER, SEARCH = "layer order", "search"  # steps
 
 
 class PlannedShape(Figures):
@@ -89,7 +89,7 @@ def plan_budget(recipe: Recipe, base: Base, *, speed: SpeedOf | None = None) -> 
         members=tuple(_member(space, one, asked=asked) for one, asked in zip(found, space.members, strict=True)),
         nominal=nominal.shape.name,
         exact=space.counter.is_exact,
-        search=search_cost([[each.shape for each in one.tried] for one in found], recipe.calibration, space=space),
+        search=search_cost(space, [one.tried for one in found], calibration=recipe.calibration),
     )
     own = settled(recipe, nominal.shape, anatomy=base.anatomy, removed=None)
     return OpenBudget(plan, own, tuple(_notes(space, found, has_table=speed is not None)))
@@ -125,9 +125,12 @@ def planned_limits(space: SearchSpace, limits: Limits, *, has_table: bool) -> Li
 
 def with_search(work: RunWork, cost: SearchCost) -> RunWork:
     """Return the work of a run with that of its search, which comes before pass 2."""
-    part = Part(step=SEARCH, name=SEARCH, work=work.forward * cost.forward_passes, shared=True)
+    passes = {LAYER_ORDER: cost.order_passes, SEARCH: cost.forward_passes}
+    parts = [
+        Part(step=step, name=step, work=work.forward * times, shared=True) for step, times in passes.items() if times
+    ]
     index = next(index for index, one in enumerate(work.parts) if one.step == "pass 2")
-    return work.model_copy(update={"parts": (*work.parts[:index], part, *work.parts[index:])})
+    return work.model_copy(update={"parts": (*work.parts[:index], *parts, *work.parts[index:])})
 
 
 def _member(space: SearchSpace, found: Candidates, *, asked: Limits) -> BudgetMember:

@@ -59,21 +59,21 @@ SPEED = Measure(
 
 def frontier_chart(found: SearchFigures, measure: Measure = SIZE, *, link: Link | None = None) -> Markup | None:
     """Draw all tried shapes. None without a shape that has finite figures. ``link``: address behind each shape."""
-    shapes = [one for one in found.tried if math.isfinite(one.mean) and (measure is SIZE or one.speed is not None)]
+    shapes = [one for one in found.tried if math.isfinite(one.score) and (measure is SIZE or one.speed is not None)]
     if not shapes:
         return None
-    line = [one for one in measure.frontier(found) if math.isfinite(one.mean)]
+    line = [one for one in measure.frontier(found) if math.isfinite(one.score)]
     costs = [measure.cost(one) for one in shapes]
     plot = _Plot(
         measure,
-        axis=_axis([one.mean for one in shapes if one.broken is None] or [one.mean for one in shapes]),
+        axis=_axis([one.score for one in shapes if one.broken is None] or [one.score for one in shapes]),
         low=min(costs),
         high=max(costs),
     )
     best = {(found.chosen[size].name, size) for size in range(len(found.chosen))}
     rank = {_key(one): 0 for one in shapes} | {_key(one): 1 for one in line} | dict.fromkeys(best, 2)
     body = [
-        grid(plot.axis, "KL divergence, log scale" if plot.axis.log else "KL divergence"),
+        grid(plot.axis, "score, log scale" if plot.axis.log else "score"),
         *(_limit(plot, limit) for limit in dict.fromkeys(map(measure.limit, found.chosen)) if limit is not None),
         _line(plot, line),
         _names(plot, line, best=best),
@@ -134,7 +134,7 @@ def _line(plot: _Plot, line: Sequence[TriedShape]) -> Markup:
     """Draw the frontier as steps: the least divergence that can be had within each size."""
     points: list[tuple[float, float]] = []
     for one in reversed(line):  # from the smallest
-        x, y = plot.x(plot.measure.cost(one)), plot.axis.y(one.mean)
+        x, y = plot.x(plot.measure.cost(one)), plot.axis.y(one.score)
         points += [(x, points[-1][1]), (x, y)] if points else [(x, y)]
     path = " ".join(f"{x * _WIDTH / 100:.1f},{y - TOP:.1f}" for x, y in points)
     return Markup(
@@ -165,7 +165,7 @@ def _shape(plot: _Plot, one: TriedShape, *, found: SearchFigures, rank: int, lin
         kind = "single" if len(found.axes(one)) == 1 else "circle"
     drawn = Markup('<svg class="point" x="{:.3f}%" y="{}" overflow="visible">{}<title>{}</title></svg>').format(
         plot.x(plot.measure.cost(one)),
-        plot.axis.y(min(one.mean, plot.axis.high)),  # a broken one may be beyond the axis
+        plot.axis.y(min(one.score, plot.axis.high)),  # a broken one may be beyond the axis
         _mark(f"{kind} {('', 'on', 'best on')[rank]}".strip()),
         f"{one.name}: {_place(found, one)}",
     )
@@ -193,7 +193,7 @@ def _place(found: SearchFigures, one: TriedShape) -> str:
     """Return size, divergence and, where there is one, speed of a shape, and what is special about it."""
     said = [
         f"{count(one.parameters)} parameters ({percent(share(found.dense_parameters, one.parameters))})",
-        f"KL {fixed(one.mean)}{' repaired' if one.repaired else ' as cut'}",
+        f"score {fixed(one.score)}{' repaired' if one.repaired else ' as cut'}",
     ]
     said += [f"{times(one.speed)} the speed"] if one.speed is not None else []
     said += [f"broken on {one.broken}"] if one.broken is not None else []
@@ -210,7 +210,7 @@ def _names(plot: _Plot, line: Sequence[TriedShape], *, best: set[tuple[str, int]
         return all(abs(x - left) >= _NAME_WIDTH or abs(y - top) >= _NAME_HEIGHT for left, top, _ in placed)
 
     for one in sorted(line, key=lambda one: _key(one) not in best):
-        x, y = plot.x(plot.measure.cost(one)), plot.axis.y(one.mean) + 14
+        x, y = plot.x(plot.measure.cost(one)), plot.axis.y(one.score) + 14
         while _key(one) in best and not is_free(x, y):
             y += 1
         if is_free(x, y):

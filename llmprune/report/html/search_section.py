@@ -49,7 +49,7 @@ class SearchView:
 def view_search(found: SearchFigures, *, link: Link | None = None) -> SearchView:
     """Return the parts of the section. ``link``: address behind each shape of the chart and the tables."""
     line = found.frontier
-    ordered = sorted(found.tried, key=lambda one: (-one.parameters, one.mean))
+    ordered = sorted(found.tried, key=lambda one: (-one.parameters, one.score))
     return SearchView(
         summary=describe_search(found) if found.chosen else "",
         choices=[

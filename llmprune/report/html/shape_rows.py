@@ -33,7 +33,7 @@ class ShapeTable:
 def shape_table(
     found: SearchFigures, shapes: Sequence[TriedShape], *, link: Callable[[TriedShape], str] | None = None
 ) -> ShapeTable:
-    """Return size, speed where it is known, mean divergence, and the divergence by source, where there are several."""
+    """Return size, speed where it is known, score, and the divergence by source, where there are several."""
     timed = any(one.speed is not None for one in shapes)
     sources = found.sources if len(found.sources) > 1 else ()
     mixed = len({one.repaired for one in shapes}) > 1
@@ -41,7 +41,7 @@ def shape_table(
     for one in shapes:
         cells = [count(one.parameters), percent(share(found.dense_parameters, one.parameters))]
         cells += [times(one.speed)] if timed else []
-        cells += [fixed(one.mean), *(fixed(one.divergence.get(source)) for source in sources)]
+        cells += [fixed(one.score), *(fixed(one.divergence.get(source)) for source in sources)]
         is_chosen = any((one.name, one.size) == (best.name, size) for size, best in enumerate(found.chosen))
         address = None if link is None else link(one)
         rows.append(
@@ -54,7 +54,7 @@ def shape_table(
                 address,
             )
         )
-    heads = ("parameters", "of dense", *(["speed"] if timed else []), "KL", *(f"KL {source}" for source in sources))
+    heads = ("parameters", "of dense", *(["speed"] if timed else []), "score", *(f"KL {source}" for source in sources))
     return ShapeTable(heads, tuple(rows))
 
 
