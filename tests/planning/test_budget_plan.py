@@ -14,13 +14,15 @@ from transformers import PreTrainedModel
 
 from llmprune.checkpoint.loading import load_config
 from llmprune.common.console import PlainConsole
-from llmprune.common.errors import RecipeError
+from llmprune.common.errors import CalibrationError, RecipeError
 from llmprune.evaluation.bench.generation_speed import Timing
 from llmprune.evaluation.bench.speed_subject import SpeedSubject
 from llmprune.evaluation.bench.speed_table import measure_speed_table, write_table
 from llmprune.planning.base import Base, describe_base
+from llmprune.planning.budget.cost import require_windows_to_search
 from llmprune.planning.budget.plan import plan_budget
 from llmprune.planning.plan import Plan, plan_and_check
+from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.recipe import Recipe
 from llmprune.report.plan_table import print_plan
 from llmprune.testing import tiny_config
@@ -133,6 +135,13 @@ def test_a_budget_is_cut_in_rounds_too(folder: Path) -> None:
     plan = _plan(folder, "{parameters: 0.52, tolerance: 0.1, axes: [layers]}", RECOVER)
     assert [one.size.layers for one in plan.rounds] == [7, 5, 4]
     assert [part.step for part in plan.work.parts].count("search") == 1
+
+
+def test_a_single_window_cannot_judge_and_be_scored_on() -> None:
+    """The plan refuses what the search would find out after the scores."""
+    require_windows_to_search(Calibration(dataset="text.txt", samples=2, self_generated=0))
+    with pytest.raises(CalibrationError, match=r"budget: .* the recipe's 1 are too few; raise calibration.samples"):
+        require_windows_to_search(Calibration(dataset="text.txt", samples=1, self_generated=0))
 
 
 def test_a_wrong_budget_is_reported_with_the_other_problems(folder: Path) -> None:

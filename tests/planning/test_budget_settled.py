@@ -40,6 +40,16 @@ def test_a_settled_recipe_cuts_to_its_shape(base: Base) -> None:
     assert not is_open(own)
 
 
+def test_rounds_can_divide_a_width(base: Base) -> None:
+    """The widths of a shape are multiples of a step that rounds go by, not of themselves."""
+    widths = (("moe_intermediate_size", 64), ("shared_expert_intermediate_size", 160))
+    for budget, multiple in (("{parameters: 0.5}", 32), ("{parameters: 0.5, axes: {mlp: {multiple: 16}}}", 16)):
+        recipe = budget_recipe(Path("model"), budget)
+        own = settled(recipe, replace(ShapeCounter(base).dense, widths=widths), anatomy=base.anatomy, removed=())
+        assert own.width is not None
+        assert own.width.multiple == multiple
+
+
 @pytest.mark.parametrize("removed", [None, (0, 1)])
 def test_what_a_shape_keeps_has_no_section(base: Base, removed: tuple[int, ...] | None) -> None:
     """A shape that gives layers alone has neither widths nor experts; a plan leaves open which layers."""

@@ -1,27 +1,29 @@
-"""A model whose shape was searched, repeated from its record: the recorded shape, without another search."""
+"""A model whose shape was searched, repeated from its record: the recorded choice in place of another search."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 from helpers.reports import sample_report
 from helpers.searching import searched
 
+from llmprune.common.errors import HubError
 from llmprune.publish.plots import draw
 from llmprune.publish.provenance import FILE, Record, portable_figures
-from llmprune.publish.reproduce import recorded_recipe
+from llmprune.publish.reproduce import recorded_recipe, recorded_search
+from llmprune.recipe.recipe import Recipe
 
 RECIPE = """\
 model: {id: org/base}
 calibration: {dataset: org/text}
-budget:
-  parameters: [0.9, 0.8]
-  axes: {layers: {}, mlp: {criterion: {kind: wanda}}, heads: {}}
+budget: {parameters: 0.8, speed: 1.1, speed_table: /home/ann/table.json}
 """
 
 
-def test_the_recorded_shape_is_cut_again(tmp_path: Path) -> None:
-    """The budget is replaced by the shape of this member of the family; criteria of the axes are kept."""
+def test_the_recorded_choice_is_taken_again(tmp_path: Path) -> None:
+    """The budget stays, without the author's file; another budget is searched anew."""
     found = searched(0.9, 0.8, member=1)
     record = Record(
         created="today",
@@ -34,15 +36,29 @@ def test_the_recorded_shape_is_cut_again(tmp_path: Path) -> None:
         report=portable_figures(sample_report(search=found)),
     )
     (tmp_path / FILE).write_text(record.to_json())
-    recipe, _ = recorded_recipe(str(tmp_path))
-    shape = found.chosen_shape(1)
-    assert recipe.budget is None
-    assert recipe.depth is not None
-    assert recipe.depth.layers == shape.removed
-    assert recipe.width is not None
-    assert recipe.width.neurons == shape.widths["intermediate_size"]
-    assert recipe.width.heads == shape.kv_groups
-    assert recipe.width.neuron_criterion.kind == "wanda"
+    recipe, read = recorded_recipe(str(tmp_path))
+    assert recipe.budget is not None
+    assert (recipe.budget.parameters, recipe.budget.speed_table) == (0.8, None)
+    assert recorded_search(read, recipe) == found
+    other, read = recorded_recipe(str(tmp_path), ["budget.parameters=0.7"])
+    assert recorded_search(read, other) is None
+
+
+def test_a_recorded_search_that_cannot_be_read() -> None:
+    """Figures that a stranger wrote are checked before they are used."""
+    report = portable_figures(sample_report(search=searched())) | {"search": {"tried": "all"}}
+    values: dict[str, Any] = {
+        "created": "",
+        "recipe": RECIPE,
+        "overrides": (),
+        "cut": {},
+        "fingerprints": {},
+        "files": {},
+    }
+    with pytest.raises(HubError, match="recorded search"):
+        recorded_search(
+            Record(**values, refused=None, report=report), Recipe.parse(RECIPE, ["budget.speed_table=null"])
+        )
 
 
 def test_the_frontier_is_drawn_for_the_card(tmp_path: Path) -> None:
