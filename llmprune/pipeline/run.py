@@ -69,7 +69,8 @@ def run(
     """Prune a model as the recipe says into the run folder ``output``, and reuse the products that are there.
 
     One process does the work, with the layers placed over the GPUs that ``recipe.devices`` chooses. These stay the only
-    ones that it sees. Under torchrun every process calls this function and gets the report. See ``RunOptions`` for the
+    ones that it sees. Under torchrun every process calls this function and gets the report: of a family that of the
+    first member whose gate is not passed, or of the smallest. See ``RunOptions`` for the
     options. Raises subclasses of LLMPruneError; GateNotMet only after the report is written.
     """
     options = RunOptions(fresh=fresh, measure_forward=measure_forward, calibration_check=calibration_check)

@@ -92,6 +92,18 @@ class Recipe(Section):
             )
         return budget
 
+    @field_validator("hub", mode="after")
+    @classmethod
+    def _one_model(cls, hub: Hub | None, info: ValidationInfo) -> Hub | None:
+        """Refuse one repository for several models."""
+        budget = info.data.get("budget")
+        if hub is not None and budget is not None and budget.family is not None:
+            raise ValueError(
+                f"names one repository, and budget.{budget.family} is a list that makes several models; remove hub "
+                "and push each with llmprune push RUN/members/1 --repo-id NAME"
+            )
+        return hub
+
     _text: str = PrivateAttr("")
     _overrides: tuple[str, ...] = PrivateAttr(())
 

@@ -25,3 +25,10 @@ def test_windows_without_the_token_need_no_mask() -> None:
     assert CountedTargets(WINDOWS, 2).of(0, CPU) is None
     assert CountedTargets(WINDOWS, 2, begin=(3,)).of(0, CPU) is None
     assert CountedTargets(WINDOWS[:1], 2, begin=(1,)).of(0, CPU) is None
+
+
+def test_targets_before_a_position_do_not_count() -> None:
+    """From that position of a window on they do, but for the tokens that never count."""
+    counted_BT = CountedTargets(WINDOWS, 3, begin=(1,), first=2).of(0, CPU)
+    assert counted_BT is not None
+    assert counted_BT.tolist() == [[False, True, True], [False, False, True], [False, True, False]]

@@ -50,6 +50,22 @@ def test_chunks_make_up_the_logits_of_the_batch(family: str, monkeypatch: pytest
         torch.testing.assert_close(found_BLV, whole_BLV, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_positions_without_a_target_have_no_logits(family: str) -> None:
+    """Chunks begin with the first position that predicts a target that counts; their logits are those of the batch."""
+    decoder = dense_decoder(tiny_model(family))
+    forward = LayerwiseForward(decoder, IDS, batch_size=5, first_target=7)
+    for index in range(len(decoder)):
+        with decoder.layer(index) as layer:
+            forward.pass_through(index, layer)
+    whole_BLV = forward.logits(0)
+    with torch.no_grad():
+        for chunk in token_chunks(forward, IDS):
+            assert chunk.positions.start == 6
+            found_BPV = chunk.next_token_logits(forward, IDS, hidden_BLD=forward.hidden_states[0])
+            torch.testing.assert_close(found_BPV, whole_BLV[chunk.windows, 6:-1], rtol=1e-5, atol=1e-5)
+
+
 def test_a_model_without_positions_is_run_window_by_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """A forward without ``logits_to_keep`` gives the logits of one window at a time."""
     model = tiny_model("llama")

@@ -117,3 +117,13 @@ def test_heads_and_neurons_may_be_scored_differently() -> None:
     width = Recipe.parse(BASE + text).width
     assert width is not None
     assert (width.neuron_criterion.kind, width.head_criterion.kind) == ("activation", "share")
+
+
+def test_a_family_has_no_single_repository() -> None:
+    """Several models cannot be pushed to one repository; a single one can."""
+    hub = "hub: {repo_id: org/small}\n"
+    found = problems(f"{BASE}budget: {{parameters: [0.9, 0.8]}}\n{hub}")
+    assert len(found) == 1
+    assert found[0].startswith("hub")
+    assert "push each" in found[0]
+    assert Recipe.parse(f"{BASE}budget: {{parameters: 0.9}}\n{hub}").hub is not None

@@ -103,6 +103,14 @@ def test_ready_tokens_and_further_sources_are_held_to_the_same_rules(tmp_path: P
         admit(yaml.safe_dump({"model": {"id": "a/b"}, "calibration": tokens}), (), settings=settings)
 
 
+def test_a_job_makes_one_model(tmp_path: Path) -> None:
+    """A family is a job for each size: a job's outputs are those of one model."""
+    with pytest.raises(RecipeError, match="submit a job for each size"):
+        admit(
+            RECIPE, ("depth=null", "width=null", "budget.parameters=[0.9, 0.8]"), settings=Settings(data_dir=tmp_path)
+        )
+
+
 def test_no_file_is_opened_before_it_is_allowed(tmp_path: Path) -> None:
     """A named pipe that nobody writes to would stop the service for ever; the recipe is refused at once."""
     os.mkfifo(tmp_path / "pipe")
