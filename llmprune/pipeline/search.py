@@ -35,6 +35,7 @@ from llmprune.planning.budget.candidates import Candidates, candidates, one_step
 from llmprune.planning.budget.limits import SpeedOf
 from llmprune.planning.budget.settle import settled
 from llmprune.planning.budget.space import SearchSpace, search_space
+from llmprune.recipe.refit import Refit
 from llmprune.recipe.search_schedule import TRIED_AGAIN, Schedule
 from llmprune.results.products import HIDDEN_STATES, LAYER_ORDER, SEARCH, SEARCH_SO_FAR, SEARCH_TRIALS
 from llmprune.results.replacing import remove
@@ -122,8 +123,14 @@ class _Step:
         recipe, inputs = self.context.recipe, self.context.inputs
         judged, scores = self.search.judged_N.tolist(), origin_of_scores(self.context)
         table = self.speeds and self.speeds.table.model_dump_json()
-        parts = inputs.identity, inputs.windows_fingerprint, scores, judged, recipe.budget, recipe.refit, table
-        return fingerprint(*parts)
+        parts = inputs.identity, inputs.windows_fingerprint, scores, judged, recipe.budget, self._refit, table
+        return fingerprint(*parts, schedule_of(inputs).repairs)
+
+    @property
+    def _refit(self) -> Refit | None:
+        """The repair in closed form alone: layers are not trained for every shape that is tried."""
+        refit = self.context.recipe.refit
+        return refit and refit.model_copy(update={"block": False})
 
     @property
     def _speed(self) -> SpeedOf | None:
@@ -144,6 +151,8 @@ class _Step:
         if not rounds:
             return ()
 
+        ordering = schedule_of(inputs).ordering
+
         def make(path: Path) -> tuple[int, ...]:
             with measure_step(folder.steps, "layer order", decoder=inputs.dense):
                 found = self.context.batches.calibration.run("layer order", find, release=inputs.evict)
@@ -158,7 +167,7 @@ class _Step:
 
         return folder.produce(
             "layer order",
-            fingerprint(inputs.identity, inputs.windows_fingerprint, self.search.judged_N.tolist(), rounds),
+            fingerprint(inputs.identity, inputs.windows_fingerprint, self.search.judged_N.tolist(), rounds, ordering),
             file=LAYER_ORDER,
             load=lambda path: tuple(json.loads(path.read_text(encoding="utf-8"))),
             make=make,
@@ -184,7 +193,7 @@ class _Step:
         second, last = (repair_windows(context, number, batch_size=batch_size) for number in schedule.repairs)
         judge = Judge(context.inputs.dense, judging_batches(context, batch_size=batch_size))
         trials = Trials(context.folder.path / SEARCH_TRIALS, fingerprint(self._origin, self._order))
-        return Rounds(judge, self.space.anatomy, context.recipe.refit, (second, last), trials)
+        return Rounds(judge, self.space.anatomy, self._refit, (second, last), trials)
 
     @property
     def _record(self) -> SearchRecord:

@@ -90,7 +90,7 @@ def rank_by_cost(
         found = costs.without_each(kept, candidates)
         finite = {layer: cost for layer, cost in found.items() if math.isfinite(cost)}
         if not finite:
-            raise no_cost(kind, list(found))
+            raise _no_cost(kind, list(found))
         cheapest = min(finite, key=finite.__getitem__)
         reached = max(finite[cheapest], reached)  # not below the scores of the layers removed before
         above = float(torch.tensor(reached).nextafter(torch.tensor(math.inf)))
@@ -101,11 +101,11 @@ def rank_by_cost(
         kept.remove(cheapest)
         costs.remove(cheapest)
     if without_cost := [layer for layer in kept if not math.isfinite(scores_N[layer])]:
-        raise no_cost(kind, without_cost)
+        raise _no_cost(kind, without_cost)
     return scores_N
 
 
-def no_cost(kind: str, layers: list[int]) -> NumericalError:
+def _no_cost(kind: str, layers: list[int]) -> NumericalError:
     """Return the error for layers without which the model has no finite cost."""
     named = f"layer {layers[0]}" if len(layers) == 1 else f"any of layers {ranges(layers)}"
     return NumericalError(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from llmprune.score.ablation import LayerCosts, no_cost
+from llmprune.common.errors import NumericalError
+from llmprune.score.ablation import LayerCosts
 
 
 def removal_order(
@@ -19,8 +20,8 @@ def removal_order(
     """Return the first ``rounds`` layers to remove, in their order.
 
     ``tried``: layers that are judged in each round after the first. ``may_keep``: True for layers that a model may
-    consist of. Fewer are returned where no further layer may be removed. Raises NumericalError where no cost of the
-    first round is finite.
+    consist of. Fewer are returned where no further layer may be removed. Raises NumericalError where no cost of a round
+    is finite.
     """
     kept = list(range(layers))
     order: list[int] = []
@@ -35,9 +36,10 @@ def removal_order(
         finite = {layer: cost for layer, cost in found.items() if math.isfinite(cost)}
         known |= {layer: finite.get(layer, math.inf) for layer in found}
         if not finite:
-            if not order:
-                raise no_cost("divergence", list(found))
-            break
+            raise NumericalError(
+                f"budget.axes.layers: without any of layers {', '.join(map(str, found))} the divergence of the "
+                "model is not finite; try model.dtype: float32, or leave layers out of budget.axes"
+            )
         cheapest = min(finite, key=lambda layer: (finite[layer], layer))
         order.append(cheapest)
         kept.remove(cheapest)
