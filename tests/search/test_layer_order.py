@@ -54,8 +54,8 @@ def test_layers_that_must_stay_are_not_judged() -> None:
 
 def test_no_finite_cost_is_an_error() -> None:
     """Layers whose removal cannot be judged are not removed, and a shape does not keep them in silence either."""
-    with pytest.raises(NumericalError, match="layers 0, 1, 2 .* is not finite"):
+    with pytest.raises(NumericalError, match=r"layers 0, 1, 2 .* is not finite"):
         removal_order(Costs([math.nan] * 3, together={}), 3, rounds=1, tried=3, may_keep=lambda _: True)
     second = Costs([1, 2, 3], together={(0, 1): math.nan, (0, 2): math.inf})
-    with pytest.raises(NumericalError, match="layers 1, 2 .* is not finite"):
+    with pytest.raises(NumericalError, match=r"layers 1, 2 .* is not finite"):
         removal_order(second, 3, rounds=2, tried=3, may_keep=lambda _: True)
