@@ -101,7 +101,7 @@ def _rivals(found: SearchFigures, size: int) -> list[TriedShape]:
 
 
 def _best(shapes: Sequence[TriedShape]) -> TriedShape:
-    """Return the shape with the lowest divergence, a repaired one before those that dropped out earlier."""
+    """Return the shape with the lowest score, a repaired one before those that dropped out earlier."""
     return min(shapes, key=lambda one: (not one.repaired, one.score))
 
 
