@@ -39,7 +39,7 @@ def recipe_of(folder: Path, parameters: Any, *, name: str = "recipe.yaml", **sec
     calibration = {"sources": [{"dataset": str(text)} for text in texts], "samples": 12, "sequence_length": 32}
     given = {
         "calibration": calibration | {"self_generated": 4},
-        "budget": {"parameters": parameters, "tolerance": 0.2},
+        "budget": {"parameters": parameters, "tolerance": 0.2, "shapes": 8},
         "depth": None,
         "width": None,
     }
