@@ -46,19 +46,17 @@ def search(
     with lines_without_terminal():
         found = search_only(parsed, folder)
     if is_first_process():
-        show_search(found, folder, model=parsed.model.id, recipe=recipe, as_json=as_json)
+        show_search(found, folder, recipe=recipe, as_json=as_json)
     leave_process_group()
 
 
-def show_search(found: SearchFigures, folder: Path, *, model: str, recipe: str, as_json: bool) -> None:
-    """Write the page of a search to its run folder, and print its figures and how to continue."""
-    from llmprune.common.files import write_text
-    from llmprune.report.html.frontier_page import render_frontier
+def show_search(found: SearchFigures, folder: Path, *, recipe: str, as_json: bool) -> None:
+    """Print the figures of a search, where its page is, and how to continue."""
     from llmprune.report.search_table import print_search
     from llmprune.results.products import FRONTIER
+    from llmprune.results.replacing import NEXT
 
-    page = folder / FRONTIER
-    write_text(page, render_frontier(found, model))
+    page = next(path for path in (folder / NEXT / FRONTIER, folder / FRONTIER) if path.is_file())
     if as_json:
         typer.echo(json.dumps(found.model_dump(mode="json"), indent=1))
     else:

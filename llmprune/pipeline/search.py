@@ -37,7 +37,8 @@ from llmprune.planning.budget.settle import settled
 from llmprune.planning.budget.space import SearchSpace, search_space
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.search_schedule import TRIED_AGAIN, Schedule
-from llmprune.results.products import HIDDEN_STATES, LAYER_ORDER, SEARCH, SEARCH_SO_FAR, SEARCH_TRIALS
+from llmprune.report.html.frontier_page import render_frontier
+from llmprune.results.products import FRONTIER, HIDDEN_STATES, LAYER_ORDER, SEARCH, SEARCH_SO_FAR, SEARCH_TRIALS
 from llmprune.results.replacing import remove
 from llmprune.results.run_folder import fingerprint
 from llmprune.results.search_figures import SearchFigures
@@ -103,7 +104,9 @@ class _Step:
         def make(path: Path) -> SearchFigures:
             with measure_step(folder.steps, "search", decoder=inputs.dense):
                 found = self.context.batches.calibration.run("search", self._search, release=inputs.evict)
+            found = self.speeds.with_measured(found) if self.speeds else found
             folder.write(path.name, found.model_dump_json(indent=1) + "\n")
+            folder.write(FRONTIER, render_frontier(found, self.context.recipe.model.id))
             if is_first_process():
                 for name in (SEARCH_TRIALS, SEARCH_SO_FAR, HIDDEN_STATES):
                     remove(folder.path / name)
@@ -197,7 +200,7 @@ class _Step:
 
     @property
     def _record(self) -> SearchRecord:
-        return SearchRecord(self.context, self.space, self._order, schedule_of(self.context.inputs), self.speeds)
+        return SearchRecord(self.context, self.space, self._order, schedule_of(self.context.inputs), self._speed)
 
     def _further(self, rounds: Rounds, chosen: Tried) -> dict[str, Tried]:
         """Try the shapes that go one step beyond the chosen one, by axis: in the first rounds, as far as it went."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from llmprune.cut.decision import Cut
 from llmprune.cut.shape import Shape
 from llmprune.pipeline.context import RunContext
-from llmprune.pipeline.search_speed import ShapeSpeeds
 from llmprune.planning.budget.candidates import Candidates
+from llmprune.planning.budget.limits import SpeedOf
 from llmprune.planning.budget.space import SearchSpace
 from llmprune.recipe.search_schedule import Schedule
 from llmprune.results.products import SEARCH_SO_FAR
@@ -31,13 +31,13 @@ class SearchedMember:
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """Facts about a search as a whole. ``order``: of the removal of layers; ``speeds``: of shapes, if asked for."""
+    """Facts about a search. ``order``: of the removal of layers; ``speed``: predicts that of a shape, if asked for."""
 
     context: RunContext
     space: SearchSpace
     order: tuple[int, ...]
     schedule: Schedule
-    speeds: ShapeSpeeds | None
+    speed: SpeedOf | None
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -109,14 +109,13 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember], *, 
 
 
 def _chosen(record: SearchRecord, member: SearchedMember) -> ChosenShape:
-    """Return the choice for a budget; where it has a speed, that of the shape is measured now."""
+    """Return the choice for a budget."""
     shape = shape_of(member.tried[0].cut, record.space)
     return ChosenShape(
         name=shape.name,
         limits=dict(member.budget.limits),
         candidates=len(member.budget.found),
         tried=len(member.tried),
-        measured_speed=record.speeds.measured(shape) if record.speeds else None,
     )
 
 
@@ -135,7 +134,7 @@ def _tried(record: SearchRecord, tried: Tried, *, member: SearchedMember, furthe
         active_parameters=sizes.active_parameters,
         bytes=sizes.bytes,
         kv_bytes_per_token=sizes.kv_bytes_per_token,
-        speed=record.speeds.predicted(shape) if record.speeds else None,
+        speed=record.speed(shape) if record.speed else None,
         divergence=dict(zip(record.sources, tried.divergence, strict=True)),
         score=tried.scores[-1],
         scores=tried.scores,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.errors import ModelError
@@ -13,8 +14,12 @@ from llmprune.evaluation.bench.speed_prediction import predict
 from llmprune.evaluation.bench.speed_subject import SpeedSubject
 from llmprune.evaluation.bench.speed_table import speed_table
 from llmprune.pipeline.context import RunContext
+from llmprune.pipeline.search_figures import shape_of_tried
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.recipe.evaluation import Speed
+from llmprune.results.products import SPEEDS
+from llmprune.results.run_folder import file_fingerprint, fingerprint
+from llmprune.results.search_figures import SearchFigures
 from llmprune.results.speed_table import SpeedTable
 
 logger = logging.getLogger(__name__)
@@ -42,13 +47,35 @@ class ShapeSpeeds:
             return None
         subject = SpeedSubject.of(recipe.model, config=context.inputs.config, anatomy=context.inputs.anatomy)
         settings, file = budget.speed_settings, budget.speed_table
-        with measure_step(context.folder.steps, SPEED_TABLE):
-            table = speed_table(subject, settings=settings, asked=min(budget.limits["speed"]), file=file)
+        asked, folder = min(budget.limits["speed"]), context.folder
+        given = [Path(file).expanduser()] if file else []
+
+        def make(path: Path) -> SpeedTable:
+            with measure_step(folder.steps, SPEED_TABLE):
+                found = speed_table(subject, settings=settings, asked=asked, file=file)
+            folder.write(path.name, found.model_dump_json(indent=1) + "\n")
+            return found
+
+        table = folder.produce(
+            SPEED_TABLE,
+            fingerprint(context.inputs.identity, settings, asked, file, file_fingerprint(*given)),
+            file=SPEEDS,
+            load=lambda path: SpeedTable.model_validate_json(path.read_text(encoding="utf-8")),
+            make=make,
+            together=True,
+        )
         return cls(subject, settings, table, is_here=file is None)
 
     def predicted(self, shape: Shape) -> float:
         """Return the predicted speed of a shape."""
         return predict(self.table, shape).ratio
+
+    def with_measured(self, found: SearchFigures) -> SearchFigures:
+        """Return the figures of a search with the measured speeds of the shapes that it chose."""
+        speeds = [self.measured(shape_of_tried(found.chosen_shape(size))) for size in found.sizes]
+        pairs = zip(found.chosen, speeds, strict=True)
+        chosen = tuple(one.model_copy(update={"measured_speed": speed}) for one, speed in pairs)
+        return found.model_copy(update={"chosen": chosen})
 
     def measured(self, shape: Shape) -> float | None:
         """Return the speed of whole generations by a shape with random weights, timed in turn with the dense model.

@@ -1,8 +1,8 @@
 """Schedule of a search: how many shapes each round tries, on how much text, and what that costs.
 
-Successive halving (Jamieson & Talwalkar, arXiv 1502.07943) over shapes and text: all shapes are tried without repair on
-a little text, a few with a repair that is solved on some of the calibration windows, and the last ones with one that is
-solved on twice as many.
+Successive halving (Jamieson & Talwalkar, arXiv 1502.07943) of the shapes, with ever more work on each: all are tried
+without repair, a few with a repair that is solved on some of the calibration windows, and the last ones with one that
+is solved on twice as many. All rounds judge on the same windows, so that a shape's rounds can be compared.
 """
 
 from __future__ import annotations

@@ -8,13 +8,14 @@ RECOVERY, REPAIRED = "recovery.json", "repaired"  # figures of the training, and
 RECOVERY_LENGTH = "recover-windows.txt"  # the number to train on, where the recipe gives hours
 ROUNDS, PREDICTIONS = "rounds", "predictions.partial"  # earlier rounds; in it, the dense model's predictions
 RECOVERY_WINDOWS_PARTS, RECOVERY_STATE = "recover-generated.partial", "recover.partial"  # unfinished ones
-LAYER_ORDER, SEARCH, FRONTIER = "layer-order.json", "search.json", "frontier.html"  # of a run with a budget
+LAYER_ORDER, SPEEDS = "layer-order.json", "speed-table.json"  # of a run with a budget
+SEARCH, FRONTIER = "search.json", "frontier.html"  # figures of its search, and their page
 SEARCH_TRIALS, SEARCH_SO_FAR = "search.partial", "search-so-far.json"  # trials of an unfinished search, and figures
 MEMBERS, FAMILY = "members", "family.html"  # runs of a family, and the page that compares them
 HIDDEN_STATES, TASKS = "dense.partial", "tasks"  # cache that pass 1 writes for pass 2; results of each finished task
 PRODUCTS = (
     "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS, RECOVERY_WINDOWS, RECOVERY_WINDOWS_PARTS,
-    "scores.safetensors", LAYER_ORDER, SEARCH, FRONTIER, FAMILY, SEARCH_TRIALS, SEARCH_SO_FAR, "cut.json",
+    "scores.safetensors", LAYER_ORDER, SPEEDS, SEARCH, FRONTIER, FAMILY, SEARCH_TRIALS, SEARCH_SO_FAR, "cut.json",
     "cut.safetensors", "source-check.json", "calibration-check.json", "pruning.json", RECOVERY, "evaluation.json",
     "report.json", "report.html", "published.json", "card", "model", "model.partial", REPAIRED, RECOVERY_LENGTH,
     RECOVERY_STATE, HIDDEN_STATES, TASKS,

@@ -109,6 +109,7 @@ def test_a_run_continues_from_its_search(workspace: Path, tmp_path: Path, monkey
     searched = command("search", recipe, "--output", tmp_path / "run")
     assert searched.code == 0, searched.err
     assert not (tmp_path / "run" / "model").exists()
+    assert "shapes under a budget</h1>" in (tmp_path / "run" / "frontier.html").read_text()
     before = (tmp_path / "run" / "search.json").read_bytes()
     done = command("run", recipe, "--output", tmp_path / "run")
     assert done.code == 0, done.err
