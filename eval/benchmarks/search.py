@@ -3,8 +3,8 @@
     python eval/benchmarks/search.py DATA SIZE [--shapes 30x992x3 27x1184x3 …] [--text NAME=FILE …] [--run FOLDER]
 
 SmolLM2-135M-Instruct is calibrated on four kinds of text in the folder DATA, 64 x 512 tokens, and searched with
-``budget: {parameters: SIZE}``, or the finished run in FOLDER is taken. Then the same recipe without the budget cuts it
-to other shapes: LAYERSxNEURONSxGROUPS, by default those that only remove layers, only neurons, half of each, and heads
+``budget: {parameters: SIZE}``, or the finished run in FOLDER is taken. Then it is cut from the same scores to other
+shapes: LAYERSxNEURONSxGROUPS, by default those that only remove layers, only neurons, half of each, and heads
 too. Their layers are the first of the search's order. All are judged in exact float32 on WikiText's test text, GSM8K's
 test questions with answers, Python's manual, and files of plain text by ``--text``, ``--judged`` windows of 512 tokens
 each. Rows of results/search.json are replaced by size and shape.
@@ -84,17 +84,21 @@ def _middle(shapes: list[TriedShape]) -> float:
     return fmean(one.layers for one in shapes)
 
 
-def prune(arguments: argparse.Namespace, folder: Path, sections: dict[str, Any]) -> Path:
-    """Run the recipe with the sections in a folder; the windows that the dense model wrote are those of the search."""
-    calibration = mixed(arguments.data, "four")[1]
-    recipe = write_recipe(
-        folder.with_suffix(".yaml"),
-        {"id": SMOLLM2, "dtype": "float32"},
-        calibration,
-        evaluation={"generation": False},
-        **sections,
-    )
-    finish(run(recipe, folder))
+def searched(arguments: argparse.Namespace, folder: Path) -> Path:
+    """Run the recipe with the budget."""
+    calibration, model = mixed(arguments.data, "four")[1], {"id": SMOLLM2, "dtype": "float32"}
+    sections = {"budget": {"parameters": arguments.size}, "evaluation": {"generation": False}}
+    finish(run(write_recipe(folder / "recipe.yaml", model, calibration, **sections), folder / "run"))
+    return folder / "run"
+
+
+def cut_to(one: TriedShape, run_folder: Path, folder: Path) -> Path:
+    """Run the recipe again in another folder, with the scores of the search and with this shape as its choice."""
+    shutil.copytree(run_folder, folder, ignore=shutil.ignore_patterns("model", "cut.*", "pruning.json", "report.*"))
+    found = json.loads((folder / "search.json").read_text())
+    found["chosen"][0]["name"] = one.name
+    (folder / "search.json").write_text(json.dumps(found))
+    finish(run(folder / "recipe.yaml", folder))
     return folder
 
 
@@ -126,32 +130,17 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="folder of the finished run of the search")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        if arguments.run is None:
-            arguments.run = prune(arguments, folder / "run", {"budget": {"parameters": arguments.size}})
+        arguments.run = arguments.run or searched(arguments, Path(place))
         found = SearchFigures.model_validate(report_of(arguments.run)["search"])
         windows, dense = judged_windows(arguments), load_model(ModelSource(id=SMOLLM2, dtype="float32")).eval()
         chosen = found.chosen_shape(0)
         rows = [row_of(arguments, chosen, divergence(dense, arguments.run / "model", windows), chosen=chosen.name)]
         for one in shapes_of(found, arguments.shapes):
             if one.name != chosen.name:
-                cut = prune(arguments, folder / "other", sections_of(found, one))
+                cut = cut_to(one, arguments.run, Path(place) / "other")
                 rows.append(row_of(arguments, one, divergence(dense, cut / "model", windows), chosen=chosen.name))
                 shutil.rmtree(cut)
                 keep(rows, found)
-
-
-def sections_of(found: SearchFigures, one: TriedShape) -> dict[str, Any]:
-    """Return the sections of a recipe that cut to a shape."""
-    axes, sections = found.axes(one), {}
-    if "layers" in axes:
-        sections["depth"] = {"layers": list(one.removed)}
-    width: dict[str, Any] = {}
-    if "mlp" in axes:
-        width |= {"neurons": one.widths, "multiple": 32}
-    if "heads" in axes:
-        width["heads"] = one.kv_groups
-    return sections | ({"width": width} if width else {})
 
 
 def keep(rows: list[dict[str, Any]], found: SearchFigures) -> None:
