@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from llmprune.common.errors import OutputError
 from llmprune.results.figures import SCHEMA_VERSION
+from llmprune.results.products import FAMILY, JOURNAL, MEMBERS
 from llmprune.results.report_schema import Report
 
 
@@ -19,9 +20,7 @@ def load_report(folder: Path) -> Report:
     """
     path = folder / "report.json" if folder.is_dir() else folder
     if not path.is_file():
-        unfinished = (folder / "run.json").is_file()
-        remedy = "the run is not finished: run it again to continue it" if unfinished else "give the folder of a run"
-        raise OutputError(f"{folder} has no report.json; {remedy}")
+        raise OutputError(f"{folder} has no report.json; {_remedy(folder)}")
     try:
         text = path.read_text(encoding="utf-8")
         found = json.loads(text)
@@ -35,3 +34,12 @@ def load_report(folder: Path) -> Report:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
         reason = f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else error
         raise OutputError(f"{path} cannot be read ({reason}); run the recipe again") from error
+
+
+def _remedy(folder: Path) -> str:
+    """Return what to do about a folder that has no report."""
+    if (folder / FAMILY).is_file():
+        return f"it holds a family of models: give one of them, such as {folder / MEMBERS / '1'}"
+    if (folder / JOURNAL).is_file():
+        return "the run is not finished: run it again to continue it"
+    return "give the folder of a run"

@@ -39,7 +39,7 @@ def describe_search(found: SearchFigures) -> str:
     """Return how many shapes were tried, what they were judged on, and what that cost."""
     candidates = sum(found.chosen[size].candidates for size in found.sizes)
     shapes = sum(found.chosen[size].tried for size in found.sizes)
-    of = f" of {plural(candidates, 'shape')} that meet the budget" if candidates else " shapes"
+    of = f" of {plural(candidates, 'shape')} that meet{'s' * (candidates == 1)} the budget" if candidates else " shapes"
     return (
         f"{shapes}{of} were tried, judged by KL divergence from the dense model on {plural(found.windows, 'window')} "
         f"({plural(found.tokens, 'token')}) of {plural(len(found.sources), 'source')}; cost: {_passes(found)}, "

@@ -53,6 +53,15 @@ def test_report_that_cannot_be_read(done: Path, tmp_path: Path, text: str | None
         assert (outcome.code, said in outcome.err) == (2, True), outcome.err
 
 
+def test_a_family_has_no_report_of_its_own(tmp_path: Path) -> None:
+    """A command that needs one run names a member's folder, not a run that would be unfinished."""
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "family.html").write_text("")
+    for verb in ("report", "compare"):
+        outcome = command(verb, tmp_path)
+        assert (outcome.code, f"give one of them, such as {tmp_path / 'members' / '1'}" in outcome.err) == (2, True)
+
+
 def test_runs_are_compared(done: Path, tmp_path: Path) -> None:
     """``compare`` prints a row a run, writes a page and JSON, and says what is not measured alike."""
     again = copy_of(done, tmp_path)

@@ -182,7 +182,11 @@ def test_several_widths_shrink_by_one_fraction(tmp_path: Path) -> None:
         ("{parameters: 0.9, axes: {heads: {at_least: 9}}}", "axes.heads: at least 9 of 4 key-value groups are kept"),
         (
             "{parameters: 0.9, axes: {mlp: {multiple: 512}}}",
-            "axes.mlp: at least 0.4 of 256 neurons in multiples of 512",
+            "axes.mlp: at least 40% of 256 neurons in multiples of 512 are kept, .*; lower at_least or multiple, or",
+        ),
+        (
+            "{kv_cache: 0.05, axes: {layers: {at_least: 1}, heads: {at_least: 2}}, tolerance: 0.01}",
+            "axes.layers keeps at least 1 layer, axes.heads keeps at least 2 KV groups ",
         ),
         ("{parameters: [0.5, 127248]}", "parameters: two values are the same number for this model"),
         ("{parameters: 0.95, axes: [layers], tolerance: 0.01}", "within 0.01 of .*: the steps of the axes are coarse"),

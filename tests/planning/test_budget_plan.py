@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from llmprune.checkpoint.loading import load_config
 from llmprune.common.console import PlainConsole
-from llmprune.common.errors import CalibrationError, RecipeError
+from llmprune.common.errors import CalibrationError, EvaluationError, RecipeError
 from llmprune.evaluation.bench.generation_speed import Timing
 from llmprune.evaluation.bench.speed_subject import SpeedSubject
 from llmprune.evaluation.bench.speed_table import measure_speed_table, write_table
@@ -128,6 +128,9 @@ def test_a_table_of_times_limits_the_candidates_of_a_plan(folder: Path, tmp_path
     assert not any("budget.speed" in note for note in plan.notes)
     with pytest.raises(RecipeError, match=r"^budget.speed: 3.00× the dense model's speed cannot be reached; .*2.00×"):
         _plan(folder, f"{{speed: 3, {settings}}}")
+    write_table(tmp_path / "table.json", table.model_copy(update={"spread": 0.9}))
+    with pytest.raises(EvaluationError, match=r"1.5 cannot be told from 1 .*--new-tokens 5 --repeats 30 --output FILE"):
+        structure_of(recipe)
 
 
 def test_a_budget_is_cut_in_rounds_too(folder: Path) -> None:

@@ -61,6 +61,14 @@ def test_the_pages_say_why_this_shape(said: str) -> None:
         assert said in " ".join(page.split())
 
 
+def test_a_single_candidate_is_said_in_the_singular() -> None:
+    """A model that gives one axis alone often has one shape for a budget."""
+    only = ONE.chosen[0].model_copy(update={"candidates": 1, "tried": 1})
+    assert "1 of 1 shape that meets the budget " in " ".join(
+        printed(ONE.model_copy(update={"chosen": (only,)})).split()
+    )
+
+
 def test_the_chart_marks_the_kinds_of_shapes() -> None:
     """One marker for each tried shape, the chosen one ringed, the name of a frontier shape beside it."""
     page = render_page(sample_report(search=ONE))

@@ -47,12 +47,13 @@ def require_telling(table: SpeedTable, asked: float) -> None:
     """Raise EvaluationError where a speed cannot be told from 1. ``asked``: times the dense."""
     if can_tell(table, asked):
         return
+    case = f"--batch-size {table.batch_size} --prompt-tokens {table.prompt_tokens} --new-tokens {table.new_tokens}"
     raise EvaluationError(
         f"budget.speed: {asked:g} cannot be told from 1 by measurements on {table.device}: the middle half of "
         f"{table.rounds} rounds spreads over {percent(table.spread)}, so that a ratio is known to "
         f"± {percent(table.uncertainty)}; the limit is half of the gain, {percent((asked - 1) / 2)}. End other "
-        "programs and run again, measure more often with `llmprune speed MODEL --repeats 30`, or give a table that "
-        "was measured elsewhere (budget.speed_table)"
+        f"programs and run again, measure more often with `llmprune speed {table.model} {case} --repeats 30 --output "
+        "FILE`, or give a table that was measured elsewhere (budget.speed_table)"
     )
 
 

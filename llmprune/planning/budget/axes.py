@@ -114,8 +114,8 @@ class _Finder:
             return (dense,)
         values = self._narrower(axis)
         widest = max(anatomy.widths.values())
-        kept = f"{axis.at_least:g} of {widest} neurons in multiples of {self._multiple(axis)}"
-        self._require_some("mlp", values, kept=kept)
+        kept = f"{100 * axis.at_least:g}% of {widest} neurons in multiples of {self._multiple(axis)}"
+        self._require_some("mlp", values, kept=kept, keys="at_least or multiple")
         return (dense, *values)
 
     def _narrower(self, axis: MlpAxis) -> tuple[Widths, ...]:
@@ -156,14 +156,22 @@ class _Finder:
                 self.problems.append(f"budget.axes.{name}: this model cannot give it: {reason}; remove the axis")
         return reason is not None
 
-    def _require_some(self, name: str, values: Sequence[object], *, kept: str, possible: Sequence[int] = ()) -> None:
-        """Note that an axis has no smaller value; a problem where the recipe names it."""
+    def _require_some(
+        self,
+        name: str,
+        values: Sequence[object],
+        *,
+        kept: str,
+        possible: Sequence[int] = (),
+        keys: str = "at_least",
+    ) -> None:
+        """Note that an axis has no smaller value; a problem where the recipe names it. ``keys``: that bound it."""
         if values:
             return
         remedy = f"; possible: {ranges(possible)}" if possible else ""
         self.refusals[name] = f"at least {kept} are kept"
         if self._axes is not None:
             self.problems.append(
-                f"budget.axes.{name}: at least {kept} are kept, so that nothing can be removed; lower at_least, or "
+                f"budget.axes.{name}: at least {kept} are kept, so that nothing can be removed; lower {keys}, or "
                 f"remove the axis{remedy}"
             )

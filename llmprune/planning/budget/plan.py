@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmprune.evaluation.bench.speed_prediction import predict
+from llmprune.evaluation.bench.speed_prediction import predict, require_telling
 from llmprune.evaluation.bench.speed_subject import SpeedSubject
 from llmprune.evaluation.bench.speed_table import stored_table
 from llmprune.planning.base import Base
@@ -98,14 +98,19 @@ def plan_budget(recipe: Recipe, base: Base, *, speed: SpeedOf | None = None) -> 
 def stored_speed(recipe: Recipe, base: Base, *, elsewhere: bool) -> SpeedOf | None:
     """Return the prediction of speeds from a table that is there already; None where the run will measure one.
 
-    ``elsewhere``: the run will have another device than this process. Raises RecipeError for a wrong file.
+    ``elsewhere``: the run will have another device than this process. Raises RecipeError for a wrong file,
+    EvaluationError for one whose measurements spread too much; a run measures a kept table like that again.
     """
     budget = recipe.budget
     if budget is None or budget.speed is None or (elsewhere and budget.speed_table is None):
         return None
     subject = SpeedSubject.of(recipe.model, config=base.config, anatomy=base.anatomy)
     table = stored_table(subject, settings=budget.speed_settings, file=budget.speed_table)
-    return None if table is None else lambda shape: predict(table, shape).ratio
+    if table is None:
+        return None
+    if budget.speed_table is not None:
+        require_telling(table, min(budget.limits["speed"]))
+    return lambda shape: predict(table, shape).ratio
 
 
 def planned_limits(space: SearchSpace, limits: Limits, *, has_table: bool) -> Limits:

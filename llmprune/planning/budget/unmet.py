@@ -70,7 +70,8 @@ def _stops(space: SearchSpace, name: str) -> str:
                 "heads": shape.kv_groups,
                 "experts": shape.experts,
             }[axis]
-            stops.append(f"axes.{axis} keeps at least {kept} {NAMES[axis]}")
+            noun = NAMES[axis].removesuffix("s") if kept == 1 else NAMES[axis]
+            stops.append(f"axes.{axis} keeps at least {kept} {noun}")
     unused = [axis for axis in AXES if axis not in used]
     text = ", ".join(stops) or f"none of the axes {', '.join(used)} makes it smaller"
     return text + (f" (not used: {', '.join(unused)})" if unused else "")
