@@ -31,6 +31,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "peers": peer_results.peers,
     "calibrations": results.calibrations,
     "recovery": results.recovery,
+    "shapes": results.shapes,
     "criteria": results.criteria,
     "half width": results.half_width,
     "forward passes": results.forward_passes,

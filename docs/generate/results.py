@@ -83,6 +83,18 @@ def recovery() -> str:
     return as_table(["removed; trained on", *texts], rows)
 
 
+def shapes() -> str:
+    """KL divergence of shapes of one size, by text; the chosen ones are bold."""
+    found = figures("search")["rows"]
+    texts = list(found[0]["divergence"])
+    rows = []
+    for row in found:
+        name = f"**{row['shape']}**" if row["chosen"] else row["shape"]
+        values = [f"{row['divergence'][text]:.3f}" for text in texts]
+        rows.append([f"{row['size']:.0%}", name, f"{row['scores'][-1]:.3f}", *values, f"{row['unseen']:.3f}"])
+    return as_table(["size", "shape", "score", *texts, "mean of the unseen"], rows)
+
+
 def criteria() -> str:
     """Each criterion on one target, with and without refit."""
     rows = []

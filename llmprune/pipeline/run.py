@@ -70,8 +70,8 @@ def run(
 
     One process does the work, with the layers placed over the GPUs that ``recipe.devices`` chooses. These stay the only
     ones that it sees. Under torchrun every process calls this function and gets the report: of a family that of the
-    first member whose gate is not passed, or of the smallest. See ``RunOptions`` for the
-    options. Raises subclasses of LLMPruneError; GateNotMet only after the report is written.
+    first member whose gate is not passed, or of the smallest. See ``RunOptions`` for the options. Raises subclasses of
+    LLMPruneError; GateNotMet only after the report is written.
     """
     options = RunOptions(fresh=fresh, measure_forward=measure_forward, calibration_check=calibration_check)
     return run_to_report(recipe, Path(output), options=options).require_gate()
@@ -156,7 +156,9 @@ def search_only(recipe: Recipe, output: Path, *, fresh: bool = False) -> SearchF
 def _searched(context: RunContext, options: RunOptions) -> Search:
     """Search the shapes for the budgets of a recipe."""
     with expecting(context.durations.expected() if context.durations else ()):
-        return search_of_run(context, generated=options.generated.get(GENERATED), known=options.searched)
+        found = search_of_run(context, generated=options.generated.get(GENERATED), known=options.searched)
+    context.inputs.release()  # the rest of the run opens the model anew, for the shape that was found
+    return found
 
 
 @contextmanager
