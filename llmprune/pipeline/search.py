@@ -36,7 +36,7 @@ from llmprune.planning.budget.limits import SpeedOf
 from llmprune.planning.budget.settle import settled
 from llmprune.planning.budget.space import SearchSpace, search_space
 from llmprune.recipe.refit import Refit
-from llmprune.recipe.search_schedule import TRIED_AGAIN, Schedule
+from llmprune.recipe.search_schedule import TRIED_LAYERS, Schedule
 from llmprune.report.html.frontier_page import render_frontier
 from llmprune.results.products import FRONTIER, HIDDEN_STATES, LAYER_ORDER, SEARCH, SEARCH_SO_FAR, SEARCH_TRIALS
 from llmprune.results.replacing import remove
@@ -66,7 +66,7 @@ def search_shapes(context: RunContext, space: SearchSpace, *, known: SearchFigur
     where no layer can be left out.
     """
     smallest = settled(context.recipe, space.smallest, anatomy=space.anatomy, removed=None)
-    search = Search(replace(criteria_of(smallest), depth=None), judged_windows(context.inputs))
+    search = Search(criteria_of(smallest), judged_windows(context.inputs))
     scores = find_scores(replace(context, search=search))
     search = replace(search, scores=scores)
     if known is not None:
@@ -154,7 +154,10 @@ class _Step:
         if not rounds:
             return ()
 
-        ordering = schedule_of(inputs).ordering
+        assert self.search.scores is not None, "layers that may be removed are scored"
+        assert self.search.scores.layers is not None, "layers that may be removed are scored"
+        scores_N, ordering = self.search.scores.layers, schedule_of(inputs).ordering
+        judged = self.search.judged_N.tolist()
 
         def make(path: Path) -> tuple[int, ...]:
             with measure_step(folder.steps, "layer order", decoder=inputs.dense):
@@ -166,11 +169,18 @@ class _Step:
             batches = order_batches(self.context, batch_size=batch_size)
             costs = AblatedModels(inputs.dense, Divergence(windows=len(batches.windows_NL)), calibration=batches)
             may_keep = may_remain(self.space.anatomy, rounds, keep_pattern=False)
-            return removal_order(costs, len(inputs.dense), rounds=rounds, tried=TRIED_AGAIN, may_keep=may_keep)
+            return removal_order(costs, scores_N, rounds=rounds, tried=TRIED_LAYERS, may_keep=may_keep)
 
         return folder.produce(
             "layer order",
-            fingerprint(inputs.identity, inputs.windows_fingerprint, self.search.judged_N.tolist(), rounds, ordering),
+            fingerprint(
+                inputs.identity,
+                inputs.windows_fingerprint,
+                judged,
+                rounds,
+                ordering,
+                scores_N.tolist(),
+            ),
             file=LAYER_ORDER,
             load=lambda path: tuple(json.loads(path.read_text(encoding="utf-8"))),
             make=make,

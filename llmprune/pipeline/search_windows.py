@@ -21,7 +21,7 @@ from llmprune.common.distributed import world_size
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.prune.repair.folds import Folds
-from llmprune.recipe.search_schedule import ORDER_TOKENS, Schedule, judged_of_source, least_judged
+from llmprune.recipe.search_schedule import ORDER_TOKENS, REPEATED_TO_ORDER, Schedule, judged_of_source, least_judged
 from llmprune.score.inputs import CalibrationBatches
 from llmprune.search.repaired import RepairWindows
 
@@ -63,13 +63,15 @@ def judging_batches(context: RunContext, *, batch_size: int) -> CalibrationBatch
 def order_batches(context: RunContext, *, batch_size: int) -> CalibrationBatches:
     """Return the batches that layers are ordered on: windows of every source that the scores see too.
 
-    Of each the first half comes twice, and both halves count.
+    Every third of them is there once more, with the first half of it twice; of all the second half counts.
     """
     inputs = context.inputs
     unseen_N, sources_N = _unseen(context), sources_of(inputs)
     order_N = unseen_N[sources_N[unseen_N].argsort(stable=True)]
     windows_NL = inputs.windows[order_N[_spaced(len(order_N), schedule_of(inputs).ordering)], :ORDER_TOKENS]
-    return _batches(context, _repeated(windows_NL), batch_size=batch_size, sources_N=None)
+    all_NL = torch.cat([windows_NL, _repeated(windows_NL[::REPEATED_TO_ORDER])])
+    batches = _batches(context, all_NL, batch_size=batch_size, sources_N=None)
+    return replace(batches, first_target=all_NL.shape[1] // 2 + 1)
 
 
 def repair_windows(context: RunContext, number: int, *, batch_size: int) -> RepairWindows:

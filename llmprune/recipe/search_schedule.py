@@ -16,9 +16,10 @@ _JUDGED_TOKENS = 256  # of each of them, from its beginning; the second half of 
 _REPAIR_TOKENS = 4096  # that a repair of the second round is solved on, at least
 _REPAIR_PART, _MOST_TO_REPAIR = 10, 4  # one in so many calibration windows, where these are more; at most a quarter
 _REPAIRED, _LAST = 4, 2  # shapes of the second and of the last round, for each budget
-_ORDER_PART, _LEAST_TO_ORDER, _MOST_TO_ORDER = 8, 4, 8  # windows that the order of the layers is found on
-ORDER_TOKENS = 128  # of each of them
-TRIED_AGAIN = 8  # layers that are judged in each round of that order but the first, which judges all
+_ORDER_PART, _LEAST_TO_ORDER, _MOST_TO_ORDER = 8, 3, 6  # windows that the order of the layers is found on
+ORDER_TOKENS = 256  # of each of them; the second half of these counts
+REPEATED_TO_ORDER = 3  # one in so many of them is there once more, repeated
+TRIED_LAYERS = 6  # that are judged in each round of that order
 _PASSES_OF_REPAIR = 4.0  # that a repair takes over its own windows, its solves included
 
 
@@ -73,10 +74,9 @@ class Schedule:
 
         A model without a layer shares what comes before that layer, on average half of the passes.
         """
-        if not removed:
-            return 0.0
-        part = self.ordering * min(ORDER_TOKENS, self.length) / (self.windows * self.length)
-        return part * (removed + layers / 2 + (removed - 1) * min(TRIED_AGAIN, layers) / 2)
+        windows = self.ordering + ceil(self.ordering / REPEATED_TO_ORDER)
+        part = windows * min(ORDER_TOKENS, self.length) / (self.windows * self.length)
+        return part * removed * (1 + min(TRIED_LAYERS, layers) / 2)
 
     def forward_passes(self, tried: Sequence[int], *, further: int) -> float:
         """Return the cost in plain forward passes of the dense model over all calibration tokens.

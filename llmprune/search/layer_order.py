@@ -2,7 +2,9 @@
 
 Scores that layers got one by one do not add up: what a layer can do without depends on its neighbours. So after each
 removal the model is judged anew without each of the remaining candidates (greedy removal, as SLEB, arXiv 2402.09025).
-Only the ``tried`` layers that cost least so far are judged again, because a cost seldom falls when more is removed.
+The candidates are the ``tried`` remaining layers with the lowest scores of their own. Chosen among all layers by the
+divergence on few windows, SmolLM2-135M without 2 and 4 of them diverged 7 and 15 % more on seven texts unlike these
+than without those of the lowest block influence.
 """
 
 from __future__ import annotations
@@ -10,31 +12,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from torch import Tensor
+
 from llmprune.common.errors import NumericalError
 from llmprune.score.ablation import LayerCosts
 
 
 def removal_order(
-    costs: LayerCosts, layers: int, *, rounds: int, tried: int, may_keep: Callable[[set[int]], bool]
+    costs: LayerCosts, scores_N: Tensor, *, rounds: int, tried: int, may_keep: Callable[[set[int]], bool]
 ) -> tuple[int, ...]:
     """Return the first ``rounds`` layers to remove, in their order.
 
-    ``tried``: layers that are judged in each round after the first. ``may_keep``: True for layers that a model may
-    consist of. Fewer are returned where no further layer may be removed. Raises NumericalError where no cost of a round
-    is finite.
+    ``scores_N``: of the layers, the lowest are tried first; ``tried``: layers that are judged in each round.
+    ``may_keep``: True for layers that a model may consist of. Fewer are returned where no further layer may be removed.
+    Raises NumericalError where no cost of a round is finite.
     """
-    kept = list(range(layers))
+    scores = scores_N.tolist()
+    kept = list(range(len(scores)))
     order: list[int] = []
-    known: dict[int, float] = {}
-    for done in range(rounds):
+    for _ in range(rounds):
         allowed = [layer for layer in kept if may_keep(set(kept) - {layer})]
-        if done:
-            allowed = sorted(allowed, key=lambda layer: (known.get(layer, math.inf), layer))[:tried]
         if not allowed:
             break
-        found = costs.without_each(kept, sorted(allowed))
+        candidates = sorted(allowed, key=lambda layer: (scores[layer], layer))[:tried]
+        found = costs.without_each(kept, sorted(candidates))
         finite = {layer: cost for layer, cost in found.items() if math.isfinite(cost)}
-        known |= {layer: finite.get(layer, math.inf) for layer in found}
         if not finite:
             raise NumericalError(
                 f"budget.axes.layers: without any of layers {', '.join(map(str, found))} the divergence of the "

@@ -64,11 +64,14 @@ def test_the_last_source_repeats_the_first_half() -> None:
     assert batches.first_target == half + 1
 
 
-def test_layers_are_ordered_on_repetitions() -> None:
-    """Both halves of each of these windows are the same."""
-    windows_NL = order_batches(context_of(), batch_size=4).windows_NL
-    half = windows_NL.shape[1] // 2
-    assert torch.equal(windows_NL[:, :half], windows_NL[:, half:])
+def test_layers_are_ordered_on_repetitions_too() -> None:
+    """Every third window is there once more, its first half twice; of all the second half counts."""
+    batches = order_batches(context_of(), batch_size=4)
+    plain_NL, repeated_NL = batches.windows_NL.split([5, 2])
+    half = plain_NL.shape[1] // 2
+    assert torch.equal(plain_NL[::3, :half], repeated_NL[:, :half])
+    assert torch.equal(repeated_NL[:, :half], repeated_NL[:, half:])
+    assert batches.first_target == half + 1
 
 
 def test_ready_tokens_without_sources_are_one_source() -> None:

@@ -48,6 +48,6 @@ def test_the_terminal_has_a_column_for_each_member() -> None:
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     rows = {" ".join(line.split()) for line in text.splitlines()}
-    assert {"layers 30 29 29 29", "MLP width 1,536 1,280 1,216 960", "KL 0.115 0.238 0.386"} <= rows
+    assert {"layers 30 29 29 29", "MLP width 1,536 1,280 1,216 960", "score 0.115 0.238 0.386"} <= rows
     assert "experts" not in text
     assert max(map(len, text.splitlines())) <= 80

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 
 import pytest
+import torch
 
 from llmprune.common.errors import NumericalError
 from llmprune.search.layer_order import removal_order
@@ -35,27 +36,30 @@ class Costs:
 def test_neighbours_are_judged_together() -> None:
     """Layer 2 is the second cheapest alone, but not once layer 1 is gone."""
     costs = Costs([5, 1, 2, 3, 9], together={(1, 2): 10.0})
-    assert removal_order(costs, 5, rounds=2, tried=4, may_keep=lambda _: True) == (1, 3)
+    assert removal_order(costs, torch.zeros(5), rounds=2, tried=4, may_keep=lambda _: True) == (1, 3)
 
 
 def test_only_the_cheapest_are_judged_again() -> None:
-    """After the first round as many layers as asked for are judged, those that cost least so far."""
-    costs = Costs([5, 1, 2, 3, 9], together={})
-    assert removal_order(costs, 5, rounds=3, tried=2, may_keep=lambda _: True) == (1, 2, 3)
-    assert costs.judged == [[0, 1, 2, 3, 4], [2, 3], [0, 3]]
+    """In every round as many layers as asked for are judged, those with the lowest scores of their own."""
+    costs = Costs([1, 5, 2, 3, 9], together={})
+    scores_N = torch.tensor([9.0, 1.0, 2.0, 3.0, 4.0])
+    assert removal_order(costs, scores_N, rounds=3, tried=2, may_keep=lambda _: True) == (2, 3, 1)
+    assert costs.judged == [[1, 2], [1, 3], [1, 4]]
 
 
 def test_layers_that_must_stay_are_not_judged() -> None:
     """A model that may not consist of the rest is not tried, and the order ends where nothing may go."""
     costs = Costs([1, 2, 3], together={})
-    assert removal_order(costs, 3, rounds=3, tried=3, may_keep=lambda kept: 0 in kept and len(kept) > 1) == (1,)
+    assert removal_order(
+        costs, torch.zeros(3), rounds=3, tried=3, may_keep=lambda kept: 0 in kept and len(kept) > 1
+    ) == (1,)
     assert costs.judged[0] == [1, 2]
 
 
 def test_no_finite_cost_is_an_error() -> None:
     """Layers whose removal cannot be judged are not removed, and a shape does not keep them in silence either."""
     with pytest.raises(NumericalError, match=r"layers 0, 1, 2 .* is not finite"):
-        removal_order(Costs([math.nan] * 3, together={}), 3, rounds=1, tried=3, may_keep=lambda _: True)
+        removal_order(Costs([math.nan] * 3, together={}), torch.zeros(3), rounds=1, tried=3, may_keep=lambda _: True)
     second = Costs([1, 2, 3], together={(0, 1): math.nan, (0, 2): math.inf})
     with pytest.raises(NumericalError, match=r"layers 1, 2 .* is not finite"):
-        removal_order(second, 3, rounds=2, tried=3, may_keep=lambda _: True)
+        removal_order(second, torch.zeros(3), rounds=2, tried=3, may_keep=lambda _: True)

@@ -116,7 +116,8 @@ async def plan(text: RecipeText, overrides: Overrides, *, service: TheService, c
     """
     examined = await service.recipe_queue.run(caller.name, examine, text, overrides, settings=service.settings)
     answer = await run_in_threadpool(service.plan, examined, caller)
-    if "problems" in answer:
-        raise RecipeError([*examined.problems, *answer["problems"]], "recipe")
+    problems = [*examined.problems, *answer.get("problems", ())]
+    if problems:
+        raise RecipeError(problems, "recipe")
     made: dict[str, Any] = answer["plan"]
     return made
