@@ -27,6 +27,9 @@ Gpus = Annotated[
     str,
     typer.Option("--devices", help="GPUs to use: all, a number of them, or their indices, such as 0,2 or [0]."),
 ]
+RunFolderOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Run folder; default: runs/NAME-OF-THE-RECIPE.")
+]
 EndRecovery = Annotated[
     bool,
     typer.Option(

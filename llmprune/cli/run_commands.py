@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmprune.cli.options import CommandLine, EndRecovery, FinishedFolder, Json, Overrides, RecipePlace, console
+from llmprune.cli.options import (
+    CommandLine,
+    EndRecovery,
+    FinishedFolder,
+    Json,
+    Overrides,
+    RecipePlace,
+    RunFolderOption,
+    console,
+)
 from llmprune.common.errors import RecipeError
 from llmprune.common.libraries import import_libraries, seconds_of_imports
 from llmprune.common.printing import printable
@@ -49,9 +58,7 @@ def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = Fa
 
 def run(
     recipe: RecipePlace,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run folder; default: runs/NAME-OF-THE-RECIPE.")
-    ] = None,
+    output: RunFolderOption = None,
     *,
     context: typer.Context,
     overrides: Overrides = None,

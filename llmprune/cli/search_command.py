@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from llmprune.cli.options import Json, Overrides, RecipePlace, console
+from llmprune.cli.options import Json, Overrides, RecipePlace, RunFolderOption, console
 from llmprune.cli.run_commands import default_folder, load_recipe, run_on_every_gpu
 from llmprune.common.errors import RecipeError
 from llmprune.common.libraries import import_libraries
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 def search(
     recipe: RecipePlace,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run folder; default: runs/NAME-OF-THE-RECIPE.")
-    ] = None,
+    output: RunFolderOption = None,
     *,
     context: typer.Context,
     overrides: Overrides = None,

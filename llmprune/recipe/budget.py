@@ -88,7 +88,7 @@ class ExpertsAxis(Section):
 
 
 class Axes(Section):
-    """What a search may remove: the named axes alone, such as ``{layers: {}, mlp: {multiple: 256}}``, or ``[mlp]``."""
+    """Axes along which a search may remove, such as ``{layers: {}, mlp: {multiple: 256}}`` or ``[mlp]``."""
 
     layers: LayersAxis | None = Field(None, description="Layers.")
     mlp: MlpAxis | None = Field(None, description="MLP neurons.")
@@ -124,7 +124,7 @@ class Axes(Section):
 
 
 class Budget(Section):
-    """How small the model must become; several limits hold together. Such as ``budget: {parameters: 0.75}``."""
+    """Limits of the pruned model, which hold together, such as ``budget: {parameters: 0.75}``."""
 
     parameters: Count | Counts | None = Field(
         None,

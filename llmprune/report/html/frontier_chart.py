@@ -29,7 +29,7 @@ Link = Callable[[TriedShape], str]
 
 @dataclass(frozen=True)
 class Measure:
-    """What a shape costs: its size, or its slowness. ``cost``: value on the axis, smaller is further left."""
+    """Cost of a shape: its size, or its slowness. ``cost``: value on the axis, smaller is further left."""
 
     name: str
     axis: str
