@@ -1,9 +1,9 @@
 """Calibration windows of a search: those that judge shapes, and those that layers are ordered and repairs solved on.
 
-Shapes and layers are also judged on windows whose first half comes twice. Text as it is hardly shows it where a cut
-takes a model's ability to copy from its context: SmolLM2 without four layers lost less on prose than with narrower MLPs
-of the same size, and nine times as much on the second halves. Code, sums and conversations live on that ability, which
-heads of few layers have together ("induction heads", arXiv 2209.11895).
+Shapes and layers are also judged on windows whose first half comes twice. Ordinary text hardly shows that a cut takes a
+model's ability to copy from its context: SmolLM2 without four layers lost less on prose than with narrower MLPs of the
+same size, and eight times as much on the second halves. Code, sums and conversations depend on that ability, which
+attention heads in a few layers have together ("induction heads", arXiv 2209.11895).
 
 Shapes: N windows of the calibration, R of them repeated, L sequence length, H half of it.
 """

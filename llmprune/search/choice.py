@@ -5,8 +5,8 @@
 The geometric mean gives every source the same say, whatever its scale. The second factor is a handicap of missing
 layers, which cost more on text unlike the calibration than its own windows show: against narrower MLPs of the same
 size, SmolLM2-135M without 2 and 4 of its 30 layers diverged 4 and 7 % less on C4, and 8 and 6 % more on average over
-seven texts unlike the calibration. After a training too narrower models retain more than shallower ones of their size
-(arXiv 2408.11796).
+seven texts unlike the calibration, with layers ordered on repeated windows alone. After a training too, narrower models
+retain more than shallower ones of their size (arXiv 2408.11796).
 """
 
 from __future__ import annotations
