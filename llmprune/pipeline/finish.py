@@ -36,7 +36,16 @@ class FinishedRun:
         if gate is None or gate.passed:
             return self.report
         unsent = "" if hub is None or hub.when == "always" else f"nothing was pushed to {hub.repo_id}; "
-        raise GateNotMet(f"{describe_verdict(gate)}; {unsent}see {self.folder / 'report.html'}")
+        raise GateNotMet(f"{self._failed_members()}{describe_verdict(gate)}; {unsent}see {self.folder / 'report.html'}")
+
+    def _failed_members(self) -> str:
+        """Return the members of a family that do not pass the gate, before the sentence on the first; else nothing."""
+        failed = [one.name for one in self.family if one.report.gate is not None and not one.report.gate.passed]
+        if not failed:
+            return ""
+        number = f"{failed[0]} does" if len(failed) == 1 else f"{', '.join(failed[:-1])} and {failed[-1]} do"
+        plural = "" if len(failed) == 1 else "s"
+        return f"member{plural} {number} not pass ({len(self.family)} in the family). Member {failed[0]}: "
 
 
 def write_report(folder: RunFolder, report: Report) -> None:

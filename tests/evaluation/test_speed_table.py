@@ -21,7 +21,7 @@ from llmprune.evaluation.bench.speed_subject import SpeedSubject
 from llmprune.evaluation.bench.speed_table import read_table, speed_table, stored_table, write_table
 from llmprune.recipe.evaluation import Speed
 from llmprune.recipe.model import ModelSource
-from llmprune.results.speed_table import SpeedTable
+from llmprune.results.speed_table import PartTimes, SpeedTable
 from llmprune.testing import tiny_model
 
 SETTINGS = Speed(batch_size=2, prompt_tokens=8, new_tokens=5, repeats=4)
@@ -200,6 +200,14 @@ def test_a_file_that_is_no_table_is_refused(
         read_table(path, llama, settings=SETTINGS)
     assert f"budget.speed_table: {path} " in str(refused.value)
     assert said in str(refused.value)
+
+
+def test_a_table_with_impossible_times_is_refused(llama: SpeedSubject, table: SpeedTable, tmp_path: Path) -> None:
+    """Single parts may be negative, for they are differences; the time of the dense model may not."""
+    damaged = table.model_copy(update={"outside": PartTimes(prefill=table.outside.prefill, decode=-9.0)})
+    write_table(tmp_path / "t.json", damaged)
+    with pytest.raises(RecipeError, match=r"s a token for the dense model, and both must be above zero; write one"):
+        read_table(tmp_path / "t.json", llama, settings=SETTINGS)
 
 
 def test_a_table_of_another_model_or_case_is_refused(llama: SpeedSubject, table: SpeedTable, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.errors import DiskError, RecipeError
 from llmprune.common.files import write_text
 from llmprune.evaluation.bench.speed_measurement import Timer, measure_speed_table
-from llmprune.evaluation.bench.speed_prediction import can_tell, require_telling
+from llmprune.evaluation.bench.speed_prediction import can_tell, dense_shape, predict, require_telling
 from llmprune.evaluation.bench.speed_subject import SpeedSubject
 from llmprune.recipe.evaluation import Speed
 from llmprune.results.speed_table import SpeedTable
@@ -86,7 +86,10 @@ def write_table(path: Path, table: SpeedTable) -> None:
 
 
 def read_table(path: Path, subject: SpeedSubject, *, settings: Speed) -> SpeedTable:
-    """Read a table from a file. Raises RecipeError where it is none, another model's, or of other numbers of tokens."""
+    """Read a table from a file.
+
+    Raises RecipeError where it is none or damaged, another model's, or of other numbers of tokens.
+    """
     remedy = "write one with `llmprune speed MODEL --output FILE` on the machine that it is for"
     try:
         table = SpeedTable.model_validate_json(path.read_text(encoding="utf-8"))
@@ -102,6 +105,12 @@ def read_table(path: Path, subject: SpeedSubject, *, settings: Speed) -> SpeedTa
         raise RecipeError(f"{_PLACE}: {path} is not a text file ({error}); {remedy}") from error
     _require_same_model(table, path, subject=subject)
     _require_same_case(table, path, settings=settings)
+    dense = predict(table, dense_shape(table.sizes))
+    if min(dense.prefill, dense.decode) <= 0:
+        raise RecipeError(
+            f"{_PLACE}: the times in {path} add up to {dense.prefill:g} s of prefill and {dense.decode:g} s a token "
+            f"for the dense model, and both must be above zero; {remedy}"
+        )
     return table
 
 
