@@ -206,7 +206,7 @@ def _on_own_windows(context: RunContext, scored: ScoredWindows, *, numbers_N: Te
 
     Its batches are halved by themselves, and their hidden states are not kept.
     """
-    if len(numbers_N) in (0, len(scored.windows_NL)):
+    if not len(numbers_N) or torch.equal(numbers_N, torch.arange(len(scored.windows_NL))):
         return None
 
     def run(work: Callable[[CalibrationBatches], T]) -> T:

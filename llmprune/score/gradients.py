@@ -35,14 +35,16 @@ def windows_for_gradients(criteria: ScoringCriteria, windows: int, *, generated_
     """Return the numbers of the windows that have a backward pass, int64 [N], ascending; none where none need one.
 
     Where gradients are not required they are some of those that the dense model wrote itself, evenly spaced and at
-    least one a process. ``generated_N``: True for all of those, bool [N]; None where it wrote none.
+    least one a process. Where there are fewer than processes, each process takes all of them: the scores are means,
+    which are the same then. ``generated_N``: True for all of those, bool [N]; None where it wrote none.
     """
     own_N = torch.arange(0) if generated_N is None else generated_N.nonzero().squeeze(1)
     number = criteria.windows_for_gradients(windows, len(own_N))
     if criteria.requires_gradients:
         return torch.arange(number)
-    number = min(max(number, world_size()), len(own_N)) if number else 0
-    return own_N[evenly_spaced(number, len(own_N))] if number >= world_size() else own_N[:0]
+    if not number or len(own_N) < world_size():
+        return own_N.repeat_interleave(world_size()) if number else own_N[:0]
+    return own_N[evenly_spaced(min(max(number, world_size()), len(own_N)), len(own_N))]
 
 
 def require_cache(criteria: ScoringCriteria, calibration: CalibrationBatches) -> None:

@@ -197,6 +197,15 @@ def test_the_default_criterion_needs_no_memory_for_gradients(tmp_path: Path) -> 
     assert "a single window at a time, on cuda:0" in found.notes[0]
 
 
+def test_processes_share_windows_that_are_fewer_than_they(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process takes each of them, so that the mean over all processes is that of one."""
+    monkeypatch.setattr("llmprune.score.gradients.world_size", lambda: 3)
+    criteria, generated_N = ScoringCriteria(width=ShareTaylor()), torch.arange(6) % 3 == 1
+    numbers_N = windows_for_gradients(criteria, 6, generated_N=generated_N)
+    assert [numbers_N[rank::3].tolist() for rank in range(3)] == [[1, 4]] * 3
+    assert not len(windows_for_gradients(criteria, 6, generated_N=torch.zeros(6, dtype=torch.bool)))
+
+
 def test_gradients_are_of_the_windows_that_the_model_wrote(tmp_path: Path) -> None:
     """Some of them have a backward pass for the default criterion, and all windows for one that requires it."""
     criteria, generated_N = ScoringCriteria(width=ShareTaylor(gradient_windows=2)), torch.arange(12) % 3 == 1
