@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmprune.anatomy.meta_model import (
     Config,
@@ -32,6 +32,7 @@ from llmprune.checkpoint.placement import device_map_of_whole
 from llmprune.checkpoint.stored_dtypes import require_fitting
 from llmprune.checkpoint.weight_headers import Headers, main_dtype
 from llmprune.common.errors import CheckpointError, ModelError
+from llmprune.data.image_processor import ImageProcessor
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.text_source import PACKAGE_SCHEME
 
@@ -56,6 +57,21 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     overruled = {} if source.trust_remote_code else unread_fields(place)
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, place=str(place), **overruled)
     return tokenizer
+
+
+def load_processor(source: ModelSource, config: Config) -> ImageProcessor:
+    """Load the processor of a model that reads images. Raises ModelError where there is none."""
+    token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+    if text_config(config) is config or not isinstance(token, int):
+        raise ModelError(
+            f"{source.id} does not read images (its config names no image token), and calibration.images_field asks "
+            "for them; remove images_field, or prune a model that does"
+        )
+    place = folder_of(source, "tokenizer")
+    processor = _from_pretrained(AutoProcessor, source, place=str(place))
+    if getattr(processor, "image_processor", None) is None:
+        raise ModelError(f"{source.id} has no image processor; put its preprocessor_config.json beside config.json")
+    return ImageProcessor(processor, placeholder=token, shown=source.id)
 
 
 def require_tokenizer(source: ModelSource) -> None:
@@ -142,7 +158,7 @@ def _from_pretrained(auto: Any, source: ModelSource, *, place: str, **options: A
 def _explained(auto: Any, source: ModelSource, *, place: str, error: Exception) -> ModelError | CheckpointError:
     """Return an error that names the part that cannot be loaded, the cause and the remedy."""
     cause = _first_sentence(error)
-    part = {AutoConfig: "config", AutoTokenizer: "tokenizer"}.get(auto, "weights")
+    part = {AutoConfig: "config", AutoTokenizer: "tokenizer", AutoProcessor: "processor"}.get(auto, "weights")
     if "trust_remote_code" in str(error):
         return ModelError(
             f"{source.id} brings its own Python code; set model.trust_remote_code: true if you trust it, "

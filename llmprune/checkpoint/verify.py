@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +37,34 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _WORKER = Path(__file__).with_name("verify_worker.py")
 _PROBED_POSITIONS = 16
 _RAISED = re.compile(r"[\w.]+(Error|Exception|Interrupt)\b")  # first line of an error below a traceback
+_INPUT = "inputs."  # before the names of the model's other inputs, as the worker reads them
 _OF_GPU = re.compile(r"OutOfMemoryError|\b(CUDA|HIP) error|NVIDIA driver|(CU|HIP|ROC)\w+_STATUS_\w+")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Tokens, and the logits of the run's final model at some of their positions."""
+    """Tokens, and the logits of the run's final model at some of their positions.
+
+    ``inputs``: the other arguments of the model's forward, such as pixels; empty where the windows hold no image.
+    """
 
     ids_BL: Tensor
     positions_P: Tensor
     logits_BPV: Tensor
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def take(cls, forward: LayerwiseForward) -> Probe:
-        """Take the first batch of a layer-wise forward pass that has passed the last layer.
+        """Take the first batch of a layer-wise forward pass that has passed the last layer; of images one window.
 
         Logits are computed at the probed positions only. For a model that computes them at all positions, only as
         many windows are taken as have ``MAX_LOGITS`` logits, at least one.
         """
+        inputs = {}
         ids_BL, hidden_BLD = forward.batches[0], forward.hidden_states[0]
+        if forward.decoder.images is not None:
+            inputs = forward.decoder.images.model_inputs(ids_BL[:1])
+            ids_BL, hidden_BLD = inputs.pop("input_ids"), hidden_BLD[:1]
         length, skeleton = ids_BL.shape[1], forward.decoder.skeleton
         positions_P = torch.linspace(0, length - 1, min(_PROBED_POSITIONS, length)).long()
         with torch.no_grad():
@@ -65,7 +74,7 @@ class Probe:
                 chunk = next(token_chunks(forward, ids_BL))
                 logits_BPV = chunk.logits(forward, ids_BL, hidden_BLD=hidden_BLD)[:, positions_P]
                 ids_BL = ids_BL[chunk.windows]
-        return cls(ids_BL, positions_P, logits_BPV.float().cpu())
+        return cls(ids_BL, positions_P, logits_BPV.float().cpu(), inputs)
 
 
 @dataclass(frozen=True)
@@ -223,6 +232,7 @@ def _ask_worker(
     with tempfile.TemporaryDirectory(prefix="verify-", dir=checkpoint.parent) as name:
         folder = Path(name)
         tensors = {"ids": probe.ids_BL, "positions": probe.positions_P, "logits": probe.logits_BPV}
+        tensors |= {f"{_INPUT}{name}": value for name, value in probe.inputs.items()}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "probe.safetensors")
         job = {
             "checkpoint": str(checkpoint),

@@ -4,9 +4,10 @@
 
 JOB names the ``checkpoint``, its ``auto_class`` and ``trust_remote_code``; the ``device_map`` of its modules (null: all
 on the CPU) and the ``offload_folder`` for what is left on disk in another form than in the files; the ``probe``, a
-safetensors file with ids [B, L], positions [P] and logits [B, P, V]; and the sparse ``matrices``, each with true if it
-is stored [inputs, outputs], with their ``pattern``: at most the first number of every group of the second number of
-inputs are not zero (null: no groups); and the ``tolerance`` of logits, relative to the largest. Prints one JSON object.
+safetensors file with ids [B, L], positions [P], logits [B, P, V] and the model's other inputs; and the sparse
+``matrices``, each with true if it is stored [inputs, outputs], with their ``pattern``: at most the first number of
+every group of the second number of inputs are not zero (null: no groups); and the ``tolerance`` of logits, relative to
+the largest. Prints one JSON object.
 """
 
 import json
@@ -32,23 +33,31 @@ def counts(model: torch.nn.Module, name: str, *, transposed: bool, pattern: list
         return [zeros, len(present), int((present > kept).sum())]
 
 
-def logits_at(model: torch.nn.Module, ids_BL: torch.Tensor, *, positions_P: torch.Tensor) -> torch.Tensor:
+def logits_at(
+    model: torch.nn.Module, ids_BL: torch.Tensor, *, positions_P: torch.Tensor, inputs: dict[str, torch.Tensor]
+) -> torch.Tensor:
     """Return the logits [B, P, V] at some positions, of which the model computes no others where it can."""
     if "logits_to_keep" in signature(type(model).forward).parameters:
         # a list: a tensor would be moved to the first GPU, and hidden states on the last one take no indices from there
         kept = positions_P.tolist()
-        logits_BPV: torch.Tensor = model(input_ids=ids_BL, use_cache=False, logits_to_keep=kept).logits
+        logits_BPV: torch.Tensor = model(input_ids=ids_BL, **inputs, use_cache=False, logits_to_keep=kept).logits
     else:
-        logits_BPV = model(input_ids=ids_BL, use_cache=False).logits[:, positions_P]
+        logits_BPV = model(input_ids=ids_BL, **inputs, use_cache=False).logits[:, positions_P]
     return logits_BPV.float().cpu()
 
 
-def logits_in_batches(model: torch.nn.Module, ids_BL: torch.Tensor, *, positions_P: torch.Tensor) -> torch.Tensor:
-    """Return the same for all windows at once; for half as many where a device runs out of memory."""
+def logits_in_batches(
+    model: torch.nn.Module, ids_BL: torch.Tensor, *, positions_P: torch.Tensor, inputs: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Return the same for all windows at once; for half as many where a device runs out of memory.
+
+    ``inputs``: the model's other arguments, of a single window.
+    """
     size = len(ids_BL)
     while True:
         try:
-            return torch.cat([logits_at(model, part, positions_P=positions_P) for part in torch.split(ids_BL, size)])
+            parts = torch.split(ids_BL, size)
+            return torch.cat([logits_at(model, part, positions_P=positions_P, inputs=inputs) for part in parts])
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
@@ -107,9 +116,15 @@ def main(job_path: str) -> None:
         offload_folder=job["offload_folder"],
     )
     model = model.eval()
-    ids_BL = probe["ids"].to(input_device(model))
+    device = input_device(model)
+    ids_BL = probe["ids"].to(device)
+    inputs = {
+        name.removeprefix("inputs."): value.to(device, model.dtype if value.is_floating_point() else None)
+        for name, value in probe.items()
+        if name.startswith("inputs.")
+    }
     with torch.inference_mode():
-        logits_BPV = logits_in_batches(model, ids_BL, positions_P=probe["positions"])
+        logits_BPV = logits_in_batches(model, ids_BL, positions_P=probe["positions"], inputs=inputs)
         generations = [generate(model, ids_BL[:1, :16], use_cache=use_cache) for use_cache in (True, False)]
         same = same_up_to_rounding(model, generations, tolerance=job["tolerance"])
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -64,12 +64,14 @@ def cut_decoder(dense: Decoder, *, anatomy: Anatomy, cut: Cut) -> Decoder:
     skeleton = build_skeleton(config, dense.skeleton, device=dense.device)
     changing = sizes_that_change(anatomy, cut.widths, experts=cut.num_experts, kv_groups=cut.kv_groups)
     check_layer_equivalence(dense.skeleton, skeleton, keep=cut.layers, changing=changing)
-    return Decoder(
+    pruned = Decoder(
         skeleton,
         lambda new: cut_layer(dense.tensors(cut.layers[new]), anatomy, cut=cut, layer=cut.layers[new]),
         placement=LayerPlacement(tuple(map(dense.device_of, cut.layers))),
         items_returned=dense.items_returned,
     )
+    pruned.images = dense.images
+    return pruned
 
 
 def cut_layer(tensors: Tensors, anatomy: Anatomy, *, cut: Cut, layer: int) -> Tensors:

@@ -83,10 +83,13 @@ def archives_refused(dataset: str) -> Iterator[None]:
         yield
 
 
-def without_media(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """Return rows without columns of images, audio and other media, whose values name files or addresses to open."""
+def without_media(rows: Dataset | IterableDataset, *, but: str | None = None) -> Dataset | IterableDataset:
+    """Return rows without columns of images, audio and other media, whose values name files or addresses to open.
+
+    ``but``: a column that is kept, because its values are not decoded.
+    """
     features = rows.features or {}
-    kept = [name for name, feature in features.items() if not _has_media(feature)]
+    kept = [name for name, feature in features.items() if name == but or not _has_media(feature)]
     return rows if len(kept) == len(features) else rows.select_columns(kept)
 
 

@@ -19,6 +19,7 @@ from llmprune.common.hub.secrets import redact, redact_error
 from llmprune.common.paths import is_plain_path
 from llmprune.common.text_files import fault_of, require_text_file, unread_kind
 from llmprune.data.dataset_cards import archives_refused, require_own_data, without_media
+from llmprune.data.image_rows import with_raw_images
 from llmprune.data.packages import is_pattern, package_files, package_folder, package_texts
 from llmprune.recipe.text_source import FILE_BUILDERS, PACKAGE_SCHEME, TextSource, is_local
 
@@ -34,11 +35,16 @@ SHUFFLE_BUFFER = 10_000  # rows of a streamed data set that are shuffled at a ti
 
 def read_documents(source: TextSource, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[str]:
     """Yield the texts of a source that are not empty, shuffled with the seed. Raises CalibrationError."""
+    for row in read_rows(source, seed=seed):
+        text = _text_of(row, source, tokenizer=tokenizer)
+        if text:
+            yield text
+
+
+def read_rows(source: TextSource, *, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a source, shuffled with the seed. Raises CalibrationError."""
     with _explained(source), archives_refused(source.dataset):
-        for row in _shuffled(load_text(source), seed):
-            text = _text_of(row, source, tokenizer=tokenizer)
-            if text:
-                yield text
+        yield from _shuffled(load_text(source), seed)
 
 
 def load_text(source: TextSource) -> Dataset | IterableDataset:
@@ -50,17 +56,23 @@ def load_text(source: TextSource) -> Dataset | IterableDataset:
             return _package_text(source)
         path = Path(source.dataset)
         if is_local(source.dataset):
-            return _file_text(path, source)
+            return _readable(_file_text(path, source), source)
         if path.is_file():
             raise CalibrationError(unread_kind(path, ", ".join(FILE_BUILDERS)))
         streaming = source.split.isidentifier()
         revision = source.revision if path.exists() else _pinned(source, streaming)
         require_own_data(source.dataset, revision, streaming=streaming)
-        return without_media(
-            datasets.load_dataset(
-                source.dataset, source.config, split=source.split, revision=revision, streaming=streaming
-            )
+        rows = datasets.load_dataset(
+            source.dataset, source.config, split=source.split, revision=revision, streaming=streaming
         )
+        return _readable(rows, source)
+
+
+def _readable(rows: Dataset | IterableDataset, source: TextSource) -> Dataset | IterableDataset:
+    """Return rows without media, but for the images that the source asks for, which are not decoded."""
+    if source.images_field is None:
+        return without_media(rows)
+    return without_media(with_raw_images(rows, source), but=source.images_field)
 
 
 def require_present(source: TextSource) -> None:

@@ -16,12 +16,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmprune.common.errors import CalibrationError, did_you_mean
+from llmprune.common.window_images import WindowImages
 from llmprune.data.begin_of_text import begins, required_begin, with_begin
+from llmprune.data.image_processor import ImageProcessor
+from llmprune.data.image_windows import pack_images
 from llmprune.data.packing import Packed, Packing, pack, separator_ids
 from llmprune.data.window_sources import order_of, share_by_weight
 from llmprune.recipe.calibration import Calibration, TokenWindows
@@ -39,6 +43,7 @@ class TextWindows:
     in the windows of each source. None for ready tokens. ``parts``: the windows of each source of text, as packed.
     ``begin``: the begin-of-text ids that windows and documents begin with; empty where they have none.
     ``lacking``: the ids that the tokenizer puts in front of a text and that some of the ready windows lack.
+    ``images``: those that windows refer to; None for text alone.
     """
 
     windows_NL: Tensor
@@ -47,21 +52,29 @@ class TextWindows:
     lacking: tuple[int, ...] = ()
     documents: tuple[int, ...] | None = None
     parts: tuple[Packed, ...] = ()
+    images: WindowImages | None = None
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of shape and token ids; also of the begin-of-text ids, which a run treats apart."""
+        """Return the SHA-256 of shape, token ids and images; also of begin-of-text ids, which a run treats apart."""
         tokens = fingerprint_tokens(self.windows_NL)
-        return hashlib.sha256(f"{tokens} {list(self.begin)}".encode()).hexdigest() if self.begin else tokens
+        if self.images is not None:
+            tokens += self.images.fingerprint()
+        apart = self.begin or self.images is not None
+        return hashlib.sha256(f"{tokens} {list(self.begin)}".encode()).hexdigest() if apart else tokens
 
 
 def load_windows(
-    windows: TokenWindows, tokenizer: PreTrainedTokenizerBase | None, *, default_shape: tuple[int, int]
+    windows: TokenWindows,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    default_shape: tuple[int, int],
+    processor: Callable[[], ImageProcessor] | None = None,
 ) -> TextWindows:
     """Read the windows of a recipe's section, without those that the dense model writes itself.
 
     ``tokenizer``: may be None for ready tokens; ``default_shape``: (N, L) where the recipe gives neither samples nor
-    sequence_length. Raises CalibrationError where the text cannot be read or is too short, and where the recipe asks
-    for a begin-of-text token that the tokenizer does not have.
+    sequence_length; ``processor``: returns that of a model which reads images. Raises CalibrationError where the text
+    cannot be read or is too short, and where the recipe asks for a begin-of-text token that the tokenizer lacks.
     """
     begin = required_begin(windows.bos, tokenizer)
     if windows.tokens is not None:
@@ -77,13 +90,27 @@ def load_windows(
     length = windows.sequence_length or default_shape[1]
     separator = separator_ids(windows, tokenizer, begin=begin)
     sources = windows.text_sources()
-    parts = [
-        pack(source, tokenizer, packing=Packing(count, length, begin, separator), windows=windows)
-        for source, count in zip(sources, share_by_weight(samples, sources), strict=True)
-    ]
+    images = processor() if processor is not None and windows.has_images else None
+    parts: list[Packed] = []
+    found: list[Any] = []
+    for source, count in zip(sources, share_by_weight(samples, sources), strict=True):
+        packing = Packing(count, length, begin, separator)
+        if source.images_field is None or images is None:
+            parts.append(pack(source, tokenizer, packing=packing, windows=windows))
+        else:
+            part = pack_images(source, images, packing=packing, windows=windows)
+            parts.append(part.after(len(found)))
+            found += part.images
     windows_NL = torch.cat([part.windows_NL for part in parts])[order_of(samples, windows.seed)]
     crossings, documents = sum(part.crossings for part in parts), tuple(part.documents for part in parts)
-    return TextWindows(windows_NL, crossings, begin, documents=documents, parts=tuple(parts))
+    return TextWindows(
+        windows_NL,
+        crossings,
+        begin,
+        documents=documents,
+        parts=tuple(parts),
+        images=images.images(found) if images is not None else None,
+    )
 
 
 def fingerprint_tokens(windows_NL: Tensor) -> str:

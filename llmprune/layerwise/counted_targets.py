@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 class CountedTargets:
-    """Targets of windows int64 [N, L] in batches of ``batch_size`` that are none of the ids ``begin``.
+    """Targets of windows int64 [N, L] in batches of ``batch_size`` that are none of the ids ``begin``, and no image's.
 
     ``first``: position of a window from which on tokens count as targets.
 
@@ -38,6 +38,7 @@ class CountedTargets:
     ) -> None:
         targets_NT = windows_NL[:, 1:]
         counted_NT = torch.isin(targets_NT, targets_NT.new_tensor(begin), invert=True)
+        counted_NT &= targets_NT >= 0  # others are references to images, which no model predicts
         counted_NT[:, : first - 1] = False
         self.first = first
         self._all_count = bool(counted_NT.all())

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers
 from llmprune.common.process_memory import trim_if_large
+from llmprune.common.window_images import WindowImages
 from llmprune.layerwise.disk_waits import DiskWaits
 from llmprune.layerwise.emulated_matmul import is_emulated, quick_products
 from llmprune.layerwise.transfer import ArrivingLayer, Event, LayerCopies
@@ -41,7 +42,7 @@ class Decoder:
     cache; with it the next layer is prepared in the background: prefetched, or for a GPU copied there.
     ``quick``: layers may round differently from the model's own forward where that is much faster.
     ``items_returned``: number of values that a layer of each class returns, 0 for a tensor alone; found while running.
-    ``waits``: time that the host has waited for layers to be prepared.
+    ``images``: those that token windows refer to. ``waits``: time that the host has waited for layers to be prepared.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Decoder:
         items_returned: dict[type, int] | None = None,
     ) -> None:
         self.skeleton = skeleton
+        self.images: WindowImages | None = None
         self.layers_path, self.layers = find_layers(skeleton)
         self.items_returned = {} if items_returned is None else items_returned
         self._fetch, self._prefetch, self._quick = fetch, prefetch, quick
@@ -79,6 +81,12 @@ class Decoder:
         """Device of the embeddings, where token ids are needed. Modules outside the layers are on it too."""
         embedding: Tensor = next(self.skeleton.get_input_embeddings().parameters())
         return embedding.device
+
+    def model_inputs(self, ids_BL: Tensor) -> dict[str, Tensor]:
+        """Return the arguments of the model's forward for a batch of windows, on the device of the embeddings."""
+        inputs = {"input_ids": ids_BL} if self.images is None else self.images.model_inputs(ids_BL)
+        dtypes = {name: self.skeleton.dtype for name, value in inputs.items() if value.is_floating_point()}
+        return {name: value.to(self.device, dtypes.get(name), non_blocking=True) for name, value in inputs.items()}
 
     def tensors(self, index: int) -> Tensors:
         """Return a layer's tensors on its device, in a dict of the caller's own.

@@ -86,7 +86,7 @@ class LayerwiseForward:
         hidden_BLD, calls = record_calls(
             decoder.skeleton,
             decoder.layers,
-            ids_BL=ids_BL.to(decoder.device, non_blocking=True),
+            inputs=decoder.model_inputs(ids_BL),
             run_layer=self._run_layer,
             items_returned=decoder.items_returned,
         )
@@ -182,8 +182,13 @@ class LayerwiseForward:
         return kept
 
     def token_ids(self, batch: int) -> Tensor:
-        """Return the tokens [B, L] of a batch on the device of the embeddings and the logits, without a wait for it."""
-        return self.batches[batch].to(self.decoder.device, non_blocking=True)
+        """Return the tokens [B, L] of a batch on the device of the embeddings and the logits, without a wait for it.
+
+        In place of references to images they have the placeholder token.
+        """
+        ids_BL, images = self.batches[batch], self.decoder.images
+        plain_BL = ids_BL if images is None else images.plain(ids_BL)
+        return plain_BL.to(self.decoder.device, non_blocking=True)
 
     @torch.no_grad()
     def logits(self, batch: int) -> Tensor:

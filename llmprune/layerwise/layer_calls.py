@@ -8,7 +8,7 @@ Shapes: B batch, L sequence length, P some positions, D hidden size, V vocabular
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
@@ -114,12 +114,13 @@ def record_calls(
     model: PreTrainedModel,
     layers: nn.ModuleList,
     *,
-    ids_BL: Tensor,
+    inputs: Mapping[str, Tensor],
     run_layer: Callable[[int, ReceivedCall], Any],
     items_returned: dict[type, int],
 ) -> tuple[Tensor, list[LayerCall]]:
     """Return the hidden states before the first layer [B, L, D] and the arguments of every layer.
 
+    ``inputs``: arguments of the model's forward for the batch, at least its token ids [B, L].
     ``run_layer(index, received)`` runs a real layer, once for every class of layer, to find how many values it
     returns; ``items_returned`` gets that number, 0 for a tensor alone. Raises ModelError for a model whose layers are
     not simply called one after the other on the same hidden states.
@@ -152,7 +153,7 @@ def record_calls(
 
     try:
         with _replaced_forwards(layers, record):
-            model(input_ids=ids_BL, use_cache=False)
+            model(**inputs, use_cache=False)
     except _AllCalledError:
         return hiddens[0], calls
     raise ModelError(f"{type(model).__name__} returned without running its {len(layers)} layers")

@@ -156,6 +156,8 @@ class RunInputs:
         planned = {gpu.index: gpu.free - gpu.outside - gpu.resident for gpu in self.devices if gpu.index is not None}
         working = self.whole_devices if self._evicted else planned
         decoder = open_decoder(self.recipe.model, self._reader, working=working)
+        if self.recipe.calibration.has_images:
+            decoder.images = self.inputs.calibration_text.images
         if self._evicted:
             decoder.save_memory()
         return decoder
@@ -234,7 +236,8 @@ class RunInputs:
         calibration, length = self.recipe.calibration, windows_NL.shape[1]
         hidden = text_config(self.config).hidden_size * self.dtype.itemsize
         size = self.anatomy.num_layers * len(windows_NL) * length * hidden
-        key = fingerprint(self.identity, fingerprint_tokens(windows_NL), batch_size, world_size(), boot())[:16]
+        parts = (self.identity, self.text_fingerprint, fingerprint_tokens(windows_NL), batch_size, world_size())
+        key = fingerprint(*parts, boot())[:16]
         place = folder / HIDDEN_STATES
         cached = broadcast_from_first(self._fits_on_disk(place, key, size=size) if is_first_process() else False)
         cache = HiddenStateCache(place, f"{key}-{rank()}") if cached else None

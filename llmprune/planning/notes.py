@@ -25,11 +25,19 @@ def about_base(recipe: Recipe, config: Config) -> list[str]:
     """Return notes on parts of the model that are not pruned, and on code that is run."""
     notes = []
     if text_config(config) is not config:
-        notes.append("only the text part is pruned, and it is scored on text: its effect on images is not measured")
+        notes.append("only the text part is pruned" + _about_images(recipe))
     notes += about_heads(config)
     if recipe.model.trust_remote_code:
         notes.append("the model's own Python code is run (model.trust_remote_code)")
     return notes
+
+
+def _about_images(recipe: Recipe) -> str:
+    """Return the rest of the note on a model that reads images."""
+    seen = ", and it is scored on text and images" if recipe.calibration.has_images else ", and it is scored on text"
+    if recipe.evaluation.backend is not None and recipe.evaluation.task_names:
+        return seen
+    return f"{seen}: its effect on images is not measured; evaluate a task with images by evaluation.backend"
 
 
 def about_sparsity(sparsity: SparsityPlan | None, pruned: PreTrainedModel) -> list[str]:

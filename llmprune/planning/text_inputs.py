@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llmprune.anatomy.meta_model import Config, text_config
-from llmprune.checkpoint.loading import load_config, load_tokenizer
+from llmprune.checkpoint.loading import load_config, load_processor, load_tokenizer
 from llmprune.common.errors import CalibrationError, ModelError, RecipeError
 from llmprune.data.begin_of_text import required_begin
 from llmprune.data.recovery_windows import Part, RecoverySources, UsedText, about_epochs, load_recovery_text
@@ -96,7 +96,14 @@ class TextInputs:
     def calibration_text(self) -> TextWindows:
         """Calibration windows that are read, without those that the model writes itself."""
         calibration = self.recipe.calibration
-        return self._fitting(load_windows(calibration, self.tokenizer, default_shape=calibration.read_shape()))
+        return self._fitting(
+            load_windows(
+                calibration,
+                self.tokenizer,
+                default_shape=calibration.read_shape(),
+                processor=lambda: load_processor(self.recipe.model, self.config),
+            )
+        )
 
     @property
     def sources(self) -> Tensor | None:
@@ -211,7 +218,8 @@ class TextInputs:
 
     def _fitting(self, text: TextWindows) -> TextWindows:
         """Return ``text``. Raises CalibrationError for ids without an embedding, and windows beyond all positions."""
-        self._require_fitting(text.windows_NL)
+        images = text.images
+        self._require_fitting(text.windows_NL if images is None else images.plain(text.windows_NL))
         return text
 
     def _require_fitting(self, windows_NL: Tensor) -> None:

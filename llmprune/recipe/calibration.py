@@ -20,6 +20,7 @@ class TokenWindows(Section):
     """Token windows [samples, sequence_length] from one source, from several, or from a file of ready tokens."""
 
     _ORIGINS: ClassVar[str] = "exactly one of dataset, sources or tokens"
+    _OF_ONE_SOURCE: ClassVar[tuple[str, ...]] = ("config", "split", "revision", "text_field", "messages_field")
 
     dataset: str | None = Field(None, min_length=1, description=TextSource.model_fields["dataset"].description)
     config: str | None = Field(None, description=TextSource.model_fields["config"].description)
@@ -82,13 +83,19 @@ class TokenWindows(Section):
         if self.tokens is not None and self.key is None:
             raise ValueError("a tokens file needs key: the name of the tensor in it")
         if self.dataset is None:
-            single = ("config", "split", "revision", "text_field", "messages_field")
-            stray = [name for name in single if name in self.model_fields_set]
+            stray = [name for name in self._OF_ONE_SOURCE if name in self.model_fields_set]
             if stray:
                 raise ValueError(f"{', '.join(stray)} belongs to dataset, not to {given[0]}")
         if self.dataset is not None:
             self.text_sources()
+        if self.has_images and "images_field" not in type(self).model_fields:
+            raise ValueError("images_field belongs to calibration; here only text is read, so remove it")
         return self
+
+    @property
+    def has_images(self) -> bool:
+        """True where a source has images beside its text."""
+        return any(source.images_field is not None for source in TokenWindows.text_sources(self))
 
     def _origins(self) -> list[str]:
         """Return the keys that say where the windows come from; valid with exactly one."""
@@ -104,14 +111,16 @@ class TokenWindows(Section):
             return self.sources
         if self.dataset is None:
             return ()
-        fields = ("dataset", "config", "split", "revision", "text_field", "messages_field")
-        return (TextSource(**{name: getattr(self, name) for name in fields}),)
+        return (TextSource(**{name: getattr(self, name) for name in ("dataset", *self._OF_ONE_SOURCE)}),)
 
 
 class Calibration(TokenWindows):
     """The text that scores and refits are computed on; without dataset, sources, tokens and mix: ``mix: general``."""
 
     _ORIGINS: ClassVar[str] = "at most one of dataset, sources, tokens or mix"
+    _OF_ONE_SOURCE: ClassVar[tuple[str, ...]] = (*TokenWindows._OF_ONE_SOURCE, "images_field")
+
+    images_field: str | None = Field(None, description=TextSource.model_fields["images_field"].description)
 
     mix: str | None = Field(
         None,

@@ -92,6 +92,31 @@ class Recipe(Section):
             )
         return budget
 
+    @field_validator("budget", mode="after")
+    @classmethod
+    def _without_images(cls, budget: Budget | None, info: ValidationInfo) -> Budget | None:
+        """Refuse images beside a search, which judges shapes on beginnings of windows."""
+        calibration = info.data.get("calibration")
+        if budget is not None and calibration is not None and calibration.has_images:
+            raise ValueError(
+                "judges shapes on beginnings of windows, which would cut images in two; search with text (remove "
+                "calibration's images_field), then give depth and width of the shape that was found, with images"
+            )
+        return budget
+
+    @field_validator("recover", mode="after")
+    @classmethod
+    def _with_text(cls, recover: Recover | None, info: ValidationInfo) -> Recover | None:
+        """Refuse a training without text: images calibrate only."""
+        calibration = info.data.get("calibration")
+        if recover is None or calibration is None or not calibration.has_images:
+            return recover
+        if recover.data.is_calibrations and all(source.images_field for source in calibration.text_sources()):
+            raise ValueError(
+                "trains on text, and each source of calibration has images; give recover.data, or add a source of text"
+            )
+        return recover
+
     @field_validator("hub", mode="after")
     @classmethod
     def _one_model(cls, hub: Hub | None, info: ValidationInfo) -> Hub | None:

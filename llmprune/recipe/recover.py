@@ -103,7 +103,7 @@ class RecoveryText(TokenWindows):
         origin: TokenWindows = calibration if self.is_calibrations else self
         read: dict[str, Any] = {"tokens": origin.tokens, "key": origin.key}
         if not origin.tokens:
-            read = {"sources": origin.text_sources()}
+            read = {"sources": tuple(source for source in origin.text_sources() if source.images_field is None)}
         own = {key: getattr(self, key) for key in self._SHARED if key in self.model_fields_set}
         shared = {key: getattr(calibration, key) for key in self._SHARED}
         shared["sequence_length"] = (self.stored_shape() or calibration.read_shape())[1]

@@ -50,6 +50,11 @@ class TextSource(Section):
         description="Column of chat messages, rendered with the model's chat template; without a template as "
         "paragraphs `role: content`.",
     )
+    images_field: str | None = Field(
+        None,
+        description="Column of the images that belong to a text: one, or a list; in a .jsonl file names of files "
+        "relative to it. Only for calibration of a model that reads images.",
+    )
     weight: float = Field(
         1.0, gt=0, description="Weight of this source: its share of the windows, relative to the other sources."
     )
@@ -70,6 +75,8 @@ class TextSource(Section):
                 raise ValueError(f"{name} belongs to a hub data set, not to {self.dataset}; remove it")
         if self.text_field is not None and self.messages_field is not None:
             raise ValueError("text_field and messages_field exclude each other; keep one")
+        if self.images_field is not None and self.dataset.startswith(PACKAGE_SCHEME):
+            raise ValueError(f"images_field: {self.dataset} has text only; give a data set with images, or remove it")
         return self
 
 

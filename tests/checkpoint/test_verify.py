@@ -131,13 +131,13 @@ def test_heads_on_the_last_of_several_gpus_give_logits(tmp_path: Path) -> None:
     model = tiny_model("llama")
     model.save_pretrained(tmp_path)
     positions_P = torch.tensor([0, 5, 23])
-    expected = logits_at(model, IDS, positions_P=positions_P)
+    expected = logits_at(model, IDS, positions_P=positions_P, inputs={})
     devices = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1} | {
         f"model.layers.{index}": index // 2 for index in range(4)
     }
     with simulated_devices(2), torch.inference_mode():
         spread = load_model(ModelSource(id=str(tmp_path), device_map=devices))
-        found = logits_at(spread, IDS.to("cuda:0"), positions_P=positions_P)
+        found = logits_at(spread, IDS.to("cuda:0"), positions_P=positions_P, inputs={})
     assert torch.equal(found, expected)
 
 

@@ -234,11 +234,26 @@ def _sample(row: dict[str, Any], metric: str) -> Sample:
     responses = json.dumps(row["resps"], default=str)
     return Sample(
         doc_id=row["doc_id"],
-        doc_hash=row["doc_hash"],
+        doc_hash=_document_hash(row),
         prompt_hash=row["prompt_hash"],
         value=_number(row.get(metric)),
         answer_hash=hashlib.sha256(responses.encode()).hexdigest()[:16],
     )
+
+
+def _document_hash(row: dict[str, Any]) -> str:
+    """Return lm-eval's hash of a document; of one with images a hash of its fields, where lm-eval takes addresses."""
+    if not any(isinstance(argument, dict) and "visual" in argument for argument in row["arguments"][0]):
+        return str(row["doc_hash"])
+    text = json.dumps(row["doc"], default=_pixels, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _pixels(value: Any) -> str:
+    """Return a hash of an image's pixels; of anything else its text."""
+    if not hasattr(value, "tobytes"):
+        return str(value)
+    return hashlib.sha256(value.tobytes()).hexdigest()
 
 
 def _answer(row: dict[str, Any]) -> Answer:

@@ -53,6 +53,7 @@ _TEXT: dict[str, Rule] = {
     "split": _matches(_SPLIT, "give a split such as train[:80%]"),
     "text_field": _column,
     "messages_field": _column,
+    "images_field": _column,
     "tokens": tokens_file,
     "key": _tensor,
     "name": _matches(_LABEL, "give a name of up to 120 characters, without a path"),
