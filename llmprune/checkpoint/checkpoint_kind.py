@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmprune.checkpoint.file_references import ADAPTER, INDEX, adapter_problem
+from llmprune.checkpoint.quantized.formats import quantization_of
 from llmprune.checkpoint.weight_headers import SINGLE, Headers
 from llmprune.common.errors import ModelError
 
@@ -150,20 +151,17 @@ def _kinds_of_classes() -> dict[str, set[str]]:
 
 
 def _quantization(names: Collection[str], config: dict[str, Any], *, headers: Headers | None, shown: str) -> str:
-    text = config.get("text_config")
-    stated = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    stated = quantization_of(config)
+    if stated is not None:
+        return stated.problem(shown)
     found = next((name for name in _QUANTIZED if name in names), None)
     narrow = sorted({one.dtype for one in (headers or {}).values() if one.dtype.startswith(("F8", "F4", "F6"))})
-    if stated:
-        named = stated.get("quant_method") if isinstance(stated, dict) else None
-        how = str(named) if named else "by a method that is not named"
-    elif found or narrow:
-        how = " and ".join([*([found] if found else []), *([f"tensors in {', '.join(narrow)}"] if narrow else [])])
-    else:
+    if not found and not narrow:
         return ""
+    how = " and ".join([*([found] if found else []), *([f"tensors in {', '.join(narrow)}"] if narrow else [])])
     return (
-        f"the weights of {shown} are quantized ({how}), so they cannot be cut and refit; prune the original in "
-        "float32, bfloat16 or float16"
+        f"the weights of {shown} are quantized ({how}), and its config.json has no quantization_config that says how "
+        "to dequantize them; prune the original in float32, bfloat16 or float16"
     )
 
 

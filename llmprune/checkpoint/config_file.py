@@ -20,6 +20,7 @@ from transformers import AutoConfig, PretrainedConfig
 from llmprune.anatomy.config_edits import clear_heads
 from llmprune.anatomy.meta_model import Config, quiet_transformers, text_config
 from llmprune.checkpoint.copied_files import CONFIG, without_code
+from llmprune.checkpoint.quantized.formats import without_quantization
 from llmprune.checkpoint.weight_headers import read_config
 from llmprune.common.errors import ModelError
 
@@ -66,6 +67,7 @@ def edited_config(change: ConfigChange, clear: Collection[str] = ()) -> Raw:
     """
     raw = read_config(change.base)
     raw.pop("transformers_weights", None)  # names a file of the base that the result does not have
+    without_quantization(raw)
     without_code(raw, change.trusted)
     if not change.before.is_custom_code():
         clear_heads(raw)

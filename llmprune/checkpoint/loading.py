@@ -23,14 +23,18 @@ from llmprune.anatomy.meta_model import (
 from llmprune.checkpoint.checkpoint_kind import tokenizer_problem
 from llmprune.checkpoint.config_limits import check_config_file
 from llmprune.checkpoint.copied_files import is_tokenizer
+from llmprune.checkpoint.dequantized_model import load_dequantized
 from llmprune.checkpoint.disk_offload import offload_folder
 from llmprune.checkpoint.download import names_of
+from llmprune.checkpoint.file_names import FileNames
 from llmprune.checkpoint.file_references import unread_fields
 from llmprune.checkpoint.gguf import cache_folder, gguf_location
-from llmprune.checkpoint.location import folder_of, headers_of
-from llmprune.checkpoint.placement import device_map_of_whole
-from llmprune.checkpoint.stored_dtypes import require_fitting
+from llmprune.checkpoint.location import folder_of, headers_of, quantization_of_source
+from llmprune.checkpoint.placement import DeviceMap, device_map_of_whole
+from llmprune.checkpoint.quantized.formats import CONFIG_FIELD
+from llmprune.checkpoint.stored_dtypes import require_all, require_fitting
 from llmprune.checkpoint.weight_headers import Headers, main_dtype
+from llmprune.checkpoint.weights_reader import WeightsReader
 from llmprune.common.errors import CheckpointError, ModelError
 from llmprune.data.image_processor import ImageProcessor
 from llmprune.recipe.model import ModelSource
@@ -40,12 +44,15 @@ logger = logging.getLogger(__name__)
 
 
 def load_config(source: ModelSource) -> Config:
-    """Load the model's config, without its weights. Raises ModelError where there is none."""
+    """Load the model's config, without its weights and their quantization. Raises ModelError where there is none."""
     place, options = "", {}
     if source.id.startswith(PACKAGE_SCHEME) and not cache_folder(source.id).is_dir():
         path = gguf_location(source.id)
         place, options = str(path.parent), {"gguf_file": path.name}
     config: Config = _from_pretrained(AutoConfig, source, place=place or str(folder_of(source, "config")), **options)
+    for part in (config, text_config(config)):
+        if getattr(part, CONFIG_FIELD, None) is not None:  # weights are dequantized when they are read
+            delattr(part, CONFIG_FIELD)
     return config
 
 
@@ -93,21 +100,39 @@ def require_tokenizer(source: ModelSource) -> None:
 
 
 def load_model(source: ModelSource) -> PreTrainedModel:
-    """Load the whole model, in evaluation mode, placed by the recipe's device map.
+    """Load the whole model, in evaluation mode, placed by the recipe's device map. Quantized weights are dequantized.
 
     Raises CheckpointError for missing, unexpected, misshapen or unreadable weights: transformers would fill missing
     ones with random numbers.
     """
-    place = str(folder_of(source, "weights"))
-    config = load_config(source)
-    dtype = compute_dtype(source, config, found=headers_of(source))
+    folder = folder_of(source, "weights")
+    config, headers = load_config(source), headers_of(source)
+    dtype = compute_dtype(source, config, found=headers)
     empty = build_meta_model(config, dtype, trust_remote_code=source.trust_remote_code)
     device_map = device_map_of_whole(source, empty)
     offloaded = offload_folder() if device_map is not None and "disk" in device_map.values() else None
+    quantization = quantization_of_source(source)
+    if quantization is None:
+        loaded = _load_plain(source, config, dtype=dtype, device_map=device_map, offloaded=offloaded)
+    else:
+        names = FileNames(empty, headers or {}, quantization=quantization)
+        reader = WeightsReader(names, folder, shown=source.id)
+        require_all(names, source.id)
+        loaded = load_dequantized(reader, device_map, offloaded=offloaded).eval()
+    if offloaded is not None:
+        weakref.finalize(find_layers(loaded)[1], shutil.rmtree, offloaded, ignore_errors=True)
+    loaded.config.name_or_path = str(folder)  # the text part of a config may have another path
+    return loaded.requires_grad_(False)
+
+
+def _load_plain(
+    source: ModelSource, config: Config, *, dtype: torch.dtype, device_map: DeviceMap | None, offloaded: Path | None
+) -> PreTrainedModel:
+    """Load a model whose weights are not quantized, as transformers does."""
     model, info = _from_pretrained(
         auto_class(config),
         source,
-        place=place,
+        place=str(folder_of(source, "weights")),
         dtype=dtype,
         device_map=None if device_map is None else dict(device_map),
         offload_folder=offloaded,
@@ -118,14 +143,13 @@ def load_model(source: ModelSource) -> PreTrainedModel:
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     require_fitting({kind.split("_")[0]: sorted(map(_key, info.get(kind) or ())) for kind in kinds}, source.id)
     loaded: PreTrainedModel = model.eval()
-    if offloaded is not None:
-        weakref.finalize(find_layers(loaded)[1], shutil.rmtree, offloaded, ignore_errors=True)
-    loaded.config.name_or_path = place  # the text part of a config may have another path
-    return loaded.requires_grad_(False)
+    return loaded
 
 
 def compute_dtype(source: ModelSource, config: Config, *, found: Headers | None) -> torch.dtype:
     """Return the type to compute in: the recipe's, the config's, or that of most weights. GGUF files give float32.
+
+    Quantized weights whose config names no type give bfloat16.
 
     ``found``: headers of the weights files, None where they are not available.
     """
@@ -135,6 +159,8 @@ def compute_dtype(source: ModelSource, config: Config, *, found: Headers | None)
     stated = getattr(config, "dtype", None) or getattr(text_config(config), "dtype", None)
     if isinstance(stated, torch.dtype) and not source.id.startswith(PACKAGE_SCHEME):
         return stated
+    if quantization_of_source(source) is not None:
+        return torch.bfloat16
     return main_dtype(found or {}) or torch.float32
 
 

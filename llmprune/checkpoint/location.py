@@ -10,6 +10,7 @@ from llmprune.checkpoint.checkpoint_kind import names_in, without_config
 from llmprune.checkpoint.download import Part, commit_of, headers, names_of, snapshot
 from llmprune.checkpoint.file_references import require_own_names
 from llmprune.checkpoint.gguf import cache_folder, converted_folder
+from llmprune.checkpoint.quantized.formats import Quantization, quantization_of
 from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, read_config
 from llmprune.common.errors import ModelError
 from llmprune.recipe.model import ModelSource
@@ -64,6 +65,11 @@ def bytes_on_disk(source: ModelSource) -> int:
 def raw_config(source: ModelSource) -> dict[str, Any]:
     """Return a checkpoint's config.json unchanged; empty for a GGUF file, which has none."""
     return {} if source.id.startswith(PACKAGE_SCHEME) else read_config(folder_of(source, "config"))
+
+
+def quantization_of_source(source: ModelSource) -> Quantization | None:
+    """Return the quantization of a model's weights, as its config.json states it; None where it states none."""
+    return quantization_of(raw_config(source))
 
 
 def headers_of(source: ModelSource) -> Headers | None:

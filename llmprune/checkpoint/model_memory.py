@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.checkpoint.loading import compute_dtype, load_config
-from llmprune.checkpoint.location import bytes_on_disk, headers_of
+from llmprune.checkpoint.location import bytes_on_disk, headers_of, quantization_of_source
 from llmprune.checkpoint.placement import FOR_WEIGHTS, gpus_of
 from llmprune.checkpoint.weight_headers import DTYPES
 from llmprune.common.machine_memory import free_memory
@@ -31,7 +32,11 @@ def whole_model_bytes(source: ModelSource) -> int:
     headers = headers_of(source)
     if not headers:
         return bytes_on_disk(source)
-    dtype = compute_dtype(source, load_config(source), found=headers)
+    config = load_config(source)
+    dtype = compute_dtype(source, config, found=headers)
+    if quantization_of_source(source) is not None:
+        model = build_meta_model(config, dtype, trust_remote_code=source.trust_remote_code)
+        return sum(parameter.nbytes for parameter in model.parameters())
     return sum(
         math.prod(tensor.shape) * (dtype if tensor.floating else DTYPES.get(tensor.dtype, torch.uint8)).itemsize
         for tensor in headers.values()

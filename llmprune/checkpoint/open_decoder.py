@@ -7,16 +7,16 @@ pages of the files are shared by all processes of the machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from transformers import PreTrainedModel
-
-from llmprune.anatomy.meta_model import build_meta_model, find_layers
+from llmprune.anatomy.meta_model import build_meta_model
+from llmprune.checkpoint.file_names import FileNames
+from llmprune.checkpoint.layers_in_files import LayersInFiles
 from llmprune.checkpoint.loading import compute_dtype, load_config, no_weights
-from llmprune.checkpoint.location import folder_of
+from llmprune.checkpoint.location import folder_of, quantization_of_source
 from llmprune.checkpoint.placement import place
 from llmprune.checkpoint.skeleton import fill_rest
-from llmprune.checkpoint.stored_dtypes import FileNames, Tensors, require_all
+from llmprune.checkpoint.stored_dtypes import require_all
 from llmprune.checkpoint.weight_headers import SINGLE, headers_of_folder
 from llmprune.checkpoint.weights_reader import WeightsReader
 from llmprune.layerwise.decoder import Decoder
@@ -36,7 +36,7 @@ def open_reader(source: ModelSource) -> WeightsReader:
     dtype = compute_dtype(source, config, found=headers)
     model = build_meta_model(config, dtype, trust_remote_code=source.trust_remote_code)
     model.config.name_or_path = str(folder)  # the text part of a config may have another path
-    names = FileNames(model, headers)
+    names = FileNames(model, headers, quantization=quantization_of_source(source))
     require_all(names, source.id)
     return WeightsReader(names, folder, shown=source.id)
 
@@ -53,10 +53,9 @@ def open_decoder(
     reader = reader or open_reader(source)
     skeleton = reader.names.model
     placement = place(source, skeleton, working=working)
-    layers = _LayersInFiles(skeleton, reader)
+    layers = LayersInFiles(skeleton, reader)
     rest = layers.read_rest()
-    absent = [name for name in skeleton.state_dict() if name not in rest and not name.startswith(f"{layers.path}.")]
-    fill_rest(skeleton, rest, device=placement.rest, missing=absent)
+    fill_rest(skeleton, rest, device=placement.rest, missing=layers.absent(rest))
     skeleton._weight_conversions = reader.names.used_rules or None
     return Decoder(
         skeleton,
@@ -65,32 +64,3 @@ def open_decoder(
         prefetch=layers.prefetch,
         quick=True,
     )
-
-
-class _LayersInFiles:
-    """The layers of a model in its weights files."""
-
-    def __init__(self, skeleton: PreTrainedModel, reader: WeightsReader) -> None:
-        self.path, self._layers = find_layers(skeleton)
-        self._reader = reader
-        self._dtypes = reader.names.compute_dtypes(skeleton.dtype)
-
-    def read(self, index: int) -> Tensors:
-        """Return the tensors of a layer by their names in it; buffers that no file has are the model's own."""
-        prefix = f"{self.path}.{index}."
-        own = self._layers[index].state_dict()
-        found = self._read(prefix + name for name in own)
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-        return {name: tensors.get(name, value) for name, value in own.items()}
-
-    def prefetch(self, index: int) -> None:
-        """Bring the files' pages with a layer's tensors from the disk into the page cache."""
-        prefix = f"{self.path}.{index}."
-        self._reader.prefetch(prefix + name for name in self._layers[index].state_dict())
-
-    def read_rest(self) -> Tensors:
-        """Return all tensors outside the layers that the files have."""
-        return self._read(name for name in self._dtypes if not name.startswith(f"{self.path}."))
-
-    def _read(self, names: Iterable[str]) -> Tensors:
-        return self._reader.read(filter(self._reader.names.has, names), dtypes=self._dtypes)

@@ -1,4 +1,4 @@
-"""Map a model's tensors to those of a checkpoint's files, to save every tensor in its file's type.
+"""Save every tensor in the type that it has in the base's file.
 
 A model is loaded in one floating-point type, that of the computation, and files may mix several: Mamba's ``A_log``,
 routers and their biases are often float32 in a bfloat16 checkpoint. A tensor that a run only cuts is saved with the
@@ -7,152 +7,17 @@ values of the base's file; one that it changes is converted to the type in the b
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, reduce
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from llmprune.anatomy.meta_model import find_layers
-from llmprune.checkpoint.merged_experts import groups_to_merge, merge
-from llmprune.checkpoint.weight_headers import Headers, main_dtype
+from llmprune.checkpoint.file_names import Dtypes, FileNames, Tensors
+from llmprune.checkpoint.weight_headers import main_dtype
 from llmprune.common.errors import CheckpointError
-
-Tensors = dict[str, Tensor]
-# Buffers in files of older versions, which transformers ignores for every model.
-_OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
-Dtypes = Mapping[str, torch.dtype]  # of parameters and buffers of a model, by name
-
-
-class FileNames:
-    """Mapping from each tensor of a model to the tensors of its files, by the conversion rules of transformers."""
-
-    def __init__(self, model: PreTrainedModel, headers: Headers) -> None:
-        rules = get_model_conversion_mapping(model)
-        self._rules = rules
-        self.model, self.headers = model, headers
-        self._renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-        self._converters = {
-            pattern: rule for rule in rules if isinstance(rule, WeightConverter) for pattern in rule.source_patterns
-        }
-        self._all_converters = list(dict.fromkeys(self._converters.values()))
-        self._own = model.state_dict()
-        # by the first tensor that a rule makes: its sources, each with the pattern that it matched
-        self._sources: dict[str, list[tuple[str, str | None]]] = {}
-        self._first: dict[str, str] = {}  # for each tensor of the model, the first that its rule makes
-        self._unused: list[str] = []
-        for name in sorted(headers, key=dot_natural_key):
-            self._add(name)
-
-    def _add(self, name: str) -> None:
-        converters = self._all_converters
-        prefix = self.model.base_model_prefix
-        target, pattern = rename_source_key(name, self._renamings, converters, prefix, self._own)
-        if target not in self._own and name in self._own:
-            target, pattern = rename_source_key(name, [], [], prefix, self._own)
-        if target not in self._own:
-            self._unused.append(name)
-            return
-        self._sources.setdefault(target, []).append((name, pattern))
-        patterns = self._converters[pattern].target_patterns if pattern else [""]
-        for other in patterns:
-            made = target.replace(patterns[0], other) if pattern else target
-            self._first[made] = target
-
-    def sources(self, name: str) -> list[str]:
-        """Return the tensors of the files that a tensor of the model is made from; empty for a tied tensor."""
-        return [source for source, _ in self._sources.get(self._first.get(name, ""), [])]
-
-    def has(self, name: str) -> bool:
-        """Check that the files have what a tensor of the model is made from."""
-        return name in self._first
-
-    @property
-    def used_rules(self) -> list[Any]:
-        """The rules of transformers that apply to these files, for the way back from the model's tensors."""
-        return [rule for rule in self._rules if rule.was_used()]
-
-    def missing(self) -> list[str]:
-        """Return the parameters that the files do not have, except tied ones and those that may be missing."""
-        patterns = [re.compile(pattern) for pattern in self.model._keys_to_ignore_on_load_missing or ()]
-        tied = self.model.all_tied_weights_keys
-        return [
-            name
-            for name, _ in self.model.named_parameters()
-            if name not in self._first and name not in tied and not any(one.search(name) for one in patterns)
-        ]
-
-    def unexpected(self) -> list[str]:
-        """Return the tensors of the files that the model does not have, except those that transformers ignores."""
-        ignored = [*(self.model._keys_to_ignore_on_load_unexpected or ()), *_OLD_BUFFERS]
-        patterns = [re.compile(pattern) for pattern in ignored]
-        return [name for name in self._unused if not any(one.search(name) for one in patterns)]
-
-    def misshapen(self) -> list[str]:
-        """Return the tensors, with both shapes, whose shape in the files is not the model's."""
-        found = []
-        for target, sources in self._sources.items():
-            name, pattern = sources[0]
-            stored, wanted = list(self.headers[name].shape), list(self._own[target].shape)
-            if pattern is None and stored != wanted:
-                found.append(f"{target} ({stored}, not {wanted})")
-        return found
-
-    @cached_property
-    def dtypes(self) -> Dtypes:
-        """The type in the files of every floating-point tensor of the model; of several sources, the widest."""
-        found: dict[str, torch.dtype] = {}
-        for name in self._first:
-            stored = [self.headers[source].floating for source in self.sources(name)]
-            known = [dtype for dtype in stored if dtype is not None]
-            if known:
-                found[name] = reduce(torch.promote_types, known)
-        return found
-
-    def compute_dtypes(self, dtype: torch.dtype) -> Dtypes:
-        """Return the types in which transformers loads parameters and buffers for a computation in ``dtype``."""
-        plan = self.model._get_dtype_plan(dtype)
-        patterns = {re.compile(pattern.replace("*", ".*")): kept for pattern, kept in plan.items()}
-        return {
-            name: next((kept for pattern, kept in patterns.items() if pattern.search(name)), tensor.dtype)
-            for name, tensor in self._own.items()
-        }
-
-    def convert(self, names: Iterable[str], tensor_of: Callable[[str], Tensor], *, dtypes: Dtypes | None) -> Tensors:
-        """Return tensors of the model by name, made as transformers makes them from those of the files.
-
-        ``tensor_of``: reads a tensor of the files. ``dtypes``: types of the results, None for those of the files.
-        """
-        wanted = set(names)
-        made: Tensors = {}
-        for first in dict.fromkeys(self._first[name] for name in sorted(wanted)):
-            made |= self._convert(first, tensor_of, dtype=dtypes[first] if dtypes is not None else None)
-        return {name: made[name] for name in wanted}
-
-    def _convert(self, first: str, tensor_of: Callable[[str], Tensor], *, dtype: torch.dtype | None) -> Tensors:
-        sources = self._sources[first]
-        pattern = sources[0][1]
-        tensors = [tensor_of(name) for name, _ in sources]
-        if pattern is None:
-            return {first: tensors[0] if dtype is None else tensors[0].to(dtype)}
-        dtype = dtype or reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
-        patterns = [one for _, one in sources if one is not None]
-        assert len(patterns) == len(sources), "one rule makes all parts of a tensor"
-        rule = self._converters[pattern]
-        groups = groups_to_merge(rule, zip(patterns, tensors, strict=True))
-        if groups is not None:
-            return {first: merge(rule, groups, dtype=dtype)}
-        rule = copy.deepcopy(rule)
-        for (name, _), one, tensor in zip(sources, patterns, tensors, strict=True):
-            rule.add_tensor(first, name, one, tensor.to(dtype))
-        made = rule.convert(first, model=self.model, config=self.model.config)
-        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 
 class Originals:
@@ -225,7 +90,7 @@ def describe_types(names: FileNames, dtype: torch.dtype, *, keep: bool) -> list[
             named.setdefault(stored, []).append(name)
     if not named:
         return []
-    main = main_dtype(names.headers)
+    main = dtype if names.quantization else main_dtype(names.headers)
     listed = [f"{len(some)} in {_name(stored)} ({_examples(some)})" for stored, some in named.items()]
     if not keep:
         return [
@@ -241,9 +106,8 @@ def describe_types(names: FileNames, dtype: torch.dtype, *, keep: bool) -> list[
 
 def require_all(names: FileNames, shown: str) -> None:
     """Raise CheckpointError where the files' tensors are not those of the model: loading would invent random ones."""
-    require_fitting(
-        {"missing": names.missing(), "unexpected": names.unexpected(), "mismatched": names.misshapen()}, shown
-    )
+    problems = {"missing": names.missing(), "unexpected": names.unexpected(), "mismatched": names.misshapen()}
+    require_fitting(problems | {"not dequantizable": names.not_dequantizable()}, shown)
 
 
 def require_fitting(problems: Mapping[str, Sequence[str]], shown: str) -> None:

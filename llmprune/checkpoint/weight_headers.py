@@ -27,6 +27,8 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F4": torch.float4_e2m1fn_x2,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -34,7 +36,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_WIDE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # the types of weights that are not quantized
+WIDE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # the types of weights that are not quantized
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class StoredTensor:
     def floating(self) -> torch.dtype | None:
         """The floating-point type of a tensor that is not quantized; None of any other."""
         dtype = DTYPES.get(self.dtype)
-        return dtype if dtype in _WIDE else None
+        return dtype if dtype in WIDE else None
 
 
 Headers = Mapping[str, StoredTensor]  # by the tensor's name in the file

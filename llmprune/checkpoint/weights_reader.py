@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llmprune.checkpoint.stored_dtypes import FileNames, Tensors
+from llmprune.checkpoint.file_names import FileNames, Tensors
 from llmprune.common.errors import CheckpointError
 
 

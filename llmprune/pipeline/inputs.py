@@ -18,10 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.anatomy.types import Anatomy
+from llmprune.checkpoint.file_names import Dtypes
 from llmprune.checkpoint.loading import load_model
 from llmprune.checkpoint.location import hub_commit, identity
 from llmprune.checkpoint.open_decoder import open_decoder, open_reader
-from llmprune.checkpoint.stored_dtypes import Dtypes, Originals, kept_dtypes
+from llmprune.checkpoint.stored_dtypes import Originals, kept_dtypes
 from llmprune.checkpoint.weights_reader import WeightsReader
 from llmprune.common.distributed import broadcast_from_first, is_first_process, rank, world_size
 from llmprune.data.sources import commit_of

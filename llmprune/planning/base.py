@@ -11,10 +11,12 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.meta_model import Config, build_meta_model
 from llmprune.anatomy.types import Anatomy
+from llmprune.checkpoint.file_names import FileNames
 from llmprune.checkpoint.language_model_check import require_language_model
 from llmprune.checkpoint.loading import compute_dtype
-from llmprune.checkpoint.location import headers_of
-from llmprune.checkpoint.stored_dtypes import FileNames, describe_types, require_all
+from llmprune.checkpoint.location import headers_of, quantization_of_source
+from llmprune.checkpoint.quantized.formats import Quantization
+from llmprune.checkpoint.stored_dtypes import describe_types, require_all
 from llmprune.checkpoint.weight_headers import Headers
 from llmprune.planning.model_size import measure_size
 from llmprune.planning.notes import about_unread_weights
@@ -34,11 +36,12 @@ class Base:
     dense: PreTrainedModel
     anatomy: Anatomy
     has_files: bool = True
+    quantization: Quantization | None = None  # of the weights files
 
     @cached_property
     def names(self) -> FileNames:
         """The mapping from the model's tensors to those of the files."""
-        return FileNames(self.dense, self.headers or {})
+        return FileNames(self.dense, self.headers or {}, quantization=self.quantization)
 
     @property
     def size(self) -> Size:
@@ -65,7 +68,8 @@ def describe_base(recipe: Recipe, config: Config) -> Base:
     require_language_model(recipe.model, headers)
     anatomy = discover(config, trust)
     dtype = compute_dtype(recipe.model, config, found=headers)
-    return Base(config, headers, build_meta_model(config, dtype, trust_remote_code=trust), anatomy)
+    dense = build_meta_model(config, dtype, trust_remote_code=trust)
+    return Base(config, headers, dense, anatomy, quantization=quantization_of_source(recipe.model))
 
 
 def require_complete(recipe: Recipe, base: Base) -> None:

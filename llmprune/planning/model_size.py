@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune.anatomy.layer_patterns import first_like_each
 from llmprune.anatomy.meta_model import find_layers, quiet_transformers
-from llmprune.checkpoint.stored_dtypes import Dtypes, stored_bytes
+from llmprune.checkpoint.file_names import Dtypes
+from llmprune.checkpoint.stored_dtypes import stored_bytes
 from llmprune.results.report_schema import Size
 
 

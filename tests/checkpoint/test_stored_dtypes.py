@@ -21,8 +21,8 @@ from torch import Tensor
 
 from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.checkpoint.disk_offload import offload_folder
+from llmprune.checkpoint.file_names import FileNames
 from llmprune.checkpoint.loading import load_model
-from llmprune.checkpoint.stored_dtypes import FileNames
 from llmprune.checkpoint.weight_headers import headers_of_folder
 from llmprune.checkpoint.weights_reader import WeightsReader
 from llmprune.pipeline.run import run

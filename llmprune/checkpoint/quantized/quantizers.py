@@ -1,0 +1,99 @@
+"""transformers' quantizers, in the mode that dequantizes every weight when it is read.
+
+A quantizer adds to the conversion rules of a model the tensors that its format stores for a weight, and a first
+operation that makes the weight from them.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
+from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
+
+from llmprune.anatomy.meta_model import quiet_transformers
+from llmprune.checkpoint.quantized.float8 import BlockScales
+from llmprune.checkpoint.quantized.formats import Quantization
+from llmprune.checkpoint.quantized.operations import Dequantize, DequantizeAwq, DequantizeBitsAndBytes, DequantizeGptq
+from llmprune.checkpoint.quantized.schemes import DequantizeCompressedTensors
+from llmprune.common.errors import ModelError
+
+
+def quantizer_of(quantization: Quantization) -> HfQuantizer:
+    """Return the quantizer that dequantizes a format. Raises ModelError for settings that its library refuses."""
+    if not hasattr(HfQuantizer, "get_load_operations"):
+        raise ModelError("a quantized checkpoint needs a newer transformers: pip install -U 'transformers>=5.23'")
+    own = _OWN.get(quantization.method)
+    if own is not None:
+        return own(quantization)
+    try:
+        with quiet_transformers():
+            config = AutoQuantizationConfig.from_dict(dict(quantization.settings))
+            config.dequantize = True
+            kind = _KINDS.get(quantization.method)
+            quantizer: HfQuantizer = kind(config) if kind else AutoHfQuantizer.from_config(config)
+            quantizer.validate_environment()
+    except Exception as error:  # a library's own checks raise its own classes
+        raise ModelError(
+            f"quantization_config of the model is refused by its library ({type(error).__name__}: {error}); correct "
+            "it in config.json, or prune the original in float32, bfloat16 or float16"
+        ) from error
+    return quantizer
+
+
+class _Float8(FineGrainedFP8HfQuantizer):  # type: ignore[misc]  # transformers has no types
+    """FP8 weights with a scale for each block or matrix."""
+
+    def get_load_operations(self) -> dict[str, Any]:
+        return {"dequantize": BlockScales}
+
+
+class _CompressedTensors(CompressedTensorsHfQuantizer):  # type: ignore[misc]
+    """Weights of compressed-tensors, each with the scheme that names its module."""
+
+    def get_load_operations(self) -> dict[str, Any]:
+        return {"dequantize": DequantizeCompressedTensors}
+
+
+class _OwnQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Quantizer for a format that transformers dequantizes only as a whole model."""
+
+    operation: ClassVar[type[Dequantize]]
+    is_trainable = False
+
+    def __init__(self, quantization: Quantization) -> None:
+        settings = dict(quantization.settings)
+        super().__init__(SimpleNamespace(dequantize=True, quant_method=quantization.method, settings=settings))
+
+    def is_serializable(self) -> bool:
+        return False
+
+    def get_load_operations(self) -> dict[str, Any]:
+        return {"dequantize": self.operation}
+
+    @property
+    def serialized_names(self) -> dict[str, list[str]]:
+        return {"weight": list(dict.fromkeys(["weight", *self.operation.stored]))}
+
+
+class _Gptq(_OwnQuantizer):
+    operation = DequantizeGptq
+
+
+class _Awq(_OwnQuantizer):
+    operation = DequantizeAwq
+
+
+class _BitsAndBytes(_OwnQuantizer):
+    operation = DequantizeBitsAndBytes
+
+
+_OWN: dict[str, type[_OwnQuantizer]] = {"gptq": _Gptq, "awq": _Awq, "bitsandbytes": _BitsAndBytes}
+_KINDS: dict[str, type[HfQuantizer]] = {
+    "fp8": _Float8,
+    "mxfp8": _Float8,
+    "compressed-tensors": _CompressedTensors,
+}
