@@ -35,7 +35,7 @@ _CODE = re.compile(r".*\.(py|pyc|ipynb|sh|bat|so|dll|exe|c|cc|cpp|cu|cuh|h|hpp|j
 _NAMES_CODE = ("auto_map", "custom_pipelines")  # fields of JSON files
 _OF_WEIGHTS = re.compile(  # indexes, checksums, signatures, and files that training or quantization left
     r".*\.index\.json|.*\.(sha\d+|md5|sig|chk|asc)|(SHA\d+|MD5)SUMS.*|adapter_.*|quantiz\w*config\.json"
-    r"|hf_quant_config\.json|trainer_state\.json|training_args.*|\w+_results\.json|imatrix.*",
+    r"|(hf_)?quant_config\.json|recipe\.yaml|trainer_state\.json|training_args.*|\w+_results\.json|imatrix.*",
     re.IGNORECASE,
 )
 _OURS = ("README*", "llmprune.json", ".*", CONFIG, "config.*.json")

@@ -91,6 +91,11 @@ class FileNames:
         return name in self._first
 
     @property
+    def quantized(self) -> int:
+        """The number of the model's tensors that are dequantized, several that one rule makes counting once."""
+        return len(self._quantized)
+
+    @property
     def used_rules(self) -> list[Any]:
         """The rules of transformers that apply to these files, for the way back from the model's tensors.
 

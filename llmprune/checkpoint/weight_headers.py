@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,12 @@ class StoredTensor:
         """The floating-point type of a tensor that is not quantized; None of any other."""
         dtype = DTYPES.get(self.dtype)
         return dtype if dtype in WIDE else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file, by the bits in the name of the type."""
+        bits = re.search(r"\d+", self.dtype)
+        return torch.Size(self.shape).numel() * (int(bits[0]) if bits else 8) // 8
 
 
 Headers = Mapping[str, StoredTensor]  # by the tensor's name in the file

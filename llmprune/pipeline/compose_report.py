@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from llmprune.anatomy.types import Anatomy, MlpUnit, unit_key
-from llmprune.checkpoint.location import hub_commit
+from llmprune.checkpoint.location import hub_commit, quantization_of_source
 from llmprune.checkpoint.prediction_heads import describe_heads
 from llmprune.checkpoint.verify import SparseCounts, Verified
 from llmprune.common.devices import device_name
@@ -262,12 +262,13 @@ def _verification_figures(verified: Verified) -> VerificationFigures:
 def _provenance(context: RunContext) -> Provenance:
     """Return the origin of the result: model, data, seed, machine and versions."""
     recipe, inputs = context.whole_recipe, context.inputs
-    commit = hub_commit(recipe.model)
+    commit, quantization = hub_commit(recipe.model), quantization_of_source(recipe.model)
     text = inputs.calibration_text
     return Provenance(
         model=recipe.model.id,
         revision=recipe.model.revision if commit else None,
         commit=commit,
+        quantization=quantization.describe() if quantization else None,
         calibration_fingerprint=inputs.windows_fingerprint,
         calibration_tokens=inputs.windows.numel(),
         calibration_crossings=text.crossings,

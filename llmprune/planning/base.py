@@ -19,7 +19,7 @@ from llmprune.checkpoint.quantized.formats import Quantization
 from llmprune.checkpoint.stored_dtypes import describe_types, require_all
 from llmprune.checkpoint.weight_headers import Headers
 from llmprune.planning.model_size import measure_size
-from llmprune.planning.notes import about_unread_weights
+from llmprune.planning.notes import about_quantization, about_unread_weights
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.report_schema import Size
 
@@ -58,7 +58,8 @@ class Base:
         """Return notes on the types of the result's tensors."""
         dtype = self.dense.dtype
         if self.headers:
-            return describe_types(self.names, dtype, keep=recipe.model.dtype == "auto")
+            types = describe_types(self.names, dtype, keep=recipe.model.dtype == "auto")
+            return [*about_quantization(self.names), *types]
         return [about_unread_weights(recipe, dtype_name(dtype), none=self.headers is not None)]
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import Config, find_layers, text_config
 from llmprune.anatomy.types import Anatomy
+from llmprune.checkpoint.file_names import FileNames
 from llmprune.checkpoint.prediction_heads import about_heads
 from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
@@ -104,6 +105,19 @@ def _about_before_recovery(recipe: Recipe) -> list[str]:
     if not evaluation.task_names and evaluation.perplexity is None:
         return ["evaluation.before_recovery: measures nothing; name tasks, or text for evaluation.perplexity"]
     return []
+
+
+def about_quantization(names: FileNames) -> list[str]:
+    """Return a note on quantized weights of the base: their format, their size, and that of the result."""
+    if names.quantization is None:
+        return []
+    stored = format_size(sum(tensor.nbytes for tensor in names.headers.values()))
+    dtype = str(names.model.dtype).removeprefix("torch.")
+    return [
+        f"the base is quantized by {names.quantization.describe()}: {plural(names.quantized, 'tensor')}, {stored} with "
+        f"all others in its files; each layer is dequantized to {dtype} when it is read, the sizes are those of "
+        f"{dtype}, and the result is not quantized"
+    ]
 
 
 def about_unread_weights(recipe: Recipe, dtype: str, *, none: bool) -> str:

@@ -160,6 +160,7 @@ class Provenance(Figures):
     model: str
     revision: str | None
     commit: str | None
+    quantization: str | None = None  # of the base's weights, which were dequantized
     calibration_fingerprint: str | None
     calibration_tokens: int | None
     calibration_crossings: int | None = None  # windows with parts of several documents; None for ready-made tokens
