@@ -6,7 +6,7 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
-from llmprune.checkpoint.merged_experts import groups_to_merge, merge
+from llmprune.checkpoint.merged_experts import groups_to_merge, merge, only_stacks
+from llmprune.checkpoint.quantized.experts import DequantizedExperts, experts_by_weight
 from llmprune.checkpoint.quantized.formats import Quantization
 from llmprune.checkpoint.quantized.quantizers import quantizer_of
 from llmprune.checkpoint.weight_headers import DTYPES, WIDE, Headers
@@ -203,23 +204,49 @@ class FileNames:
         made = rule.convert(first, model=self.model, config=self.model.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
-    def _dequantize(self, first: str, tensor_of: Callable[[str], Tensor]) -> Tensors:
+    def _dequantize(self, first: str, tensor_of: Callable[[str], Tensor], *, by_expert: bool = True) -> Tensors:
         """Return dequantized tensors by name. Raises _MisfitError where the stored ones do not fit together."""
-        pattern = self._sources[first][0][1]
+        rule = self._converters[str(self._sources[first][0][1])]
         try:
-            made = self._apply(self._converters[str(pattern)], first, tensors=map(tensor_of, self.sources(first)))
+            made = self._dequantize_experts(first, tensor_of, rule=rule) if by_expert else None
+            made = made or self._apply(rule, first, tensors=map(tensor_of, self.sources(first)))
         except (CheckpointError, NotImplementedError):
             raise
         except Exception as error:  # libraries raise any class for tensors that do not fit
-            raise _MisfitError(
-                str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-            ) from error
+            cause = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+            raise _MisfitError(cause) from error
         for name, tensor in made.items():
             if tensor.dtype not in WIDE:
                 raise _MisfitError(f"no scale is stored for it, in {tensor.dtype}".replace("torch.", ""))
             if tensor.shape != self._own[name].shape:
                 raise _MisfitError(f"its shape would be {list(tensor.shape)}, not {list(self._own[name].shape)}")
         return made
+
+    def _dequantize_experts(
+        self, first: str, tensor_of: Callable[[str], Tensor], *, rule: WeightConverter
+    ) -> Tensors | None:
+        """Return a stack of experts, dequantized one at a time; None where the model's rule does more than stack."""
+        own = next((one for one in self._own_converters.values() if one.target_patterns == rule.target_patterns), None)
+        stored: dict[str, list[str]] = {}
+        for name, pattern in self._sources[first]:
+            stored.setdefault(str(pattern), []).append(name)
+        alike = all(len({self.headers[name].shape for name in names}) == 1 for names in stored.values())
+        experts = experts_by_weight(own, stored) if own is not None and alike else None
+        if experts is None:
+            return None
+
+        def dequantize(tensors: dict[str, list[Tensor]], pattern: str) -> Tensor:
+            options = {"full_layer_name": first, "model": self.model, "config": self.model.config}
+            weight: Tensor = rule.operations[0].convert(tensors, **options)[pattern][0]
+            return weight
+
+        groups = [
+            DequantizedExperts(partial(dequantize, pattern=pattern), names, tensor_of=tensor_of)
+            for pattern, names in experts.items()
+        ]
+        if not only_stacks(own, [[group[0]] * len(group) for group in groups]):
+            return None
+        return {first: merge(own, groups, dtype=groups[0][0].dtype)}
 
     def not_dequantizable(self) -> list[str]:
         """Return the tensors that cannot be dequantized, each with the reason, without reading weights.
@@ -238,7 +265,7 @@ class FileNames:
                 found.append(f"{first} ({listed})")
             elif signature not in tried:
                 try:
-                    self._dequantize(first, self._without_values)
+                    self._dequantize(first, self._without_values, by_expert=False)
                 except NotImplementedError:  # the operation needs values
                     pass
                 except _MisfitError as error:

@@ -16,7 +16,7 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Weight
 
 from llmprune.common.process_memory import empty_outside_heap
 
-Groups = list[list[Tensor]]  # for each source pattern of a rule, in its order, the tensors that matched it
+Groups = Sequence[Sequence[Tensor]]  # for each source pattern of a rule, in its order, the tensors that matched it
 
 
 def groups_to_merge(rule: WeightConverter, parts: Iterable[tuple[str, Tensor]]) -> Groups | None:
@@ -28,11 +28,16 @@ def groups_to_merge(rule: WeightConverter, parts: Iterable[tuple[str, Tensor]]) 
     for pattern, tensor in parts:
         found[pattern].append(tensor)
     groups = [group for group in found.values() if group]
+    return groups if only_stacks(rule, groups) else None
+
+
+def only_stacks(rule: WeightConverter, groups: Groups) -> bool:
+    """Check that a rule only stacks the tensors of each group and concatenates the stacks."""
     kinds = [type(operation) for operation in rule.operations]
     expected = [MergeModulelist] if len(groups) == 1 else [MergeModulelist, Concatenate]
     plain = kinds == expected and len(rule.target_patterns) == 1 and rule.operations[0].dim == 0
     alike = all(len({tensor.shape for tensor in group}) == 1 for group in groups)
-    return groups if plain and alike and _fit(rule, groups) else None
+    return plain and alike and _fit(rule, groups)
 
 
 def _fit(rule: WeightConverter, groups: Groups) -> bool:

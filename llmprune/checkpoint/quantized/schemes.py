@@ -41,7 +41,7 @@ class DequantizeCompressedTensors(Dequantize):
         if "weight_scale" not in stored:
             raise ValueError("no scale is stored for it")
         packed, scale = stored.get("weight_packed"), stored["weight_scale"]
-        if packed is not None and packed.is_meta and "group" not in str(self._scheme.weights.strategy.value):
+        if packed is not None and packed.is_meta and self._scheme.weights.group_size is None:
             if len(scale) not in (1, len(packed)):
                 raise ValueError(f"{len(scale)} scales for {len(packed)} rows")
             raise NotImplementedError  # the number of columns is stated in the values of a tensor
