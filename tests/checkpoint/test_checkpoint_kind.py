@@ -34,7 +34,11 @@ KINDS: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
     "tagger": ([], {"architectures": ["LlamaForTokenClassification"]}, ["token classifier's head"]),
     "modelopt": (["hf_quant_config.json"], {}, ["quantized (hf_quant_config.json)", "prune the original"]),
     "gptq": (["quantize_config.json"], {}, ["quantized (quantize_config.json)"]),
-    "nested": ([], {"text_config": {"quantization_config": {"quant_method": "fp8"}}}, ["quantized (fp8)"]),
+    "nested": (
+        [],
+        {"text_config": {"quantization_config": {"quant_method": "aqlm"}}},
+        ["quantized by the method aqlm", "methods that can: awq, "],
+    ),
     "pickle": (["pytorch_model-00001-of-00002.bin"], {}, ["no safetensors", "pytorch_model-0", "convert"]),
     "adapter": (["adapter_config.json"], {}, ["holds an adapter", "merge the adapter"]),
     "sentencepiece": (["tokenizer.model"], {}, ["tokenizer.model", "pip install sentencepiece", "tokenizer.json"]),

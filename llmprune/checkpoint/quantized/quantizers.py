@@ -13,10 +13,12 @@ from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
+from transformers.quantizers.quantizer_mxfp4 import Mxfp4HfQuantizer
 
 from llmprune.anatomy.meta_model import quiet_transformers
 from llmprune.checkpoint.quantized.float8 import BlockScales
 from llmprune.checkpoint.quantized.formats import Quantization
+from llmprune.checkpoint.quantized.mxfp4 import ExpertBlocks
 from llmprune.checkpoint.quantized.operations import Dequantize, DequantizeAwq, DequantizeBitsAndBytes, DequantizeGptq
 from llmprune.checkpoint.quantized.schemes import DequantizeCompressedTensors
 from llmprune.common.errors import ModelError
@@ -49,6 +51,13 @@ class _Float8(FineGrainedFP8HfQuantizer):  # type: ignore[misc]  # transformers 
 
     def get_load_operations(self) -> dict[str, Any]:
         return {"dequantize": BlockScales}
+
+
+class _Mxfp4(Mxfp4HfQuantizer):  # type: ignore[misc]
+    """Experts in blocks of four-bit numbers, as gpt-oss has them."""
+
+    def get_load_operations(self) -> dict[str, Any]:
+        return {"dequantize": ExpertBlocks}
 
 
 class _CompressedTensors(CompressedTensorsHfQuantizer):  # type: ignore[misc]
@@ -95,5 +104,6 @@ _OWN: dict[str, type[_OwnQuantizer]] = {"gptq": _Gptq, "awq": _Awq, "bitsandbyte
 _KINDS: dict[str, type[HfQuantizer]] = {
     "fp8": _Float8,
     "mxfp8": _Float8,
+    "mxfp4": _Mxfp4,
     "compressed-tensors": _CompressedTensors,
 }

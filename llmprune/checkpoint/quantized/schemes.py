@@ -40,12 +40,27 @@ class DequantizeCompressedTensors(Dequantize):
         compressors = import_module("compressed_tensors.compressors")
         if "weight_scale" not in stored:
             raise ValueError("no scale is stored for it")
-        packed, scale = stored.get("weight_packed"), stored["weight_scale"]
+        self._require_scales(stored)
+        packed = stored.get("weight_packed")
         if packed is not None and packed.is_meta and self._scheme.weights.group_size is None:
-            if len(scale) not in (1, len(packed)):
-                raise ValueError(f"{len(scale)} scales for {len(packed)} rows")
             raise NotImplementedError  # the number of columns is stated in the values of a tensor
         format_of_all = self.hf_quantizer.compressor.quantization_config.format
         compressor = compressors.BaseCompressor.get_value_from_registry(self._scheme.format or format_of_all)
         weight: Tensor = compressor.decompress(dict(stored), self._scheme)["weight"]
         return weight
+
+    def _require_scales(self, stored: Stored) -> None:
+        """Raise ValueError for scales of another shape than the scheme's, which it may spread over all rows."""
+        weights, scales = self._scheme.weights, stored["weight_scale"]
+        matrix = stored["weight_packed"] if "weight_packed" in stored else stored["weight"]
+        strategy, rows, columns = getattr(weights.strategy, "value", weights.strategy), *matrix.shape[-2:]
+        wanted = [rows, 1]
+        if strategy == "tensor":
+            wanted = [1, 1]
+        elif strategy == "block":
+            block = weights.block_structure
+            wanted = [-(-rows // block[0]), -(-columns // block[1])]
+        elif weights.group_size is not None and weights.group_size > 0:
+            wanted = [rows, scales.shape[-1] if "weight_packed" in stored else -(-columns // weights.group_size)]
+        if scales.numel() != wanted[0] * wanted[1]:
+            raise ValueError(f"scales of {list(scales.shape)}, and {strategy} has {wanted}")
