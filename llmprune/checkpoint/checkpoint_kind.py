@@ -60,18 +60,18 @@ def names_in(folder: Path) -> list[str]:
 
 
 def problems_of_kind(
-    names: Collection[str], config: dict[str, Any], *, headers: Headers | None, shown: str
+    names: Collection[str], config: dict[str, Any], *, headers: Headers | None, shown: str, pickles: bool = False
 ) -> list[str]:
     """Return a sentence for each reason why a checkpoint cannot be pruned.
 
     ``names``: its files; ``config``: its config.json; ``headers``: of its weights, None where they are not available;
-    ``shown``: its name for the user.
+    ``shown``: its name for the user; ``pickles``: pickled weights are read.
     """
     found = [
         adapter_problem(shown) if ADAPTER in names else "",
         _pooling(names, shown) or _head(config, shown),
         _quantization(names, config, headers=headers, shown=shown),
-        _pickled(names, config, shown=shown),
+        _pickled(names, config, shown=shown, read=pickles),
     ]
     return [problem for problem in found if problem]
 
@@ -165,14 +165,18 @@ def _quantization(names: Collection[str], config: dict[str, Any], *, headers: He
     )
 
 
-def _pickled(names: Collection[str], config: dict[str, Any], *, shown: str) -> str:
+def _pickled(names: Collection[str], config: dict[str, Any], *, shown: str, read: bool) -> str:
     top = sorted(name for name in names if "/" not in name)
     if config.get("transformers_weights") or SINGLE in top or INDEX in top:
         return ""
     pickles = [name for name in top if _PICKLES.fullmatch(name)]
-    if not pickles:
+    readable = [name for name in pickles if name.startswith("pytorch_model") and name.endswith(".bin")]
+    if not pickles or (readable and read):
         return ""
+    remedy = "convert the checkpoint to safetensors, or take another revision"
+    if readable:
+        remedy += ", or set model.pickles: true, which reads them by torch's weights-only loader"
     return (
-        f"{shown} has no safetensors weights file but {pickles[0]}; only safetensors are read, never pickles, which "
-        "can run code: convert the checkpoint to safetensors, or take another revision"
+        f"{shown} has no safetensors weights file but {(readable or pickles)[0]}; pickles can run code, so they are "
+        f"not read: {remedy}"
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from llmprune.checkpoint.copied_files import is_copied
+from llmprune.checkpoint.pickles import pickles_in
 from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, headers_of_repository, weights_files
 from llmprune.common.errors import CheckpointError, ModelError
 from llmprune.common.hub.client import resolve_revision, with_retries
@@ -37,10 +38,11 @@ def commit_of(model_id: str, revision: str) -> str:
         raise _explained(model_id, revision, part="config", error=error) from error
 
 
-def snapshot(model_id: str, revision: str, *, part: Part, with_code: bool = False) -> Path:
+def snapshot(model_id: str, revision: str, *, part: Part, with_code: bool = False, pickles: bool = False) -> Path:
     """Download a part of a hub model; return its folder in the hub client's cache.
 
-    ``with_code``: Python files too. Raises ModelError and CheckpointError.
+    ``with_code``: Python files too; ``pickles``: pickled weights where there are no safetensors. Raises ModelError and
+    CheckpointError.
     """
     commit = commit_of(model_id, revision)
     try:
@@ -52,7 +54,10 @@ def snapshot(model_id: str, revision: str, *, part: Part, with_code: bool = Fals
             ]
             folder = _fetch(model_id, commit, patterns=[glob.escape(name) for name in wanted])
         if part == "weights":
-            _fetch_weights(model_id, commit, folder=folder, names=weights_files(folder, sizes, shown=model_id))
+            names = weights_files(folder, sizes, shown=model_id)
+            if pickles:
+                names = names or pickles_in(folder, sizes, shown=model_id)
+            _fetch_weights(model_id, commit, folder=folder, names=names)
         return folder
     except CheckpointError:
         raise

@@ -21,7 +21,7 @@ def require_language_model(source: ModelSource, found: Headers | None) -> None:
     if source.id.startswith(PACKAGE_SCHEME):
         return
     folder, names = folder_of(source, "config"), _file_names(source)
-    problems = problems_of_kind(names, read_config(folder), headers=found, shown=source.id)
+    problems = problems_of_kind(names, read_config(folder), headers=found, shown=source.id, pickles=source.pickles)
     if problems:
         raise ModelError("; also: ".join(problems))
 

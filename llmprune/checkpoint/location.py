@@ -10,6 +10,9 @@ from llmprune.checkpoint.checkpoint_kind import names_in, without_config
 from llmprune.checkpoint.download import Part, commit_of, headers, names_of, snapshot
 from llmprune.checkpoint.file_references import require_own_names
 from llmprune.checkpoint.gguf import cache_folder, converted_folder
+from llmprune.checkpoint.pickles import cache_folder as cache_folder_of_pickles
+from llmprune.checkpoint.pickles import converted_folder as converted_folder_of_pickles
+from llmprune.checkpoint.pickles import pickles_in
 from llmprune.checkpoint.quantized.formats import Quantization, quantization_of
 from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, read_config
 from llmprune.common.errors import ModelError
@@ -33,11 +36,30 @@ def folder_of(source: ModelSource, part: Part) -> Path:
     elif source.id.startswith(("/", ".", "~")) or source.id.count("/") > 1:
         raise ModelError(f"the model folder {source.id} does not exist; give a hub id (org/name) or an existing folder")
     else:
-        folder = snapshot(source.id, source.revision, part=part, with_code=source.trust_remote_code)
+        trusted = source.trust_remote_code
+        folder = snapshot(source.id, source.revision, part=part, with_code=trusted, pickles=source.pickles)
         if not (folder / "config.json").is_file():
             raise without_config(names_of(source.id, source.revision), source.id)
     require_own_names(folder, source.id, with_code=source.trust_remote_code, with_tokenizer=part == "tokenizer")
+    pickles = _pickles_of(source, folder) if part == "weights" else []
+    if pickles:
+        return converted_folder_of_pickles(folder, pickles, shown=source.id, trusted=source.trust_remote_code)
     return folder
+
+
+def _pickles_of(source: ModelSource, folder: Path) -> list[str]:
+    """Return the pickled weights files that a model is read from; empty where it has safetensors, or may not be."""
+    names = [path.name for path in folder.iterdir()] if source.pickles else []
+    return pickles_in(folder, names, shown=source.id)
+
+
+def reads_pickles(source: ModelSource) -> bool:
+    """Check that a model is read from pickled weights, which the recipe asks for."""
+    if not source.pickles or source.id.startswith(PACKAGE_SCHEME):
+        return False
+    commit, folder = hub_commit(source), folder_of(source, "config")
+    names = names_of(source.id, source.revision) if commit else [path.name for path in folder.iterdir()]
+    return bool(pickles_in(folder, names, shown=source.id))
 
 
 def hub_commit(source: ModelSource) -> str | None:
@@ -81,6 +103,11 @@ def headers_of(source: ModelSource) -> Headers | None:
         folder = cache_folder(source.id)
         return headers_of_folder(folder, source.id) if folder.is_dir() else None
     folder = folder_of(source, "config")
+    pickles = _pickles_of(source, folder)
+    if pickles:
+        made = cache_folder_of_pickles(folder, pickles, trusted=source.trust_remote_code)
+        return headers_of_folder(made, source.id) if made.is_dir() else None
     if Path(source.id).expanduser().is_dir():
         return headers_of_folder(folder, source.id)
-    return headers(source.id, source.revision)
+    found = headers(source.id, source.revision)
+    return found or (None if source.pickles else found)

@@ -14,7 +14,7 @@ from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.file_names import FileNames
 from llmprune.checkpoint.language_model_check import require_language_model
 from llmprune.checkpoint.loading import compute_dtype
-from llmprune.checkpoint.location import headers_of, quantization_of_source
+from llmprune.checkpoint.location import headers_of, quantization_of_source, reads_pickles
 from llmprune.checkpoint.quantized.formats import Quantization
 from llmprune.checkpoint.stored_dtypes import describe_types, require_all
 from llmprune.checkpoint.weight_headers import Headers
@@ -56,11 +56,13 @@ class Base:
 
     def about_types(self, recipe: Recipe) -> list[str]:
         """Return notes on the types of the result's tensors."""
-        dtype = self.dense.dtype
+        dtype, notes = self.dense.dtype, []
+        if recipe.model.pickles and not reads_pickles(recipe.model):
+            notes = [f"model.pickles has no effect: {recipe.model.id} has safetensors, which are read"]
         if self.headers:
             types = describe_types(self.names, dtype, keep=recipe.model.dtype == "auto")
-            return [*about_quantization(self.names), *types]
-        return [about_unread_weights(recipe, dtype_name(dtype), none=self.headers is not None)]
+            return [*notes, *about_quantization(self.names), *types]
+        return [*notes, about_unread_weights(recipe, dtype_name(dtype), none=self.headers is not None)]
 
 
 def describe_base(recipe: Recipe, config: Config) -> Base:

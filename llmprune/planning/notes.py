@@ -125,6 +125,8 @@ def about_unread_weights(recipe: Recipe, dtype: str, *, none: bool) -> str:
     if recipe.model.id.startswith(PACKAGE_SCHEME):
         return f"a GGUF file's weights are converted before they are cut: the sizes are those of {dtype}"
     computed = f"the sizes assume that all tensors are {dtype}"
+    if recipe.model.pickles and not none:
+        return f"pickled weights are converted to safetensors once, before they are cut: {computed}"
     if none:
         return f"{recipe.model.id} has no safetensors weights file, which a run needs: {computed}"
     return f"no weights file was read: {computed}"

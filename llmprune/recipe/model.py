@@ -35,6 +35,11 @@ class ModelSource(Section):
     max_memory: dict[Device, Size] | None = Field(
         None, description="Maximum memory on each device, such as {0: 20GiB, cpu: 64GiB}."
     )
+    pickles: bool = Field(
+        False,
+        description="Read pickled weights (pytorch_model*.bin) where there are no safetensors, converted once by "
+        "torch's weights-only loader, which runs no code of the files.",
+    )
     trust_remote_code: bool = Field(
         False, description="Run the model repository's own Python code. Only for repositories that you trust."
     )

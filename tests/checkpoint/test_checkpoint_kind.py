@@ -39,7 +39,11 @@ KINDS: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
         {"text_config": {"quantization_config": {"quant_method": "aqlm"}}},
         ["quantized by the method aqlm", "methods that can: awq, "],
     ),
-    "pickle": (["pytorch_model-00001-of-00002.bin"], {}, ["no safetensors", "pytorch_model-0", "convert"]),
+    "pickle": (
+        ["pytorch_model-00001-of-00002.bin"],
+        {},
+        ["no safetensors", "pytorch_model-0", "model.pickles: true"],
+    ),
     "adapter": (["adapter_config.json"], {}, ["holds an adapter", "merge the adapter"]),
     "sentencepiece": (["tokenizer.model"], {}, ["tokenizer.model", "pip install sentencepiece", "tokenizer.json"]),
 }

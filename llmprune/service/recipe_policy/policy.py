@@ -34,6 +34,8 @@ class RecipePolicy:
         """Apply the rule of every free text."""
         if recipe.model.trust_remote_code:
             self._refuse("model.trust_remote_code", "is never run here; remove it")
+        if recipe.model.pickles:
+            self._refuse("model.pickles", "are not read here; remove it, and give a model with safetensors")
         for section, given in zip(CLOSED_SECTIONS, (recipe.evaluation.backend, recipe.hub), strict=True):
             if given is not None:
                 instead = ", and push the finished job with a token of its own" if section == "hub" else ""
