@@ -253,7 +253,7 @@ def test_a_bomb_of_aliases_is_answered_at_once() -> None:
     """Nested aliases that stand for billions of values are refused without expanding them."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
-    assert max(map(len, problems("\n".join(lines) + "\nmodel: *a11"))) < 200
+    assert max(map(len, problems("\n".join(lines) + "\nmodel: *a11"))) < 300
 
 
 @pytest.mark.parametrize(
