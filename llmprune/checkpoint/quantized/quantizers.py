@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
@@ -25,7 +25,10 @@ from llmprune.common.errors import ModelError
 
 
 def quantizer_of(quantization: Quantization) -> HfQuantizer:
-    """Return the quantizer that dequantizes a format. Raises ModelError for settings that its library refuses."""
+    """Return the quantizer that dequantizes a format. Raises ModelError where nothing here, or its library, can."""
+    problem = quantization.problem("the model")
+    if problem:
+        raise ModelError(problem)
     if not hasattr(HfQuantizer, "get_load_operations"):
         raise ModelError("a quantized checkpoint needs a newer transformers: pip install -U 'transformers>=5.23'")
     own = _OWN.get(quantization.method)
@@ -35,8 +38,7 @@ def quantizer_of(quantization: Quantization) -> HfQuantizer:
         with quiet_transformers():
             config = AutoQuantizationConfig.from_dict(dict(quantization.settings))
             config.dequantize = True
-            kind = _KINDS.get(quantization.method)
-            quantizer: HfQuantizer = kind(config) if kind else AutoHfQuantizer.from_config(config)
+            quantizer: HfQuantizer = _KINDS[quantization.method](config)
             quantizer.validate_environment()
     except Exception as error:  # a library's own checks raise its own classes
         raise ModelError(
