@@ -133,9 +133,9 @@ class _Way:
     def _width(self, name: str, goal: int, *, part: float, most: int) -> int:
         """Return a width from which ``goal`` is still a multiple of ``width_step``."""
         dense = self.anatomy.widths[name]
-        multiple = self.recipe.width.multiple if self.recipe.width else None
+        multiple = self.recipe.width.multiple if self.recipe.width else "auto"
         step = width_step(dense, multiple)
-        fitting = [width for width in range(goal, most + 1, step) if width_step(width, multiple) == step]
+        fitting = [width for width in range(goal, most + 1, step) if goal % width_step(width, multiple) == 0]
         wanted = dense + (goal - dense) * part
         return min({*fitting, goal, most}, key=lambda width: (abs(width - wanted), width))
 

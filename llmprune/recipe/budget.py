@@ -14,6 +14,7 @@ from llmprune.criteria.experts.reap import Reap
 from llmprune.criteria.width.activation import Activation
 from llmprune.criteria.width.share_taylor import ShareTaylor
 from llmprune.recipe.evaluation import Speed
+from llmprune.recipe.width import Multiple
 
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _COUNT = "a fraction of the dense model's such as 0.75, or a number such as 6e9 or 6B"
@@ -65,10 +66,11 @@ class MlpAxis(Section):
     """MLP neurons may be removed."""
 
     at_least: Annotated[float, Field(gt=0, le=1)] = Field(0.4, description="Smallest fraction of the neurons kept.")
-    multiple: Positive | None = Field(
-        None,
-        description="Widths are multiples of this; default: 128, or less where a step would be more than 1 % of the "
-        "model's parameters, at least 32.",
+    multiple: Multiple = Field(
+        "auto",
+        description="Widths are multiples of this number. auto: 256 where that divides a width of at least 2,048 and a "
+        "step is at most 3 % of the model's parameters; else 128, or less where a step would be more than 1 % of them, "
+        "at least 32.",
     )
     criterion: WidthCriterion = Field(ShareTaylor(), description="How neurons are scored.")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,8 @@ from llmprune.common.schema import Positive, Section, exactly_one
 from llmprune.criteria.base import WidthCriterion
 from llmprune.criteria.width.activation import Activation
 from llmprune.criteria.width.share_taylor import ShareTaylor
+
+Multiple = Positive | Literal["auto"]
 
 
 class Width(Section):
@@ -24,10 +26,11 @@ class Width(Section):
         description="Key-value groups of attention heads kept in every layer, each with its query heads: 2 is a "
         "number, 0.5 a fraction.",
     )
-    multiple: Positive | None = Field(
-        None,
-        description="The number of neurons kept is rounded to a multiple of this; default: 128, or the largest power "
-        "of two that divides the width.",
+    multiple: Multiple = Field(
+        "auto",
+        description="The number of neurons kept is rounded to a multiple of this number. auto: 256 where that divides "
+        "a width of at least 2,048 (k-quants of llama.cpp, FP8 blocks), else 128, or the largest power of two that "
+        "divides the width.",
     )
     criterion: WidthCriterion | None = Field(
         None,
@@ -43,7 +46,7 @@ class Width(Section):
             exactly_one(self, ("mlp", "neurons"))
         elif self.heads is None:
             raise ValueError("needs at least one of mlp, neurons, heads; none given")
-        if self.multiple is not None and not self.cuts_mlp:
+        if self.multiple != "auto" and not self.cuts_mlp:
             raise ValueError("multiple rounds the number of neurons; give mlp or neurons, or remove it")
         if self.heads_criterion is not None and self.heads is None:
             raise ValueError("heads_criterion scores heads; give heads, or remove it")

@@ -28,8 +28,8 @@ def _width(found: SearchFigures, shape: TriedShape, *, axes: Mapping[str, Any]) 
     if neurons:
         only = len(found.dense_widths) == 1
         values["neurons"] = next(iter(neurons.values())) if only else neurons
-        if any(kept % min(_power_of_two(found.dense_widths[field]), 128) for field, kept in neurons.items()):
-            values["multiple"] = min(map(_power_of_two, neurons.values()))  # or they would be rounded
+        if any(kept % min(_power_of_two(found.dense_widths[field]), 256) for field, kept in neurons.items()):
+            values["multiple"] = min(map(_power_of_two, neurons.values()))  # or they could be rounded
         values |= _criterion(axes, "mlp", key="criterion")
     if shape.kv_groups != found.dense_kv_groups:
         values["heads"] = shape.kv_groups

@@ -102,8 +102,8 @@ def test_405b_plans_from_its_config(tmp_path: Path) -> None:
     """The largest open dense model is planned in seconds, without memory for its weights."""
     plan = _plan(tmp_path, LLAMA_31_405B, "depth.remove=26", "width.mlp=0.8")
     assert plan.dense.parameters == 405_853_388_800
-    assert plan.keep_widths == {"intermediate_size": 42624}
-    assert any("rounded to 42624, a multiple of 128" in note for note in plan.notes)
+    assert plan.keep_widths == {"intermediate_size": 42496}
+    assert any("rounded to 42496, a multiple of 256" in note for note in plan.notes)
 
 
 TWO_LAYERS = SMOLLM2_135M | {"num_hidden_layers": 2}

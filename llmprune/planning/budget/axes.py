@@ -10,12 +10,13 @@ from llmprune.common.errors import RecipeError
 from llmprune.cut.layer_choice import possible_counts
 from llmprune.planning.budget.sizes import ShapeCounter
 from llmprune.planning.planned_sizes import unscorable_fields
-from llmprune.planning.width_rounding import round_width, width_step
+from llmprune.planning.width_rounding import K_QUANT_ROW, round_width, width_step
 from llmprune.recipe.budget import Axes, ExpertsAxis, HeadsAxis, LayersAxis, MlpAxis
 from llmprune.results.formatting import ranges
 
 _LEAST_MULTIPLE = 32
-_LARGEST_STEP = 0.01  # of the parameters, for which a multiple is halved
+_LARGEST_STEP = 0.01  # of the parameters, above which a multiple is halved
+_LARGEST_K_QUANT_STEP = 0.03  # for multiples of 256: the default tolerance of a budget, so that some shape meets it
 _MOST_EXPERT_STEPS = 16  # numbers of experts between the dense one and none
 
 Widths = tuple[tuple[str, int], ...]  # of all fields, sorted by field
@@ -122,14 +123,14 @@ class _Finder:
         """Return the widths below the dense ones; the widest field sets the steps."""
         fields = self._anatomy.widths
         name, widest = max(fields.items(), key=lambda item: item[1])
-        step = self._multiple(axis)
+        step, stated = self._multiple(axis), axis.multiple != "auto"
         found: list[Widths] = []
         for width in range((widest - 1) // step * step, 0, -step):
             if width < axis.at_least * widest:
                 break
             others = {
                 other: round_width(
-                    width / widest * dense, dense, multiple=axis.multiple or min(step, width_step(dense))
+                    width / widest * dense, dense, multiple=step if stated else min(step, width_step(dense))
                 )
                 for other, dense in fields.items()
             }
@@ -138,13 +139,16 @@ class _Finder:
 
     def _multiple(self, axis: MlpAxis) -> int:
         """Return the step of the widest field: as the recipe says, or one that is fine enough for the model."""
-        if axis.multiple is not None:
+        if axis.multiple != "auto":
             return axis.multiple
         dense, widest = self._dense, max(self._anatomy.widths.values())
         without = replace(dense, widths=tuple((name, 0) for name, _ in dense.widths))
         whole = self._counter.sizes(dense).parameters
         neurons, step = whole - self._counter.sizes(without).parameters, width_step(widest)
-        while step > _LEAST_MULTIPLE and step / widest * neurons > _LARGEST_STEP * whole:
+        share = neurons / widest / whole  # of a neuron in all layers
+        if step == K_QUANT_ROW and step * share <= _LARGEST_K_QUANT_STEP:
+            return step
+        while step > _LEAST_MULTIPLE and step * share > _LARGEST_STEP:
             step //= 2
         return step
 

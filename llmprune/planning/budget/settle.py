@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from llmprune.anatomy.types import Anatomy
 from llmprune.cut.shape import Shape
 from llmprune.planning.width_rounding import width_step
@@ -47,10 +49,15 @@ def _width(shape: Shape, anatomy: Anatomy, *, axes: Axes | None) -> Width | None
     return Width(
         neurons=neurons or None,
         heads=heads,
-        multiple=(mlp.multiple or min(map(width_step, neurons.values()))) if neurons else None,
+        multiple=_multiple(mlp, neurons.values()) if neurons else "auto",
         criterion=mlp.criterion if neurons else None,
         heads_criterion=((axes and axes.heads) or HeadsAxis()).criterion if heads is not None else None,
     )
+
+
+def _multiple(mlp: MlpAxis, kept: Iterable[int]) -> int:
+    """Return the step of a search: as the recipe says, or one that leaves the widths as they are."""
+    return mlp.multiple if mlp.multiple != "auto" else min(map(width_step, kept))
 
 
 def _experts(shape: Shape, anatomy: Anatomy, *, axes: Axes | None) -> Experts | None:
