@@ -101,6 +101,7 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         verification=_verification_figures(pruned.verified),
         steps=with_forward_ratios(folder.steps),
         warnings=_warnings(context, results),
+        next_tools=plan.next_tools,
         base_files=BaseFiles(
             carried=pruned.base_files.carried,
             left=plan.base_files.left | pruned.base_files.left,  # only the plan lists files of a hub model not fetched

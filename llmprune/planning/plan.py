@@ -30,6 +30,7 @@ from llmprune.planning.device_memory import BatchSizes, DeviceMemory
 from llmprune.planning.duration.estimate import Durations, run_work
 from llmprune.planning.duration.parts import PlannedModels, RunWork
 from llmprune.planning.duration.recovering import recovery_parts
+from llmprune.planning.lost_tools import with_next_tools
 from llmprune.planning.machine import Machine, this_machine
 from llmprune.planning.memory import Memory, bytes_of_window, memory_of, memory_planner
 from llmprune.planning.model_size import measure_size
@@ -53,6 +54,7 @@ from llmprune.planning.text_inputs import TextInputs
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.calibration_sources import CalibrationSource
 from llmprune.results.figures import Figures
+from llmprune.results.next_tools import NextTools
 from llmprune.results.report_schema import BaseFiles, Size
 
 
@@ -94,6 +96,8 @@ class Plan(Figures):
     durations: Durations | None = None  # estimated from the work; None where the device's rates are not known
     base_files: BaseFiles = BaseFiles()
     tasks: tuple[PlannedTask, ...] = ()  # of the evaluation
+    next_tools: NextTools | None = None  # that the shape allows; None where a search will choose the shape
+    lost_tools: tuple[str, ...] = ()  # a sentence, with the remedy, on those that the dense model's shape allows
     notes: tuple[str, ...]
 
 
@@ -195,6 +199,8 @@ def plan_structure(
     if plan and opened:
         work = with_search(plan.work, opened.plan.search)
         plan = plan.model_copy(update={"budget": opened.plan, "work": work, "notes": (*opened.notes, *plan.notes)})
+    elif plan:
+        plan = with_next_tools(plan, base, planned=planned)
     return plan, base.anatomy
 
 

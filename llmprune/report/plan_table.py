@@ -15,6 +15,7 @@ from llmprune.common.time_left import rough_duration
 from llmprune.report.budget_lines import budget_lines
 from llmprune.results.calibration_sources import describe_text
 from llmprune.results.formatting import plural, ranges
+from llmprune.results.next_tools import describe_next_tools
 from llmprune.results.round_table import size_columns
 from llmprune.results.sentences import describe_carried, describe_left
 from llmprune.results.size_table import size_rows
@@ -35,6 +36,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     for line in (
         *(budget_lines(plan.budget) if plan.budget else ()),
         *_cut_lines(plan),
+        *_tool_lines(plan),
         *_requirements(plan),
         *_recovery_lines(plan),
         *_task_lines(plan),
@@ -44,7 +46,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(Text(line))
     if plan.shortage:
         console.print(Text.assemble(("Too little memory here: ", "red"), plan.shortage))
-    for note in plan.notes:
+    for note in (*plan.notes, *plan.lost_tools):
         console.print(Text.assemble(("Note: ", "yellow"), note))
 
 
@@ -85,6 +87,14 @@ def _cut_lines(plan: Plan) -> Iterator[str]:
             f"{format_count(sparse.zeros)} of their {format_count(sparse.weights)} weights become zero "
             "(stored as zeros: the file size does not change)"
         )
+
+
+def _tool_lines(plan: Plan) -> Iterator[str]:
+    """Yield the tools that take the planned shape."""
+    if plan.next_tools is not None:
+        yield "The shape allows:"
+        for clause in describe_next_tools(plan.next_tools):
+            yield f"  {clause}"
 
 
 def _requirements(plan: Plan) -> Iterator[str]:

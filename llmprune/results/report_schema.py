@@ -17,6 +17,7 @@ from llmprune.results.evaluation_figures import (
     TaskFigures,
 )
 from llmprune.results.figures import SCHEMA_VERSION, Figures
+from llmprune.results.next_tools import NextTools
 from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
 from llmprune.results.search_figures import SearchFigures
 
@@ -219,6 +220,7 @@ class Report(Figures):
     verification: VerificationFigures
     steps: tuple[Step, ...]
     warnings: tuple[str, ...]
+    next_tools: NextTools | None = None  # that the pruned model's shape allows
     base_files: BaseFiles = BaseFiles()
     files: dict[str, str]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -13,6 +14,7 @@ from jinja2 import Environment
 from llmprune import __version__
 from llmprune.common.printing import printable
 from llmprune.results.formatting import plural, short_model_name
+from llmprune.results.next_tools import NextTools, describe_next_tools
 from llmprune.results.templates import template_environment
 from llmprune.service.cli.terminal import doing, state_words
 
@@ -71,11 +73,22 @@ def moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
+def planned_tools(tools: Mapping[str, Any]) -> list[str]:
+    """Return clauses on the tools that a planned shape allows. ``tools``: as the planner's process answers."""
+    return describe_next_tools(NextTools.model_validate(tools))
+
+
 @cache
 def _environment() -> Environment:
     environment = template_environment("llmprune.service.web", "templates")
     environment.filters.update(
-        ago=ago, clock=clock, model_name=model_name, moment=moment, printable=printable, state_words=state_words
+        ago=ago,
+        clock=clock,
+        model_name=model_name,
+        moment=moment,
+        planned_tools=planned_tools,
+        printable=printable,
+        state_words=state_words,
     )
     environment.tests["in_model"] = lambda name: name.startswith("model/")
     environment.globals.update(
