@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Template
 
 from llmprune.publish.generated_windows import published_windows
+from llmprune.publish.llama_cpp import ARCHITECTURES
 from llmprune.publish.public_names import public_name, public_recovery, public_search, public_sources
 from llmprune.results.evaluation_figures import TaskFigures
 from llmprune.results.formatting import (
@@ -60,11 +61,17 @@ class Base:
 
 @dataclass(frozen=True)
 class Loading:
-    """Requirements for loading the pruned model."""
+    """Requirements for loading the pruned model. ``architecture``: as its config names it."""
 
     auto_class: str
     tokenizer: bool
     remote_code: bool
+    architecture: str | None = None
+
+    @property
+    def in_llama_cpp(self) -> bool:
+        """Check that the converter of llama.cpp knows the architecture, which runs no code of the model."""
+        return self.architecture in ARCHITECTURES and self.tokenizer and not self.remote_code
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -107,6 +114,7 @@ def write_card(
         removed=ranges(report.removed_layers),
         widths=_width_sentence(report.dense, report.pruned),
         licence=base.card.get("license"),
+        quantised="Q8_0" if report.next_tools and report.next_tools.k_quants.broken else "Q4_K_M",
         smaller=report.pruned.parameters < report.dense.parameters,
         fence=_fence(report.recipe_text),
         mean_interval=span(report.retention.interval if report.retention else None),

@@ -188,7 +188,8 @@ def _loading(model: Path, report: Report) -> Loading:
     trust = report.provenance.trust_remote_code
     config = load_config(ModelSource(id=str(model.absolute()), trust_remote_code=trust))
     tokenizer = any(map(is_tokenizer, report.base_files.carried)) or (model / "tokenizer_config.json").is_file()
-    return Loading(auto_class(config).__name__, tokenizer, hasattr(config, "auto_map") and trust)
+    architecture = next(iter(config.architectures or ()), None)
+    return Loading(auto_class(config).__name__, tokenizer, hasattr(config, "auto_map") and trust, architecture)
 
 
 def _message(report: Report) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from llmprune.publish.card import Base, Loading, read_metadata
 from llmprune.publish.plots import draw
 from llmprune.publish.public_names import public_name, public_sources
 from llmprune.publish.push import _message, refusal
+from llmprune.results.next_tools import Degrees, NextTools, Rows
 from llmprune.results.report_schema import SparsityFigures
 
 
@@ -73,6 +75,30 @@ def test_the_body_lists_what_was_removed_and_kept() -> None:
         "| transformers | 5.17.0 |", "Gate: met.", f"llmprune run hub://{NAME}", "licence (apache-2.0) applies",
     )  # fmt: skip
     assert [part for part in parts if part not in text] == []
+
+
+def test_the_card_says_how_to_load_it_where_that_works() -> None:
+    """vLLM for every model; llama.cpp for architectures that its converter knows, in a type that all rows allow."""
+    rows = {"mlp.down_proj": 1408}
+    all_degrees = Degrees(allowed=(1, 2), lost=(4,))
+    tools = NextTools(
+        tensor_parallel=all_degrees, expert_parallel=None, vocabulary=all_degrees, groups={128: all_degrees},
+        fp8_blocks=all_degrees, k_quants=Rows(broken=rows, lost=rows),
+    )  # fmt: skip
+    llama = Loading("AutoModelForCausalLM", tokenizer=True, remote_code=False, architecture="LlamaForCausalLM")
+    text = card(sample_report(next_tools=tools), loading=llama).text
+    for part in (
+        f"vllm serve {NAME}\n", "llama-quantize model.gguf model-Q8_0.gguf Q8_0", "on 1 or 2 GPUs (lost: 4)",
+        "k-quants of llama.cpp for all matrices but mlp.down_proj (1,408 in a row, lost)",
+    ):  # fmt: skip
+        assert part in text
+    assert "model-Q4_K_M.gguf" in card(loading=llama).text
+    other = card(sample_report(next_tools=tools), loading=replace(llama, architecture="ZambaForCausalLM")).text
+    assert "llama.cpp" not in other.partition("## What was removed")[0]
+    assert "vllm serve" in other
+    trusted = card(loading=replace(llama, remote_code=True)).text
+    assert f"vllm serve {NAME} --trust-remote-code" in trusted
+    assert "llama-quantize" not in trusted
 
 
 def test_the_body_describes_a_training() -> None:
