@@ -1,4 +1,4 @@
-"""Edit a config for a cut: fewer layers, smaller widths, and no prediction heads, which no cut model has.
+"""Edit a config for a cut: fewer layers, smaller widths, and no prediction heads, which are counted again if kept.
 
 The tables list fields by layer in transformers' config classes. The cut does not rely on them to be complete:
 ``layer_equivalence.check_layer_equivalence`` compares every kept layer with its counterpart in the model that the
@@ -95,6 +95,21 @@ def clear_heads(fields: dict[str, Any]) -> None:
     """Set the fields that declare prediction heads to zero or False, in place."""
     for part, key in list(_head_fields(fields)):
         part[key] = type(part[key])(0)
+
+
+def count_heads_again(config: Config, base: Config) -> Config:
+    """Return a copy of an edited config that declares the prediction heads of its base."""
+    whole, original = config.to_dict(), base.to_dict()
+    _copy_heads(original, whole)
+    return type(config).from_dict(whole)
+
+
+def _copy_heads(original: dict[str, Any], fields: dict[str, Any]) -> None:
+    for key, value in original.items():
+        if isinstance(value, dict) and isinstance(fields.get(key), dict):
+            _copy_heads(value, fields[key])
+        elif isinstance(value, int) and value and isinstance(key, str) and counts_heads(key):
+            fields[key] = value
 
 
 def counts_heads(name: str) -> bool:

@@ -41,7 +41,8 @@ _COPIES = 4  # after which every config class tried is stable
 class ConfigChange:
     """The config of a base model before and after a cut.
 
-    ``base``: its folder; ``layers``: the kept layers; ``trusted``: True if its Python code is run and copied.
+    ``base``: its folder; ``layers``: the kept layers; ``trusted``: True if its Python code is run and copied;
+    ``heads``: True if the result keeps the base's prediction heads, which ``after`` counts then.
     """
 
     base: Path
@@ -49,6 +50,7 @@ class ConfigChange:
     after: Config
     layers: tuple[int, ...]
     trusted: bool
+    heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def edited_config(change: ConfigChange, clear: Collection[str] = ()) -> Raw:
     raw.pop("transformers_weights", None)  # names a file of the base that the result does not have
     without_quantization(raw)
     without_code(raw, change.trusted)
-    if not change.before.is_custom_code():
+    if not change.heads and not change.before.is_custom_code():
         clear_heads(raw)
     return _edit(raw, change, after=_clear(change.after, clear))
 

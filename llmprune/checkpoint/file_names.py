@@ -121,9 +121,14 @@ class FileNames:
 
     def unexpected(self) -> list[str]:
         """Return the tensors of the files that the model does not have, except those that transformers ignores."""
+        ignored = set(self.ignored())
+        return [name for name in self._unused if name not in ignored]
+
+    def ignored(self) -> list[str]:
+        """Return the tensors of the files that the model does not have, and that transformers ignores."""
         ignored = [*(self.model._keys_to_ignore_on_load_unexpected or ()), *_OLD_BUFFERS]
         patterns = [re.compile(pattern) for pattern in ignored]
-        return [name for name in self._unused if not any(one.search(name) for one in patterns)]
+        return [name for name in self._unused if any(one.search(name) for one in patterns)]
 
     def misshapen(self) -> list[str]:
         """Return the tensors, with both shapes, whose shape in the files is not the model's."""

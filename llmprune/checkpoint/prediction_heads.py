@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
-from llmprune.anatomy.config_edits import counts_heads, declared_heads
-from llmprune.anatomy.meta_model import Config, text_config
+from llmprune.anatomy.config_edits import counts_heads
+from llmprune.anatomy.meta_model import text_config
 from llmprune.checkpoint.config_file import ConfigChange, leaves
 from llmprune.checkpoint.weight_headers import headers_of_folder
 
@@ -39,12 +39,6 @@ def fields_of_left_heads(change: ConfigChange, model: PreTrainedModel, *, layers
         for place, value in leaves(change.before)
         if type(value) is int and value > 0 and after.get(place) == value and _counts(place[-1], value, heads=heads)
     }
-
-
-def about_heads(config: Config) -> list[str]:
-    """Return a note on the prediction heads that a config declares. Models with custom code may load theirs."""
-    fields = () if config.is_custom_code() else declared_heads(config.to_dict())
-    return [describe_heads(fields)] if fields else []
 
 
 def describe_heads(fields: Collection[str]) -> str:

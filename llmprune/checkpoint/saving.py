@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,8 @@ class CheckpointWriter:
             from llmprune.checkpoint.prediction_heads import fields_of_left_heads
 
             self.selection = select_files(change.base, change.trusted)
-            self.left_heads = fields_of_left_heads(change, skeleton, layers_path=layers_path)
+            if not change.heads:
+                self.left_heads = fields_of_left_heads(change, skeleton, layers_path=layers_path)
             edited_config(change, self.left_heads)
 
     def write_rest(self, tensors: Tensors) -> None:
@@ -63,12 +64,20 @@ class CheckpointWriter:
         """Write one finished layer."""
         self._write(f"layer-{index:05}", {f"{self.layers_path}.{index}.{name}": t for name, t in tensors.items()})
 
+    def write_heads(self, tensors: Iterable[Tensors]) -> None:
+        """Write the tensors of prediction heads, which have the names of the files already."""
+        for number, some in enumerate(tensors):
+            self._write_stored(f"heads-{number:05}", some)
+
     def _write(self, name: str, tensors: Tensors) -> None:
-        from safetensors.torch import save_file
         from transformers.core_model_loading import revert_weight_conversion
 
         # some families fuse tensors in memory that are separate in their files: views, which are copied group by group
-        stored = revert_weight_conversion(self.skeleton, tensors)
+        self._write_stored(name, revert_weight_conversion(self.skeleton, tensors))
+
+    def _write_stored(self, name: str, stored: Tensors) -> None:
+        from safetensors.torch import save_file
+
         with disk_errors(self.parts):
             self.parts.mkdir(parents=True, exist_ok=True)
             for number, group in enumerate(_groups(stored)):
@@ -124,7 +133,7 @@ class CheckpointWriter:
 
         pending: Tensors = {}
         number = 0
-        for path in [*sorted(self.parts.glob("rest*")), *sorted(self.parts.glob("layer-*"))]:
+        for path in [path for kind in ("rest*", "layer-*", "heads-*") for path in sorted(self.parts.glob(kind))]:
             with safe_open(path, framework="pt") as part:  # memory-mapped: joining needs little memory
                 for name in part.keys():  # noqa: SIM118  # safe_open is no mapping
                     tensor = part.get_tensor(name)

@@ -33,7 +33,7 @@ class WeightsReader:
         is damaged or is missing.
         """
         self._require_unchanged()
-        return self.names.convert(names, self._tensor, dtypes=dtypes)
+        return self.names.convert(names, self._stored, dtypes=dtypes)
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Read one byte of every page that tensors of the model are made from, so that the pages are in memory.
@@ -42,14 +42,19 @@ class WeightsReader:
         """
         self._require_unchanged()
         for source in {source for name in names for source in self.names.sources(name)}:
-            tensor = self._tensor(source)
+            tensor = self._stored(source)
             tensor.view(-1).view(torch.uint8)[:: mmap.PAGESIZE].sum()
 
     def _require_unchanged(self) -> None:
         for file in self._opened.values():
             file.require_unchanged(self.shown)
 
-    def _tensor(self, source: str) -> Tensor:
+    def stored(self, source: str) -> Tensor:
+        """Return a tensor of the files as it is stored. Raises as ``read``."""
+        self._require_unchanged()
+        return self._stored(source)
+
+    def _stored(self, source: str) -> Tensor:
         name = self.names.headers[source].file
         if name not in self._opened:
             self._opened[name] = _OpenFile(self.folder / name, self.shown)

@@ -31,6 +31,7 @@ from llmprune.prune.records import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.composed_layers import compose_layers
 from llmprune.results.formatting import plural, ranges
+from llmprune.results.prediction_heads import PredictionHeads, describe_prediction_heads
 from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
 from llmprune.results.report_schema import (
     BaseFiles,
@@ -101,6 +102,7 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         verification=_verification_figures(pruned.verified),
         steps=with_forward_ratios(folder.steps),
         warnings=_warnings(context, results),
+        prediction_heads=pruned.heads,
         next_tools=plan.next_tools,
         base_files=BaseFiles(
             carried=pruned.base_files.carried,
@@ -123,13 +125,16 @@ def recovery_scores(measured: Measured, *, confidence: float) -> RecoveryScores 
 
 
 def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
-    chosen, left_heads = results.chosen, results.pruned.left_heads
+    chosen, planned = results.chosen, context.whole_plan.prediction_heads
+    notes = context.whole_plan.notes
+    if planned is not None and planned != results.pruned.heads:  # the sentence of the run follows
+        notes = tuple(note for note in notes if note != describe_prediction_heads(planned))
     unrouted = warn_of_unrouted_experts(results.scores) if results.scores is not None else []
     slow_disk = warn_of_slow_disk(context.folder.steps)
     scored = results.scores.notes if results.scores is not None else ()
     untrained = warn_of_untrained_layers(results.pruned.records)
     warnings = [
-        *context.whole_plan.notes,
+        *notes,
         *about_rounds(context.earlier),
         *context.batches.reductions,
         *scored,
@@ -139,7 +144,14 @@ def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
     ]
     warnings += untrained
     settled = settle_patterns(warnings, context.inputs.anatomy.patterns, keep=chosen.cut.layers)
-    return (*settled, *([describe_heads(left_heads)] if left_heads else []), *results.measured.warnings)
+    return (*settled, *_about_heads(context.whole_plan.prediction_heads, results.pruned), *results.measured.warnings)
+
+
+def _about_heads(planned: PredictionHeads | None, pruned: PrunedCheckpoint) -> list[str]:
+    """Return a sentence on prediction heads, where the plan's notes do not have it."""
+    if pruned.heads is not None:
+        return [] if pruned.heads == planned else [describe_prediction_heads(pruned.heads)]
+    return [describe_heads(pruned.left_heads)] if pruned.left_heads else []
 
 
 def warn_of_unrouted_experts(scores: Scores) -> list[str]:

@@ -147,7 +147,7 @@ class RunInputs:
         return load_model(self.recipe.model)
 
     @cached_property
-    def _reader(self) -> WeightsReader:
+    def reader(self) -> WeightsReader:
         """Reader of the base's weights files."""
         return open_reader(self.recipe.model)
 
@@ -156,7 +156,7 @@ class RunInputs:
         """Decoder of the dense model, whose layers are read from the files."""
         planned = {gpu.index: gpu.free - gpu.outside - gpu.resident for gpu in self.devices if gpu.index is not None}
         working = self.whole_devices if self._evicted else planned
-        decoder = open_decoder(self.recipe.model, self._reader, working=working)
+        decoder = open_decoder(self.recipe.model, self.reader, working=working)
         if self.recipe.calibration.has_images:
             decoder.images = self.inputs.calibration_text.images
         if self._evicted:
@@ -181,7 +181,7 @@ class RunInputs:
         """Drop the dense model and its decoder; they are opened again where a later step needs them."""
         if "dense" in self.__dict__:
             self.dense.release()  # decoders of a cut read from it
-        for name in ("model", "dense", "_reader", "_other_reference"):
+        for name in ("model", "dense", "reader", "_other_reference"):
             self.__dict__.pop(name, None)
 
     def evict(self) -> None:
@@ -193,7 +193,7 @@ class RunInputs:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the computation."""
-        dtype: torch.dtype = self._reader.names.model.dtype
+        dtype: torch.dtype = self.reader.names.model.dtype
         return dtype
 
     @property
@@ -201,12 +201,12 @@ class RunInputs:
         """Tensors of the base in the types of its files; None where the recipe converts all to another type."""
         if self.recipe.model.dtype != "auto":
             return None
-        return Originals(self._reader.read, self._reader.names.dtypes)
+        return Originals(self.reader.read, self.reader.names.dtypes)
 
     @cached_property
     def saved_dtypes(self) -> Dtypes:
         """Types of the result's tensors, by their names in the dense model."""
-        return kept_dtypes(self._reader.names, self.dtype, keep=self.recipe.model.dtype == "auto")
+        return kept_dtypes(self.reader.names, self.dtype, keep=self.recipe.model.dtype == "auto")
 
     @property
     def commit(self) -> str | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from llmprune.anatomy.config_edits import count_heads_again, declared_heads
 from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.location import folder_of
@@ -19,15 +20,18 @@ from llmprune.common.files import replace_folder
 from llmprune.common.out_of_memory import free_cached_memory
 from llmprune.cut.apply import cut_config, cut_decoder, restore_layer
 from llmprune.cut.decision import Cut
+from llmprune.cut.prediction_heads import HeadsDecision, decide_heads, stored_heads
 from llmprune.layerwise.decoder import Decoder, Tensors
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.pipeline.verify_saved import SavedModel, verify_saved
 from llmprune.planning.model_size import measure_size
+from llmprune.planning.prediction_heads import head_figures
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.repair.folds import Folds
 from llmprune.prune.snapshots import Snapshots
+from llmprune.results.prediction_heads import PredictionHeads
 from llmprune.results.products import HIDDEN_STATES, REPAIRED
 from llmprune.results.report_schema import BaseFiles, Size
 from llmprune.results.run_folder import file_fingerprint, fingerprint
@@ -38,7 +42,7 @@ class PrunedCheckpoint:
     """Facts about a saved and verified checkpoint, kept as ``pruning.json`` in the run folder.
 
     ``records``: results of pass 2, one for each kept layer. ``left_heads``: config fields that count prediction heads
-    which the checkpoint does not have.
+    which the checkpoint does not have; ``heads``: what became of those in the base's files.
     """
 
     records: tuple[LayerRecord, ...]
@@ -46,6 +50,7 @@ class PrunedCheckpoint:
     size: Size
     left_heads: tuple[str, ...]
     base_files: BaseFiles
+    heads: PredictionHeads | None = None
 
     def to_json(self) -> str:
         """Serialise for the product file."""
@@ -55,6 +60,7 @@ class PrunedCheckpoint:
             "size": self.size.model_dump(),
             "left_heads": self.left_heads,
             "base_files": self.base_files.model_dump(),
+            "heads": self.heads and self.heads.model_dump(),
         }
         return json.dumps(values) + "\n"
 
@@ -68,6 +74,7 @@ class PrunedCheckpoint:
             size=Size(**values["size"]),
             left_heads=tuple(values["left_heads"]),
             base_files=BaseFiles(**values["base_files"]),
+            heads=PredictionHeads(**values["heads"]) if values["heads"] else None,
         )
 
 
@@ -120,11 +127,9 @@ class _CheckpointStep:
         inputs = context.inputs
         self.pruned = cut_decoder(inputs.dense, anatomy=inputs.anatomy, cut=cut)
         self.size = _measure_size(context, cut, pruned=self.pruned)
+        change, self.heads = _config_change(context, cut)
         self.writer = CheckpointWriter(
-            snapshots.folder,
-            self.pruned.skeleton,
-            layers_path=self.pruned.layers_path,
-            change=_config_change(context, cut),
+            snapshots.folder, self.pruned.skeleton, layers_path=self.pruned.layers_path, change=change
         )
 
     def run(self) -> PrunedCheckpoint:
@@ -154,7 +159,14 @@ class _CheckpointStep:
             size=self.size,
             left_heads=tuple(self.writer.left_heads),
             base_files=BaseFiles(carried=selection.copied, left=selection.left_out),
+            heads=self._head_figures(),
         )
+
+    def _head_figures(self) -> PredictionHeads | None:
+        if self.heads is None:
+            return None
+        before = load_config(self.context.recipe.model)
+        return head_figures(self.heads, tuple(sorted({*declared_heads(before.to_dict()), *self.writer.left_heads})))
 
     def _prune(self, batch_size: int) -> tuple[list[LayerRecord], Probe | None]:
         """Run pass 2; return a record for each kept layer, and in the first process the pruned model's probe."""
@@ -198,10 +210,15 @@ class _CheckpointStep:
         self.writer.write_layer(index, tensors)
 
     def _save(self) -> None:
-        """Write the tensors outside the layers, config and tokenizer."""
+        """Write the tensors outside the layers, prediction heads, config and tokenizer."""
         inputs = self.context.inputs
         rest = tensors_of(self.pruned.skeleton, skip=self.pruned.layers_path)
         self.writer.write_rest(inputs.originals.restore(rest, "", cut=lambda read: read) if inputs.originals else rest)
+        if self.heads is not None and self.heads.kept:
+            anatomy, skeleton = inputs.anatomy, self.pruned.skeleton
+            self.writer.write_heads(
+                stored_heads(self.heads, inputs.reader, anatomy=anatomy, cut=self.cut, skeleton=skeleton)
+            )
         self.writer.finish(self.context.recipe.export.max_shard_size, inputs.tokenizer)
 
 
@@ -217,8 +234,8 @@ def _measure_size(context: RunContext, cut: Cut, *, pruned: Decoder) -> Size:
     )
 
 
-def _config_change(context: RunContext, cut: Cut) -> ConfigChange:
-    """Return the base's config, read again from its folder, before and after the cut."""
+def _config_change(context: RunContext, cut: Cut) -> tuple[ConfigChange, HeadsDecision | None]:
+    """Return the base's config, read again from its folder, before and after the cut; and what becomes of its heads."""
     source = context.recipe.model
     before = load_config(source)
     after = cut_config(
@@ -229,4 +246,12 @@ def _config_change(context: RunContext, cut: Cut) -> ConfigChange:
         num_experts=cut.num_experts,
         kv_groups=cut.kv_groups,
     )
-    return ConfigChange(folder_of(source, "weights"), before, after, cut.layers, source.trust_remote_code)
+    change = ConfigChange(folder_of(source, "weights"), before, after, cut.layers, source.trust_remote_code)
+    counted = replace(change, after=count_heads_again(after, before), heads=True)
+    decision = decide_heads(
+        context.inputs.reader.names,
+        change=counted,
+        narrowed=bool(cut.widths or cut.num_experts or cut.kv_groups),
+        keep=context.recipe.export.prediction_heads == "keep",
+    )
+    return (counted if decision is not None and decision.kept else change), decision

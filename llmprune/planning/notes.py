@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.meta_model import Config, find_layers, text_config
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.file_names import FileNames
-from llmprune.checkpoint.prediction_heads import about_heads
 from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
 from llmprune.criteria.base import AblationCost, DepthCriterion
@@ -27,7 +26,6 @@ def about_base(recipe: Recipe, config: Config) -> list[str]:
     notes = []
     if text_config(config) is not config:
         notes.append("only the text part is pruned" + _about_images(recipe))
-    notes += about_heads(config)
     if recipe.model.trust_remote_code:
         notes.append("the model's own Python code is run (model.trust_remote_code)")
     return notes

@@ -44,6 +44,7 @@ from llmprune.planning.planned_sizes import (
     planned_layers,
     planned_widths,
 )
+from llmprune.planning.prediction_heads import about_declared, with_prediction_heads
 from llmprune.planning.recovery import RecoveryPlan, plan_recovery, recovery_shortage
 from llmprune.planning.reference import size_of_reference
 from llmprune.planning.round_recipes import has_rounds
@@ -55,6 +56,7 @@ from llmprune.recipe.recipe import Recipe
 from llmprune.results.calibration_sources import CalibrationSource
 from llmprune.results.figures import Figures
 from llmprune.results.next_tools import NextTools
+from llmprune.results.prediction_heads import PredictionHeads
 from llmprune.results.report_schema import BaseFiles, Size
 
 
@@ -97,6 +99,7 @@ class Plan(Figures):
     base_files: BaseFiles = BaseFiles()
     tasks: tuple[PlannedTask, ...] = ()  # of the evaluation
     next_tools: NextTools | None = None  # that the shape allows; None where a search will choose the shape
+    prediction_heads: PredictionHeads | None = None  # of the base's files
     lost_tools: tuple[str, ...] = ()  # a sentence, with the remedy, on those that the dense model's shape allows
     notes: tuple[str, ...]
 
@@ -198,9 +201,11 @@ def plan_structure(
     _, plan = errors.attempt("model", reads, work=plan_on_machine)
     if plan and opened:
         work = with_search(plan.work, opened.plan.search)
-        plan = plan.model_copy(update={"budget": opened.plan, "work": work, "notes": (*opened.notes, *plan.notes)})
+        notes = (*opened.notes, *plan.notes, *about_declared(base))
+        plan = plan.model_copy(update={"budget": opened.plan, "work": work, "notes": notes})
     elif plan:
         plan = with_next_tools(plan, base, planned=planned)
+        plan = with_prediction_heads(plan, base, recipe=recipe, planned=planned)
     return plan, base.anatomy
 
 

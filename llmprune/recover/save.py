@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmprune.anatomy.meta_model import find_layers
 from llmprune.checkpoint.config_file import ConfigChange
+from llmprune.checkpoint.head_tensors import find_head_tensors
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.location import folder_of
 from llmprune.checkpoint.open_decoder import open_decoder, open_reader
@@ -36,7 +37,8 @@ class RecoveredWriter:
         skeleton = open_decoder(repaired, self._reader).skeleton
         self._layers_path = find_layers(skeleton)[0]
         layers = tuple(range(len(find_layers(skeleton)[1])))
-        change = ConfigChange(base, config, config, layers, repaired.trust_remote_code)
+        self._heads = None if config.is_custom_code() else find_head_tensors(self._reader.names)
+        change = ConfigChange(base, config, config, layers, repaired.trust_remote_code, heads=self._heads is not None)
         self._writer = CheckpointWriter(work_folder, skeleton, layers_path=self._layers_path, change=change)
         self._originals = Originals(self._reader.read, self._reader.names.dtypes)
         self._max_shard_size = max_shard_size
@@ -51,6 +53,8 @@ class RecoveredWriter:
         rest = student.rest_tensors()
         if is_first_process():
             self._writer.write_rest(self._stored(rest, ""))
+            if self._heads is not None:
+                self._writer.write_heads([{name: self._reader.stored(name) for name in self._heads.names}])
             self._writer.finish(self._max_shard_size, None)
 
     def _stored(self, tensors: Tensors, prefix: str) -> Tensors:

@@ -18,6 +18,7 @@ from llmprune.results.evaluation_figures import (
 )
 from llmprune.results.figures import SCHEMA_VERSION, Figures
 from llmprune.results.next_tools import NextTools
+from llmprune.results.prediction_heads import PredictionHeads
 from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
 from llmprune.results.search_figures import SearchFigures
 
@@ -220,6 +221,7 @@ class Report(Figures):
     verification: VerificationFigures
     steps: tuple[Step, ...]
     warnings: tuple[str, ...]
+    prediction_heads: PredictionHeads | None = None  # of the base's files
     next_tools: NextTools | None = None  # that the pruned model's shape allows
     base_files: BaseFiles = BaseFiles()
     files: dict[str, str]

@@ -90,17 +90,17 @@ def with_head(folder: Path, family: str, **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("cut", "fields"),
     [
-        ({"depth": {"layers": [1]}}, {"mtp_num_hidden_layers": 1}),
+        ({"depth": {"layers": [1]}, "export": {"prediction_heads": "drop"}}, {"mtp_num_hidden_layers": 1}),
         ({"width": {"mlp": 0.7}}, {"num_nextn_predict_layers": 1}),
         ({"experts": {"keep": 2}}, {"num_mtp_modules": 1, "use_mtp": True}),
-        ({"sparsity": {"pattern": 0.5}}, {"mtp_depth_of_draft": 1}),
+        ({"sparsity": {"pattern": 0.5}, "export": {"prediction_heads": "drop"}}, {"mtp_depth_of_draft": 1}),
     ],
     ids=["depth", "width", "experts", "sparsity"],
 )
 def test_no_config_declares_a_head_that_is_not_saved(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: dict[str, Any], fields: dict[str, Any]
 ) -> None:
-    """After any cut, fields that count the head, by their names or by its tensors, are zero or False."""
+    """Fields that count a head without a whole layer, or one that is dropped, are zero or False after any cut."""
     monkeypatch.setattr(
         LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"^mtp\."]
     )  # as of families with heads
