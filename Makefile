@@ -4,10 +4,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OLDER := .venv-4
 OLDER_READY := $(OLDER)/.ready
+LLAMA_CPP := .venv-gguf
+LLAMA_CPP_READY := $(LLAMA_CPP)/.ready
 SITE := llmprune/service/web/site
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart serve check test lint types docs pytest bench-gpu older wheel wheel-test release constraints clean
+.PHONY: help quickstart serve check test lint types docs pytest bench-gpu older llama-cpp wheel wheel-test release constraints clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -41,7 +43,7 @@ docs: $(READY)  ## build the documentation, which the service serves at /docs
 # (tests/conftest.py). One process more than there are cores, for many tests wait for processes of their own.
 PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))') --dist loadfile --no-loadscope-reorder
 
-pytest: $(READY) $(OLDER_READY)  ## run all tests; PYTEST_ARGS="-x tests/recipe" chooses
+pytest: $(READY) $(OLDER_READY) $(LLAMA_CPP_READY)  ## run all tests; PYTEST_ARGS="-x tests/recipe" chooses
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench-gpu: $(READY)  ## on a machine with a GPU: its tests and benchmarks, in at most 8 minutes; BENCH_ARGS="--minutes 4"
@@ -65,6 +67,11 @@ $(OLDER_READY): $(READY) constraints-4.txt
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(OLDER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
 	touch $(OLDER_READY)
 
+llama-cpp: $(LLAMA_CPP_READY)  ## set up llama.cpp, with which some tests write and read GGUF files
+
+$(LLAMA_CPP_READY): $(READY) .ci/llama_cpp
+	.ci/llama_cpp $(LLAMA_CPP) $(VENV)
+
 wheel: docs  ## build the source distribution and the wheel into dist/
 	rm -rf dist
 	$(BIN)/uv build --quiet --out-dir dist
@@ -83,4 +90,4 @@ constraints: $(READY)  ## write the installed versions into constraints.txt
 	$(BIN)/uv pip freeze --quiet --python $(BIN)/python --exclude-editable | grep -v -e ' @ ' -e '^uv==' > constraints.txt
 
 clean:  ## remove environments, caches and built files
-	rm -rf $(VENV) $(OLDER) $(SITE) dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OLDER) $(LLAMA_CPP) $(SITE) dist .mypy_cache .ruff_cache .pytest_cache

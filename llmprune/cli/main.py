@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from llmprune import __version__
+from llmprune.cli.check_command import check
 from llmprune.cli.hub_commands import inspect, push
 from llmprune.cli.model_commands import anatomy, bench, evaluate
 from llmprune.cli.options import CommandLine
@@ -101,6 +102,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "compare": compare,
     "anatomy": anatomy,
+    "check": check,
 }
 for _name, _command in _COMMANDS.items():  # in the order of --help
     app.command(_name)(_command)

@@ -88,7 +88,7 @@ def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
     recipe, inputs, folder = context.recipe, context.inputs, context.folder
     staging = folder.path / "model.partial"
     cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
-    settings = recipe.calibration.batch_size, recipe.sparsity, recipe.refit, recipe.export
+    settings = recipe.calibration.batch_size, recipe.sparsity, recipe.refit, recipe.export.max_shard_size
     result = folder.path / (REPAIRED if recipe.recover else "model")
     folds = _folds(context)
     judged = (folds.of_windows_N.tolist(), folds.weights) if recipe.refit else None

@@ -77,7 +77,7 @@ def recover_checkpoint(
         windows = recovery_windows(context, most=number)
     tokens = [fingerprint_tokens(part) for part in (windows.train_NL[windows.order_M], windows.held_out_NL)]
     settings = recipe.recover.model_dump_json(exclude={"data", "hours"})
-    origin = fingerprint(inputs.identity, before, settings, *tokens, recipe.export)
+    origin = fingerprint(inputs.identity, before, settings, *tokens, recipe.export.max_shard_size)
     step = _RecoveryStep(context, cut, repaired, recipe.recover, windows, origin, source)
 
     if is_first_process() and not (folder.path / "model" / "config.json").is_file():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmprune.checkpoint.llama_cpp.write_gguf import gguf_bytes
 from llmprune.common.devices import describe_gpus, use_gpus
 from llmprune.common.distributed import (
     broadcast_from_first,
@@ -238,7 +239,8 @@ def _check_requirements(recipe: Recipe, plan: Plan, *, output: Path, options: Ru
     if options.end_recovery:
         require_begun(output)
     fetch_tasks(recipe.evaluation)
-    require_space(output, _disk_needed(plan), written=bytes_at_hand(output, fresh=options.fresh))
+    needed = _disk_needed(plan) + gguf_bytes(plan.pruned.parameters, recipe.export.gguf)
+    require_space(output, needed, written=bytes_at_hand(output, fresh=options.fresh))
     _log_devices(recipe)
 
 

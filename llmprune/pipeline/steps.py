@@ -9,6 +9,7 @@ from llmprune.pipeline.calibration_check import check_calibration
 from llmprune.pipeline.compose_report import RunResults, compose_report
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.evaluate import evaluate
+from llmprune.pipeline.export import export_as_requested
 from llmprune.pipeline.finish import push_as_requested, write_report
 from llmprune.pipeline.options import RunOptions
 from llmprune.pipeline.prune_checkpoint import prune_checkpoint
@@ -47,6 +48,7 @@ def run_steps(context: RunContext, options: RunOptions) -> Report:
     )
     report = broadcast_from_first(compose_report(context, results))
     write_report(context.folder, report)
+    report = export_as_requested(context, report)
     if context.earlier and context.among and is_first_process():
         remove(context.among.predictions)
     return push_as_requested(context.whole_recipe, context.folder, report=report)

@@ -21,6 +21,7 @@ from llmprune.evaluation.lm_eval.tasks import check_tasks
 from llmprune.evaluation.prompts import require_windows
 from llmprune.planning.budget.cost import require_windows_to_search
 from llmprune.planning.devices import require_devices
+from llmprune.planning.gguf import require_gguf
 from llmprune.planning.reference import require_matching_layers, require_same_tokens
 from llmprune.planning.text_checks import Check, is_readable, keys_in, length_is_known, recovery_checks, text_checks
 from llmprune.planning.text_inputs import TextInputs
@@ -79,12 +80,14 @@ class ErrorCollector:
 def run_checks(inputs: TextInputs, errors: ErrorCollector, *, elsewhere: bool) -> None:
     """Run every check of a recipe, and collect the errors.
 
-    ``elsewhere``: the run will have other GPUs than this process, so that devices are not checked.
+    ``elsewhere``: the run will be on another machine or have other GPUs, so that devices and tools are not checked.
     """
     passed: set[str] = set()
     if not elsewhere:
         placed = ("devices", "model.device_map", "model.max_memory")
         errors.attempt("devices", placed, work=lambda: require_devices(inputs.recipe))
+        if inputs.recipe.export.gguf:
+            errors.attempt("export.gguf", ("export", "model"), work=lambda: require_gguf(inputs.recipe))
     for check in checks_of(inputs):
         ready = all(name in passed for name in check.after)
         if ready and errors.attempt(check.place, check.reads, work=check.run)[0]:

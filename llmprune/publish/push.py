@@ -97,6 +97,7 @@ def publish_run(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report) 
     files = {path.relative_to(model).as_posix(): path for path in model.rglob("*") if path.is_file()}
     files = {name: path for name, path in files.items() if name not in ("README.md", FILE)}
     files |= {f"plots/{path.name}": path for path in plots.values()}
+    files |= {Path(one.file).name: folder.path / one.file for one in report.gguf}
     for name, windows in published_windows(report).items():
         write_generated(folder.path / windows, card / name)
         files[name] = card / name

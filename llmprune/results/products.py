@@ -13,10 +13,11 @@ SEARCH, FRONTIER = "search.json", "frontier.html"  # figures of its search, and 
 SEARCH_TRIALS, SEARCH_SO_FAR = "search.partial", "search-so-far.json"  # trials of an unfinished search, and figures
 MEMBERS, FAMILY = "members", "family.html"  # runs of a family, and the page that compares them
 HIDDEN_STATES, TASKS = "dense.partial", "tasks"  # cache that pass 1 writes for pass 2; results of each finished task
+GGUF, GGUF_FILES = "gguf.json", "gguf"  # figures of the exported files, and their folder
 PRODUCTS = (
     "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS, RECOVERY_WINDOWS, RECOVERY_WINDOWS_PARTS,
     "scores.safetensors", LAYER_ORDER, SPEEDS, SEARCH, FRONTIER, FAMILY, SEARCH_TRIALS, SEARCH_SO_FAR, "cut.json",
     "cut.safetensors", "source-check.json", "calibration-check.json", "pruning.json", RECOVERY, "evaluation.json",
     "report.json", "report.html", "published.json", "card", "model", "model.partial", REPAIRED, RECOVERY_LENGTH,
-    RECOVERY_STATE, HIDDEN_STATES, TASKS,
+    RECOVERY_STATE, HIDDEN_STATES, TASKS, GGUF, GGUF_FILES,
 )  # fmt: skip

@@ -184,6 +184,14 @@ class BaseFiles(Figures):
     left: dict[str, str] = Field({})  # reason, by path
 
 
+class GgufFigures(Figures):
+    """One exported GGUF file."""
+
+    kind: str  # as llama.cpp names it
+    file: str  # path within the run folder
+    bytes: int
+
+
 class Report(Figures):
     """The whole report of one run: ``report.json``.
 
@@ -224,6 +232,7 @@ class Report(Figures):
     prediction_heads: PredictionHeads | None = None  # of the base's files
     next_tools: NextTools | None = None  # that the pruned model's shape allows
     base_files: BaseFiles = BaseFiles()
+    gguf: tuple[GgufFigures, ...] = ()
     files: dict[str, str]
 
     @property

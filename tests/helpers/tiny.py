@@ -1,8 +1,8 @@
-"""A tokenizer small enough to build in a millisecond, for any text."""
+"""Tokenizers small enough to build in a millisecond, for any text."""
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from llmprune.planning.checks import ErrorCollector
@@ -30,3 +30,17 @@ def structure_of(recipe: Recipe, *, starts: int = 1, elsewhere: bool = False) ->
     errors.raise_all()
     assert plan is not None
     return plan
+
+
+def sentencepiece_like_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each printable ASCII character and each byte, in the form of Llama 2's: llama.cpp knows it."""
+    letters = ["▁", *(chr(code) for code in range(33, 127))]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
