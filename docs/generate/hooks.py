@@ -15,7 +15,17 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]  # this package, and llmprune
 
-from generate import architecture, commands, environment, http_api, peer_results, recipe, report_schema, results  # noqa: E402
+from generate import (  # noqa: E402
+    architecture,
+    commands,
+    environment,
+    http_api,
+    interoperation,
+    peer_results,
+    recipe,
+    report_schema,
+    results,
+)
 
 PARTS: dict[str, Callable[[], str]] = {
     "changelog": lambda: (architecture.ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
@@ -42,6 +52,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "service": results.service,
     "faults": results.faults,
     "model support": results.model_support,
+    "interoperation": interoperation.interoperation,
     "import table": architecture.import_table,
     "tree": architecture.tree,
     "depth criterion": lambda: architecture.source_of_kind("depth", "block_influence"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -44,3 +46,20 @@ def sentencepiece_like_tokenizer() -> PreTrainedTokenizerFast:
     )
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def write_sentencepiece_model(path: Path) -> None:
+    """Write ``tokenizer.model`` for ``sentencepiece_like_tokenizer``: some families are converted with it alone."""
+    from sentencepiece import sentencepiece_model_pb2 as pb
+
+    tokenizer = sentencepiece_like_tokenizer()
+    model = pb.ModelProto()
+    kinds = {"<unk>": 2, "<s>": 3, "</s>": 3}
+    for index, piece in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))):
+        kind = kinds.get(piece, 6 if piece.startswith("<0x") else 1)
+        model.pieces.add(piece=piece, score=-float(index) if kind == 1 else 0.0, type=kind)
+    model.trainer_spec.model_type = pb.TrainerSpec.BPE
+    model.trainer_spec.byte_fallback = True
+    model.trainer_spec.unk_id, model.trainer_spec.bos_id, model.trainer_spec.eos_id = 0, 1, 2
+    model.normalizer_spec.add_dummy_prefix, model.normalizer_spec.remove_extra_whitespaces = True, False
+    path.write_bytes(model.SerializeToString())

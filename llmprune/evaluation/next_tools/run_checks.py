@@ -53,7 +53,7 @@ def chosen_checks(names: Sequence[str]) -> list[ToolCheck]:
     """Return the checks whose names begin with one of these; all for none. Raises RecipeError for an unknown one."""
     unknown = [name for name in names if not any(_begins(check, name) for check in CHECKS)]
     if unknown:
-        first = ", ".join(check.partition(":")[0] for check in CHECKS)
+        first = ", ".join(dict.fromkeys(check.partition(":")[0] for check in CHECKS))
         raise RecipeError(f"--only {unknown[0]}: no such tool{did_you_mean(unknown[0], [*CHECKS])}; there are {first}")
     return [check for name, check in CHECKS.items() if not names or any(_begins(name, wanted) for wanted in names)]
 
