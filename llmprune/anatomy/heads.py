@@ -36,7 +36,7 @@ def find_heads(
     if counted is None or counted.refusal:
         return counted, nothing
     refusal = ""
-    for fixed in _ways_to_fix_head_size(model.config):
+    for fixed in ways_to_fix_head_size(model.config):
         heads = replace(counted, fixed=fixed)
         heads = replace(heads, possible=_possible(model, heads))
         found = _field(model, representative, heads=heads)
@@ -67,7 +67,7 @@ def count_heads(config: Config) -> Heads | None:
     return Heads(groups, per_group, {}, (), refusal)
 
 
-def _ways_to_fix_head_size(config: Config) -> list[dict[str, int]]:
+def ways_to_fix_head_size(config: Config) -> list[dict[str, int]]:
     """Return settings that may keep the size of a head when their number changes: none, or an explicit head_dim."""
     text = text_config(config)
     name = text.attribute_map.get("head_dim", "head_dim")

@@ -24,10 +24,17 @@ Sizes = Collection[tuple[int, int]]  # (dense, pruned)
 
 
 def sizes_that_change(
-    anatomy: Anatomy, widths: Mapping[str, int], *, experts: int | None, kv_groups: int | None = None
+    anatomy: Anatomy,
+    widths: Mapping[str, int],
+    *,
+    experts: int | None,
+    kv_groups: int | None = None,
+    hidden_size: int | None = None,
 ) -> set[tuple[int, int]]:
-    """Return (dense, pruned) of every size in a layer that may change for these widths, experts and groups."""
+    """Return (dense, pruned) of every size that may change for these widths, experts, groups and channels."""
     changing = set()
+    if anatomy.hidden and hidden_size is not None:
+        changing.add((anatomy.hidden.size, hidden_size))
     if anatomy.heads and kv_groups is not None:
         changing |= sizes_of_heads(anatomy.heads, anatomy.attention, kept=kv_groups)
     if anatomy.experts and experts is not None:
@@ -68,16 +75,21 @@ def check_layer_equivalence(
                 "its config cannot express this cut"
             )
     if list(keep) and len(keep) < len(layers):
-        _require_same_rest(dense, pruned, path=path)
+        _require_same_rest(dense, pruned, path=path, changing=changing)
         _require_full_attention(dense, keep)
 
 
-def _require_same_rest(dense: PreTrainedModel, pruned: PreTrainedModel, *, path: str) -> None:
+def _require_same_rest(dense: PreTrainedModel, pruned: PreTrainedModel, *, path: str, changing: Sizes) -> None:
     def rest(model: PreTrainedModel) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in model.named_parameters() if not name.startswith(f"{path}.")}
 
     before, after = rest(dense), rest(pruned)
-    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    changed = sorted(
+        name
+        for name in before.keys() | after.keys()
+        if before.get(name) != after.get(name)
+        and not _is_narrowed(before.get(name), after.get(name), changing=changing)
+    )
     if changed:
         raise ModelError(f"{dense.config.model_type}: {changed[0]} outside the layers depends on their number")
 

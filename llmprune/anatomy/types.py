@@ -7,7 +7,7 @@ data that discovery found and proved.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 NO_HEADS = "its config counts no attention heads"  # the refusal of an anatomy without ``heads``
 
@@ -114,6 +114,48 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class HiddenDim:
+    """A tensor's dimension of residual channels. ``role``: what the tensor does with them.
+
+    ``reads``: its inputs are channels, as of query, gate and router projections and the head. ``writes``: its outputs
+    are channels, as of output projections with their biases, and embeddings. ``scales``: a weight for each channel, of
+    a norm; ``shifts``: a norm's bias. ``has_offset``: the norm multiplies by one plus this weight.
+    """
+
+    name: str
+    dim: int
+    role: Literal["reads", "writes", "scales", "shifts"]
+    has_offset: bool = False
+
+    @property
+    def module(self) -> str:
+        """Path of the module that holds the tensor."""
+        return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class HiddenSize:
+    """The residual channels of the whole model, whose number one config field sets.
+
+    ``fixed``: fields that must be stated because the config would derive them from the hidden size; ``possible``:
+    smaller numbers that the config accepts. ``layers``: tensors by layer, by their names in it; ``outside``: those
+    outside the layers, by their names in the model.
+    """
+
+    field: str
+    size: int
+    fixed: dict[str, int]
+    possible: tuple[int, ...]
+    layers: tuple[tuple[HiddenDim, ...], ...]
+    outside: tuple[HiddenDim, ...]
+    refusal: str | None  # the reason why no channel can be removed
+
+    def fields(self, kept: int) -> dict[str, int]:
+        """Return the values of the config's fields for a number of channels."""
+        return {self.field: kept} | self.fixed
+
+
+@dataclass(frozen=True)
 class LayerPattern:
     """A difference between layers that repeats every ``period`` layers.
 
@@ -161,6 +203,7 @@ class Anatomy:
     one_of: tuple[int, ...]  # layers of which at least one must be kept; empty where any may be removed
     depth_refusal: str | None
     width_refusal: str | None  # None where at least one group can be cut
+    hidden: HiddenSize | None = None  # None where it was not looked for (``hidden_size.find_hidden_size``)
 
     @property
     def widths(self) -> dict[str, int]:

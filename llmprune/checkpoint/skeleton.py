@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from accelerate.utils import align_module_device
@@ -13,15 +13,21 @@ from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers
 from llmprune.layerwise.decoder import Tensors
 
 
-def build_skeleton(config: Config, dense: PreTrainedModel, *, device: torch.device) -> PreTrainedModel:
+def build_skeleton(
+    config: Config,
+    dense: PreTrainedModel,
+    *,
+    device: torch.device,
+    cut: Callable[[Tensors], Tensors] = lambda tensors: tensors,
+) -> PreTrainedModel:
     """Build the skeleton of a config on a device, with the tensors outside the layers of another model.
 
-    ``dense``: a whole model or a skeleton, with which the result shares these tensors.
+    ``dense``: a whole model or a skeleton, with which the result shares these tensors. ``cut``: what is kept of them.
     """
     runs_own_code = not type(dense).__module__.startswith("transformers.")
     skeleton = build_meta_model(config, dense.dtype, trust_remote_code=runs_own_code)
     path, _ = find_layers(dense)
-    tensors = tensors_of(dense, skip=path)
+    tensors = cut(tensors_of(dense, skip=path))
     fill_rest(skeleton, tensors, device=device, missing=dense.all_tied_weights_keys)
     skeleton.generation_config = dense.generation_config
     skeleton.config.name_or_path = dense.config.name_or_path

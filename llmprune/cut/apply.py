@@ -8,10 +8,13 @@ from functools import partial
 from torch import Tensor, nn
 
 from llmprune.anatomy.config_edits import edit_config
+from llmprune.anatomy.hidden_proof import entering, rescaled_embeddings, scale_between
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, sizes_that_change
-from llmprune.anatomy.meta_model import Config
+from llmprune.anatomy.meta_model import Config, text_config
+from llmprune.anatomy.names import tensor_of
+from llmprune.anatomy.residual_channels import cut_channels
 from llmprune.anatomy.selection import outputs_first, select_neurons, slice_rows
-from llmprune.anatomy.types import NO_HEADS, Anatomy, FusedSlice, PrunableDim, Unit, unit_key
+from llmprune.anatomy.types import NO_HEADS, Anatomy, FusedSlice, HiddenSize, PrunableDim, Unit, unit_key
 from llmprune.checkpoint.skeleton import build_skeleton
 from llmprune.checkpoint.stored_dtypes import Originals
 from llmprune.common.errors import ModelError
@@ -48,11 +51,31 @@ def cut_config(
     return edit_config(config, layers, widths=fields)
 
 
+def narrow_config(config: Config, anatomy: Anatomy, hidden_size: int | None) -> Config:
+    """Return a config with fewer residual channels; the same for None. Raises ModelError as ``cut_config`` does."""
+    if hidden_size is None:
+        return config
+    layers = range(text_config(config).num_hidden_layers)
+    return edit_config(config, layers, widths=residual_channels_of(anatomy).fields(hidden_size))
+
+
+def residual_channels_of(anatomy: Anatomy) -> HiddenSize:
+    """Return the residual channels of a model. Raises ModelError where none can be removed, with the reason."""
+    hidden = anatomy.hidden
+    if hidden is None or hidden.refusal:
+        reason = hidden.refusal if hidden else "they were not looked for"
+        raise ModelError(f"residual channels of this model cannot be removed: {reason}")
+    return hidden
+
+
 def cut_decoder(dense: Decoder, *, anatomy: Anatomy, cut: Cut) -> Decoder:
     """Return the pruned model as a decoder that cuts each layer out of its dense layer when that is visited.
 
     Raises ModelError if a kept layer would compute something else at its new index.
     """
+    if cut.hidden is not None:
+        wide = cut.with_all_channels
+        return narrow_decoder(cut_decoder(dense, anatomy=anatomy, cut=wide), anatomy=anatomy, cut=cut)
     config = cut_config(
         dense.skeleton.config,
         anatomy,
@@ -72,6 +95,29 @@ def cut_decoder(dense: Decoder, *, anatomy: Anatomy, cut: Cut) -> Decoder:
     )
     pruned.images = dense.images
     return pruned
+
+
+def narrow_decoder(wide: Decoder, *, anatomy: Anatomy, cut: Cut) -> Decoder:
+    """Return a decoder with the kept residual channels of one that has all of them and the other parts of the cut.
+
+    Its layers are as if the removed channels were zero. Raises ModelError if a layer would compute something else.
+    """
+    hidden, keep_K = residual_channels_of(anatomy), cut.hidden
+    assert keep_K is not None, "channels are removed"
+    config = narrow_config(wide.skeleton.config, anatomy, len(keep_K))
+    take = partial(cut_channels, dims=hidden.outside, keep_K=keep_K, size=hidden.size)
+    skeleton = build_skeleton(config, wide.skeleton, device=wide.device, cut=take)
+    changing = {(hidden.size, len(keep_K))}
+    check_layer_equivalence(wide.skeleton, skeleton, keep=range(len(wide)), changing=changing)
+    scale = scale_between(entering(skeleton), entering(wide.skeleton)[..., keep_K.to(wide.device)])
+    for name, value in rescaled_embeddings(skeleton, hidden.outside, scale=scale).items():
+        tensor_of(skeleton, name).data = value
+    return Decoder(
+        skeleton,
+        lambda new: cut_channels(wide.tensors(new), hidden.layers[cut.layers[new]], keep_K=keep_K, size=hidden.size),
+        placement=wide.placement,
+        items_returned=wide.items_returned,
+    )
 
 
 def cut_layer(tensors: Tensors, anatomy: Anatomy, *, cut: Cut, layer: int) -> Tensors:
@@ -98,7 +144,14 @@ def cut_layer(tensors: Tensors, anatomy: Anatomy, *, cut: Cut, layer: int) -> Te
 
 def restore_layer(tensors: Tensors, originals: Originals, *, anatomy: Anatomy, cut: Cut, layer: int) -> Tensors:
     """Return a finished layer's tensors in the dtypes of the base's files; ``layer``: its index in the base."""
-    take = partial(cut_layer, anatomy=anatomy, cut=cut, layer=layer)
+
+    def take(read: Tensors) -> Tensors:
+        kept = cut_layer(read, anatomy, cut=cut, layer=layer)
+        if cut.hidden is None:
+            return kept
+        hidden = residual_channels_of(anatomy)
+        return cut_channels(kept, hidden.layers[layer], keep_K=cut.hidden, size=hidden.size)
+
     return originals.restore(tensors, f"{anatomy.layers_path}.{layer}.", cut=take)
 
 

@@ -3,14 +3,14 @@
 Pure functions choose it from scores and sizes. It is saved as ``cut.json``, with its index tensors in
 ``cut.safetensors``. The next run of the recipe reads it, also after it was edited by hand.
 
-Shapes: N layers, F neurons of a unit, G key-value groups, E experts, K neurons or groups kept.
+Shapes: N layers, F neurons of a unit, G key-value groups, E experts, K neurons, groups or residual channels kept.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,19 @@ from llmprune.common.errors import RecipeError
 from llmprune.common.files import write_atomically, write_text
 
 _KINDS = ("neurons", "experts", "heads")
+_HIDDEN = "hidden"
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Kept layers, neurons, key-value groups and experts of a model with ``num_layers`` layers.
+    """Kept layers, neurons, key-value groups, experts and channels of a model with ``num_layers`` layers.
 
     ``layers``: indices kept, ascending. ``widths``: neurons kept, by config field, of narrowed units only.
     ``num_experts``, ``kv_groups``: experts and key-value groups kept in each layer; None if all are. By ``unit_key``:
     ``neurons``, indices kept, int64 [K], or [E, K] with different ones in each expert; ``experts``, indices kept, int64
-    [num_experts]; ``heads``, indices of the groups kept, int64 [kv_groups]. Raises RecipeError for impossible layers.
+    [num_experts]; ``heads``, indices of the groups kept, int64 [kv_groups]. ``hidden``: ascending
+    indices of the residual channels kept in the whole model, int64 [K]; None if all are. Raises RecipeError for
+    impossible layers.
     """
 
     num_layers: int
@@ -42,6 +45,7 @@ class Cut:
     experts: dict[str, Tensor] = field(default_factory=dict)
     kv_groups: int | None = None
     heads: dict[str, Tensor] = field(default_factory=dict)
+    hidden: Tensor | None = None
 
     def __post_init__(self) -> None:
         indices = all(type(index) is int for index in self.layers)
@@ -60,17 +64,28 @@ class Cut:
             )
         if self._sizes != chosen._sizes or _shapes(self) != _shapes(chosen):
             found, wanted = (
-                f"widths {cut.widths}, num_experts {cut.num_experts} and kv_groups {cut.kv_groups}"
+                f"widths {cut.widths}, num_experts {cut.num_experts}, kv_groups {cut.kv_groups} and hidden_size "
+                f"{cut.hidden_size}"
                 for cut in (self, chosen)
             )
             raise RecipeError(
                 f"cut.json has {found}, and the recipe keeps {wanted}: only its layers can be edited; "
-                "for other neurons, experts or heads change width and experts in the recipe"
+                "for other neurons, experts, heads or channels change width, experts and hidden in the recipe"
             )
 
     @property
-    def _sizes(self) -> tuple[dict[str, int], int | None, int | None]:
-        return self.widths, self.num_experts, self.kv_groups
+    def _sizes(self) -> tuple[dict[str, int], int | None, int | None, int | None]:
+        return self.widths, self.num_experts, self.kv_groups, self.hidden_size
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Number of residual channels kept; None if all are."""
+        return None if self.hidden is None else len(self.hidden)
+
+    @property
+    def with_all_channels(self) -> Cut:
+        """The same cut without the removal of residual channels."""
+        return replace(self, hidden=None)
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -80,7 +95,7 @@ class Cut:
     @property
     def is_empty(self) -> bool:
         """True if nothing is removed."""
-        return not (self.removed or self.neurons or self.experts or self.heads)
+        return not (self.removed or self.neurons or self.experts or self.heads) and self.hidden is None
 
     def save(self, path: Path, *, reason: Mapping[str, Any] | None = None) -> None:
         """Write ``cut.json`` and, if more than layers is removed, ``cut.safetensors`` in the same folder.
@@ -89,6 +104,8 @@ class Cut:
         """
         listed = path.with_suffix(".safetensors")
         indices = {f"{kind}.{key}": keep for kind in _KINDS for key, keep in getattr(self, kind).items()}
+        if self.hidden is not None:
+            indices[_HIDDEN] = self.hidden
         text: dict[str, Any] = {
             "num_layers": self.num_layers,
             "keep_layers": list(self.layers),
@@ -96,6 +113,7 @@ class Cut:
             "widths": self.widths,
             "num_experts": self.num_experts,
             "kv_groups": self.kv_groups,
+            "hidden_size": self.hidden_size,
             "indices": listed.name if indices else None,
         }
         if reason:
@@ -111,6 +129,7 @@ class Cut:
             text = json.loads(path.read_text(encoding="utf-8"))
             indices = load_file(path.with_name(text["indices"])) if text["indices"] else {}
             kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
+            hidden_K = indices.pop(_HIDDEN, None)
             for name, keep in indices.items():
                 kind, _, key = name.partition(".")
                 kinds[kind][key] = keep
@@ -123,6 +142,7 @@ class Cut:
                 kinds["experts"],
                 text["kv_groups"],
                 kinds["heads"],
+                hidden_K,
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError(
