@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from llmprune.anatomy.names import tensor_of
 from llmprune.anatomy.types import HiddenDim
 
+_ROWS_AT_ONCE = 2**14  # of a weight that is converted
+
 
 def select_entries(tensors: Mapping[str, Tensor], kept: Mapping[str, tuple[int, Tensor]]) -> dict[str, Tensor]:
     """Return tensors of which some are cut. ``kept``: by name, a dimension and the indices that stay along it."""
@@ -66,9 +68,18 @@ def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def mix_inputs(tensor: Tensor, dim: int, *, mixing_DK: Tensor) -> Tensor:
-    """Return a weight that reads K channels as the given one reads D: W M along its dimension of inputs."""
-    mixed = torch.tensordot(tensor.to(mixing_DK.dtype), mixing_DK.to(tensor.device), dims=([dim], [0]))
-    return mixed.movedim(-1, dim).to(tensor.dtype).contiguous()
+    """Return a weight that reads K channels as the given one reads D: W M along its dimension of inputs.
+
+    A weight with many outputs, such as a head's, is converted part by part.
+    """
+    mixing_DK = mixing_DK.to(tensor.device)
+
+    def mix(part: Tensor) -> Tensor:
+        mixed = torch.tensordot(part.to(mixing_DK.dtype), mixing_DK, dims=([dim], [0]))
+        weight: Tensor = mixed.movedim(-1, dim).to(tensor.dtype)
+        return weight
+
+    return torch.cat([mix(part) for part in torch.split(tensor, _ROWS_AT_ONCE if dim else len(tensor))]).contiguous()
 
 
 def has_unit_offset(norm: nn.Module, weight: str) -> bool:

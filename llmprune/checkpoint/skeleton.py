@@ -27,8 +27,9 @@ def build_skeleton(
     runs_own_code = not type(dense).__module__.startswith("transformers.")
     skeleton = build_meta_model(config, dense.dtype, trust_remote_code=runs_own_code)
     path, _ = find_layers(dense)
-    tensors = cut(tensors_of(dense, skip=path))
-    fill_rest(skeleton, tensors, device=device, missing=dense.all_tied_weights_keys)
+    tied = dense.all_tied_weights_keys
+    tensors = cut({name: value for name, value in tensors_of(dense, skip=path).items() if name not in tied})
+    fill_rest(skeleton, tensors, device=device, missing=tied)
     skeleton.generation_config = dense.generation_config
     skeleton.config.name_or_path = dense.config.name_or_path
     conversions = getattr(dense, "_weight_conversions", None)

@@ -51,7 +51,7 @@ def cut_config(
     return edit_config(config, layers, widths=fields)
 
 
-def narrow_config(config: Config, anatomy: Anatomy, hidden_size: int | None) -> Config:
+def narrow_config(config: Config, anatomy: Anatomy, *, hidden_size: int | None) -> Config:
     """Return a config with fewer residual channels; the same for None. Raises ModelError as ``cut_config`` does."""
     if hidden_size is None:
         return config
@@ -104,8 +104,8 @@ def narrow_decoder(wide: Decoder, *, anatomy: Anatomy, cut: Cut) -> Decoder:
     """
     hidden, keep_K = residual_channels_of(anatomy), cut.hidden
     assert keep_K is not None, "channels are removed"
-    config = narrow_config(wide.skeleton.config, anatomy, len(keep_K))
-    take = partial(cut_channels, dims=hidden.outside, keep_K=keep_K, size=hidden.size)
+    config = narrow_config(wide.skeleton.config, anatomy, hidden_size=len(keep_K))
+    take = partial(cut_outside, anatomy=anatomy, cut=cut)
     skeleton = build_skeleton(config, wide.skeleton, device=wide.device, cut=take)
     changing = {(hidden.size, len(keep_K))}
     check_layer_equivalence(wide.skeleton, skeleton, keep=range(len(wide)), changing=changing)
@@ -118,6 +118,14 @@ def narrow_decoder(wide: Decoder, *, anatomy: Anatomy, cut: Cut) -> Decoder:
         placement=wide.placement,
         items_returned=wide.items_returned,
     )
+
+
+def cut_outside(tensors: Tensors, *, anatomy: Anatomy, cut: Cut) -> Tensors:
+    """Return tensors outside the layers with only the kept residual channels."""
+    if cut.hidden is None:
+        return tensors
+    hidden = residual_channels_of(anatomy)
+    return cut_channels(tensors, hidden.outside, keep_K=cut.hidden, size=hidden.size)
 
 
 def cut_layer(tensors: Tensors, anatomy: Anatomy, *, cut: Cut, layer: int) -> Tensors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from llmprune.anatomy.config_edits import count_heads_again, declared_heads
@@ -18,7 +19,7 @@ from llmprune.checkpoint.verify import Probe, Verified
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.files import replace_folder
 from llmprune.common.out_of_memory import free_cached_memory
-from llmprune.cut.apply import cut_config, cut_decoder, restore_layer
+from llmprune.cut.apply import cut_config, cut_decoder, cut_outside, narrow_config, narrow_decoder, restore_layer
 from llmprune.cut.decision import Cut
 from llmprune.cut.prediction_heads import HeadsDecision, decide_heads, stored_heads
 from llmprune.layerwise.decoder import Decoder, Tensors
@@ -95,7 +96,8 @@ def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
     origin = fingerprint(inputs.identity, inputs.windows_fingerprint, judged, cut_files, *settings)
 
     def make(path: Path) -> PrunedCheckpoint:
-        made = _CheckpointStep(context, cut, snapshots=Snapshots(staging, origin)).run()
+        streams = ("dense", "pruned") if cut.hidden is None else ("dense", "pruned", "narrow")
+        made = _CheckpointStep(context, cut, snapshots=Snapshots(staging, origin, streams=streams)).run()
         if is_first_process():
             replace_folder(staging / "checkpoint", result)
             folder.write(path.name, made.to_json())
@@ -125,7 +127,9 @@ class _CheckpointStep:
     def __init__(self, context: RunContext, cut: Cut, *, snapshots: Snapshots) -> None:
         self.context, self.cut, self.snapshots = context, cut, snapshots
         inputs = context.inputs
-        self.pruned = cut_decoder(inputs.dense, anatomy=inputs.anatomy, cut=cut)
+        self.wide = self.pruned = cut_decoder(inputs.dense, anatomy=inputs.anatomy, cut=cut.with_all_channels)
+        if cut.hidden is not None:
+            self.pruned = narrow_decoder(self.wide, anatomy=inputs.anatomy, cut=cut)
         self.size = _measure_size(context, cut, pruned=self.pruned)
         change, self.heads = _config_change(context, cut)
         self.writer = CheckpointWriter(
@@ -173,13 +177,14 @@ class _CheckpointStep:
         recipe, inputs, folder = self.context.recipe, self.context.inputs, self.context.folder
         pruning = Pruning(
             inputs.dense,
-            self.pruned,
+            self.wide,
             anatomy=inputs.anatomy,
             cut=self.cut,
             refit=recipe.refit,
             write=self._write_layer,
             sparsity=recipe.sparsity,
             seed=recipe.calibration.seed,
+            narrow=None if self.cut.hidden is None else self.pruned,
         )
         records, forward = pruning.run(
             inputs.windows,
@@ -192,11 +197,13 @@ class _CheckpointStep:
 
     def _evict(self) -> None:
         """Drop the layers of both models before another attempt."""
+        self.wide.release()
         self.pruned.release()
         self.context.inputs.evict()
 
     def _free_devices(self) -> None:
         """Drop the layers of both models, because the process that verifies needs the devices of all processes."""
+        self.wide.release()
         self.pruned.release()
         self.context.inputs.release()
         free_cached_memory()
@@ -213,7 +220,8 @@ class _CheckpointStep:
         """Write the tensors outside the layers, prediction heads, config and tokenizer."""
         inputs = self.context.inputs
         rest = tensors_of(self.pruned.skeleton, skip=self.pruned.layers_path)
-        self.writer.write_rest(inputs.originals.restore(rest, "", cut=lambda read: read) if inputs.originals else rest)
+        take = partial(cut_outside, anatomy=inputs.anatomy, cut=self.cut)
+        self.writer.write_rest(inputs.originals.restore(rest, "", cut=take) if inputs.originals else rest)
         if self.heads is not None and self.heads.kept:
             anatomy, skeleton = inputs.anatomy, self.pruned.skeleton
             self.writer.write_heads(
@@ -246,12 +254,13 @@ def _config_change(context: RunContext, cut: Cut) -> tuple[ConfigChange, HeadsDe
         num_experts=cut.num_experts,
         kv_groups=cut.kv_groups,
     )
+    after = narrow_config(after, context.inputs.anatomy, hidden_size=cut.hidden_size)
     change = ConfigChange(folder_of(source, "weights"), before, after, cut.layers, source.trust_remote_code)
     counted = replace(change, after=count_heads_again(after, before), heads=True)
     decision = decide_heads(
         context.inputs.reader.names,
         change=counted,
-        narrowed=bool(cut.widths or cut.num_experts or cut.kv_groups),
+        narrowed=bool(cut.widths or cut.num_experts or cut.kv_groups or cut.hidden_size),
         keep=context.recipe.export.prediction_heads == "keep",
     )
     return (counted if decision is not None and decision.kept else change), decision

@@ -12,6 +12,7 @@ from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_state_files import HiddenStateCache
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.window_groups import WindowGroups
+from llmprune.prune.channels.narrow_stream import NarrowStream
 from llmprune.prune.layer_step import LayerStep
 from llmprune.prune.layer_weights import LayerWeights
 from llmprune.prune.records import BlockRecord, LayerRecord, MatrixRecord
@@ -30,7 +31,7 @@ class Pass2Context:
     ``dense``, ``pruned``: layer-wise forward passes of both models, the dense one ahead by one layer and its gap while
     that layer is repaired. ``folds``: judge ridge regressions; ``held_out``: judge up projections. ``norms``:
     those that follow projections. ``cache``: dense hidden states of pass 1, if they were saved. ``training``: the
-    windows of the training of whole layers, if there is one.
+    windows of the training of whole layers, if there is one. ``narrow``: the model with the kept residual channels.
     """
 
     cut: Cut
@@ -44,6 +45,7 @@ class Pass2Context:
     norms: FollowingNorms
     cache: HiddenStateCache | None
     training: TrainingWindows | None
+    narrow: NarrowStream | None = None
 
     def make_equations(self) -> NormalEquations:
         """Return empty normal equations for the refit of one projection."""

@@ -20,7 +20,7 @@ Shapes: N windows, B batch, L sequence length, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ from llmprune.layerwise.forward import LayerwiseForward, require_same_calls
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.layerwise.window_groups import WindowGroups
+from llmprune.prune.channels.narrow_stream import NarrowStream
+from llmprune.prune.channels.outside_layers import repair_outside
 from llmprune.prune.dense_reference import pass_dense, record_dense
 from llmprune.prune.layer_step import LayerStep, steps_of
 from llmprune.prune.layer_weights import LayerWeights
@@ -51,7 +53,8 @@ from llmprune.prune.repair.residual_scales import ResidualScales
 from llmprune.prune.repair.residual_writers import LayerTopology, TopologyCache
 from llmprune.prune.repair.training_windows import TrainingWindows
 from llmprune.prune.snapshots import Progress, Snapshots
-from llmprune.prune.sparsify import DenseTargets, Sparsifier
+from llmprune.prune.sparsify import Sparsifier
+from llmprune.prune.writer_targets import DenseTargets
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity
 
@@ -62,7 +65,8 @@ class Pruning:
 
     ``write(new, tensors)`` gets every finished layer under its index in the pruned model, in the first process;
     ``follow(new, layer)`` in every process, before the layer is released. ``repairs``: those made in each layer where
-    ``refit`` is set, in this order. ``seed``: of the training of whole layers. ``title``: of the progress.
+    ``refit`` is set, in this order. ``seed``: of the training of whole layers. ``narrow``: the pruned model with the
+    kept residual channels, where some are removed: its layers are those that are written. ``title``: of the progress.
     """
 
     dense: Decoder
@@ -76,6 +80,7 @@ class Pruning:
     sparsity: Sparsity | None = None
     repairs: tuple[LayerRepair, ...] = REPAIRS
     seed: int = 0
+    narrow: Decoder | None = None
     title: str = "pass 2: cut and refit"
 
     @torch.no_grad()
@@ -99,32 +104,52 @@ class Pruning:
         dense = LayerwiseForward(self.dense, mine_NL, batch_size=batch_size, store=store)
         pruned = LayerwiseForward(self.pruned, mine_NL, batch_size=batch_size, store=store)
         require_same_calls(dense, pruned, layers=self.cut.layers)
+        narrow = None
+        if self.narrow is not None:
+            narrow = LayerwiseForward(self.narrow, mine_NL, batch_size=batch_size, store=store)
+            require_same_calls(pruned, narrow, layers=range(len(self.pruned)))
         progress = snapshots.load() if snapshots else Progress()
         records, scales = list(progress.records), ResidualScales(progress.scales)
         norms = FollowingNorms(scales)
+        topologies = TopologyCache(self.anatomy, scales, norms=norms)
+        judged = WindowGroups(folds.of_windows_N, batch_size, weights=folds.weights)
         run = Pass2Context(
             cut=self.cut,
             refit=self.refit,
             dense=dense,
             pruned=pruned,
-            folds=WindowGroups(folds.of_windows_N, batch_size, weights=folds.weights),
+            folds=judged,
             held_out=WindowGroups(every_eighth(len(windows_NL)), batch_size),
             scales=scales,
-            topologies=TopologyCache(self.anatomy, scales, norms=norms),
+            topologies=topologies,
             norms=norms,
             cache=store.cache if store else None,
             training=self._training_windows(mine_NL, folds, batch_size=batch_size, store=store),
+            narrow=None if narrow is None else self._narrow_stream(narrow, judged, topologies=topologies),
         )
+        streams = [one.hidden_states for one in (dense, pruned, narrow) if one is not None]
         if snapshots and records:
-            snapshots.restore(dense.hidden_states, pruned.hidden_states)
+            snapshots.restore(streams)
         elif steps[0].uses_dense:
             for index in range(steps[0].old):
                 pass_dense(run, index)
         for new in track(range(len(records), len(steps)), self.title):
             records.append(self._prune_layer(run, steps[new]))
             if snapshots:
-                snapshots.save(Progress(records, scales.known), dense.hidden_states, pruned=pruned.hidden_states)
-        return records, pruned
+                snapshots.save(Progress(records, scales.known), streams)
+        if run.narrow is None:
+            return records, pruned
+        if self.refit is not None:
+            repair_outside(run.narrow, pruned)
+        return records, run.narrow.forward
+
+    def _narrow_stream(
+        self, narrow: LayerwiseForward, folds: WindowGroups, *, topologies: TopologyCache
+    ) -> NarrowStream:
+        hidden, keep_K = self.anatomy.hidden, self.cut.hidden
+        assert hidden is not None, "the anatomy of a cut of channels has them"
+        assert keep_K is not None
+        return NarrowStream(narrow, hidden, keep_K, self.refit, folds, topologies)
 
     def _training_windows(
         self, mine_NL: Tensor, folds: Folds, *, batch_size: int, store: HiddenStateStore | None
@@ -140,8 +165,7 @@ class Pruning:
         reference = record_dense(run, step)
         weights = LayerWeights.cut_out(step, self.dense, pruned=self.pruned)
         if step.is_untouched:
-            self._pass_untouched(run, step, weights=weights)
-            return LayerRecord(step.old, 0.0, None)
+            return self._pass_untouched(run, step, weights=weights)
         work = LayerWork(step, reference, weights, run.dense.hidden_states, CachedForward(run.pruned, {}))
         work.runs = self._runs(run, work)
         self._repair(run, work, stage=Stage.BEFORE_GAP)
@@ -151,27 +175,50 @@ class Pruning:
         trim_if_large()  # of what the repairs freed, before the tensors to be written are made
         with self.pruned.layer(step.new, work.weights.cut) as layer:
             outputs = self._sparsify(run, work, layer=layer)
+            narrow_error = self._finish(run, step, layer=layer) if run.narrow else None
             self._advance(run, work, outputs=outputs)
-            self._write(step, tensors_of(layer))
-            if self.follow is not None:
-                self.follow(step.new, layer)
-        return work.outcome.record(step.old)
+            if run.narrow is None:
+                self._finish(run, step, layer=layer)
+        return self._with_narrow_error(work.outcome.record(step.old), narrow_error)
 
-    def _pass_untouched(self, run: Pass2Context, step: LayerStep, *, weights: LayerWeights) -> None:
-        """Write a layer before the first cut; its hidden states are the dense ones."""
-        self._write(step, weights.cut)
+    def _pass_untouched(self, run: Pass2Context, step: LayerStep, *, weights: LayerWeights) -> LayerRecord:
+        """Write a layer before the first cut of layers or units; its hidden states are the dense ones."""
         rounds_differently = self.dense.rounds_differently(step.old)
-        if rounds_differently or self.follow is not None:
-            with self.pruned.layer(step.new, weights.cut) as layer:
-                if rounds_differently:
-                    run.pruned.pass_through(step.new, layer)
-                if self.follow is not None:
-                    self.follow(step.new, layer)
-        if rounds_differently:
-            return
-        dense = run.dense.hidden_states
-        for batch in range(len(dense)):
-            run.pruned.advance(batch, dense.at(batch, dense.device))
+        with self.pruned.layer(step.new, weights.cut) as layer:
+            narrow_error = self._finish(run, step, layer=layer)
+            if rounds_differently:
+                run.pruned.pass_through(step.new, layer)
+        if not rounds_differently:
+            dense = run.dense.hidden_states
+            for batch in range(len(dense)):
+                run.pruned.advance(batch, dense.at(batch, dense.device))
+        return self._with_narrow_error(LayerRecord(step.old, 0.0, None), narrow_error)
+
+    def _finish(self, run: Pass2Context, step: LayerStep, *, layer: nn.Module) -> float | None:
+        """Write a layer whose weights are final; where channels are removed, cut them out of it first.
+
+        Return the relative error of the narrow layer's output, if there is one: the hidden states before the layer are
+        then not advanced yet.
+        """
+        if run.narrow is None:
+            self._write_final(step, layer)
+            return None
+        with run.narrow.cut(run.pruned, step, layer=layer, dense=run.dense.hidden_states) as (own, error):
+            self._write_final(step, own)
+        return error
+
+    def _with_narrow_error(self, record: LayerRecord, error: float | None) -> LayerRecord:
+        """Return the record with the error of the narrow layer as that after all repairs."""
+        if error is None:
+            return record
+        if self.refit is None:
+            return replace(record, error_cut=error)
+        return replace(record, error_cut=record.error_cut or None, error_refit=error)
+
+    def _write_final(self, step: LayerStep, layer: nn.Module) -> None:
+        self._write(step, tensors_of(layer))
+        if self.follow is not None:
+            self.follow(step.new, layer)
 
     def _repair(self, run: Pass2Context, work: LayerWork, *, stage: Stage) -> None:
         """Make the repairs of one stage in their order."""

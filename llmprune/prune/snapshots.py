@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -51,12 +52,19 @@ def boot() -> str:
 class Snapshots:
     """Snapshots in ``folder``, valid for one fingerprint, number of processes and boot of the machine.
 
-    ``share``: largest share of the run's time that saving may take. Hidden states are not flushed to disk at every
-    layer, so that those saved before a crash of the machine are not used.
+    ``share``: largest share of the run's time that saving may take; ``streams``: names of the hidden states that are
+    saved. They are not flushed to disk at every layer, so that those saved before a crash of the machine are not used.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, *, share: float = 0.01) -> None:
-        self.folder, self.share = folder, share
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        *,
+        share: float = 0.01,
+        streams: Sequence[str] = ("dense", "pruned"),
+    ) -> None:
+        self.folder, self.share, self._streams = folder, share, tuple(streams)
         self._slot, self._saved_at, self._seconds = 0, -math.inf, 0.0
         self._key = {"fingerprint": fingerprint, "processes": world_size(), "boot": boot()}
 
@@ -73,18 +81,18 @@ class Snapshots:
             return Progress()
         return saved.progress
 
-    def restore(self, dense: HiddenStates, pruned: HiddenStates) -> None:
+    def restore(self, streams: Sequence[HiddenStates]) -> None:
         """Load the hidden states that belong to the loaded progress, which may have been saved in other batches."""
-        for hidden_states, path in zip((dense, pruned), self._files(), strict=True):
+        for hidden_states, path in zip(streams, self._files(), strict=True):
             _load(path, hidden_states)
 
-    def save(self, progress: Progress, dense: HiddenStates, *, pruned: HiddenStates) -> None:
+    def save(self, progress: Progress, streams: Sequence[HiddenStates]) -> None:
         """Save the progress after one more layer, whose tensors are written, if the last time is long enough ago."""
         start = time.monotonic()
         if not broadcast_from_first((start - self._saved_at) * self.share >= self._seconds):
             return
         self._slot = 1 - self._slot
-        for hidden_states, path in zip((dense, pruned), self._files(), strict=True):
+        for hidden_states, path in zip(streams, self._files(), strict=True):
             hidden_states.save(path)
         all_agree(True)
         if is_first_process():
@@ -99,9 +107,8 @@ class Snapshots:
         all_agree(True)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def _files(self) -> tuple[Path, Path]:
-        name = f"{rank()}-{self._slot}.safetensors"
-        return self.folder / f"dense-{name}", self.folder / f"pruned-{name}"
+    def _files(self) -> list[Path]:
+        return [self.folder / f"{stream}-{rank()}-{self._slot}.safetensors" for stream in self._streams]
 
     def _read(self) -> _Saved | None:
         try:

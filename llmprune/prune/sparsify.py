@@ -18,7 +18,7 @@ Shapes: B batch, L sequence length, D hidden size, T tokens, O outputs of a proj
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,11 +31,11 @@ from llmprune.common.linalg.cross_validated_ridge import Repair
 from llmprune.common.linalg.gram import add_gram, mirror
 from llmprune.common.linalg.masked_least_squares import output_energy, solve_on_support
 from llmprune.common.linalg.precision import exact_products
-from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.records import MatrixRecord
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter
+from llmprune.prune.writer_targets import DenseTargets, targets_of
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity, select
 
@@ -44,32 +44,11 @@ _STEPS = 2  # of conjugate gradients on the kept support: more fit the calibrati
 
 
 @dataclass(frozen=True)
-class DenseTargets:
-    """Dense activations that residual writers are refit towards.
-
-    ``after``: hidden states after the layer (and its gap). ``outputs``: by writer other than the last, the residual
-    stream after it in units of its scale.
-    """
-
-    after: HiddenStates
-    outputs: dict[str, HiddenStates]
-
-
-@dataclass(frozen=True)
 class SparseLayer:
     """Records of a layer's sparse matrices, and the repair of its last residual writer; None without a refit."""
 
     matrices: tuple[MatrixRecord, ...]
     repair: Repair | None
-
-
-@dataclass(frozen=True)
-class _Target:
-    """Regression target of a residual writer for one batch, bias subtracted, and the inputs of its projection."""
-
-    batch: int
-    input_BLI: Tensor
-    target_BLD: Tensor
 
 
 @dataclass(frozen=True)
@@ -165,7 +144,7 @@ class Sparsifier:
         """Return the repair of a residual writer, and XᵀX [I, I] of its inputs; the other sums are freed."""
         assert self.refit is not None, "writers are only found for the refit"
         equations = self.refit.make_equations(self.folds.count)
-        for one in _targets_of(staged, writer, targets=targets):
+        for one in targets_of(staged, writer, targets=targets):
             for fold, (input_TI, target_TD) in self.folds.parts(one.batch, one.input_BLI, one.target_BLD):
                 equations.update(input_TI, None, inherited_TD=target_TD, fold=fold)
         sum_over_processes(equations.reducible_state())
@@ -210,38 +189,12 @@ class Sparsifier:
         ]
 
 
-def _targets_of(staged: StagedLayer, writer: ResidualWriter, *, targets: DenseTargets) -> Iterator[_Target]:
-    """Yield the inputs and the regression target of a residual writer, batch by batch."""
-    forward, device = staged.forward, staged.forward.decoder.device_of(staged.index)
-    bias = getattr(staged.layer.get_submodule(writer.name), "bias", None)
-    bias_D = None if bias is None else bias.float()
-    if writer.is_last:
-        assert writer.scale is not None, "no norm follows the last writer"
-        for one in staged.without(writer.name, keep=True):
-            target_BLD = targets.after.at(one.batch, device).float() - one.output_BLD.float()
-            if writer.scale != 1:
-                target_BLD /= writer.scale
-            input_BLI = one.input_BLI.view(*target_BLD.shape[:2], -1)
-            yield _Target(one.batch, input_BLI, _without_bias(target_BLD, bias_D))
-        return
-    for batch, input_BLI in staged.inputs(writer.name, keep=True):
-        target_BLD = targets.outputs[writer.name].at(batch, device).float()
-        if writer.scale is not None:
-            hidden_BLD = forward.hidden_states.at(batch, device)
-            target_BLD = torch.sub(target_BLD, hidden_BLD.float(), alpha=1 / writer.scale)
-        yield _Target(batch, input_BLI.view(*target_BLD.shape[:2], -1), _without_bias(target_BLD, bias_D))
-
-
 def _relative(error_O: Tensor, energy_O: Tensor, *, outputs: list[int]) -> Sequence[float | None]:
     """Return ‖X (W − W*)ᵀ‖ / ‖X W*ᵀ‖ of each matrix of a group, from the squares by output."""
     pairs = zip(torch.split(error_O, outputs), torch.split(energy_O, outputs), strict=True)
     found = [(error.sum() / energy.sum().clamp_min(1e-30)).clamp_min(0).sqrt() for error, energy in pairs]
     errors: list[float | None] = torch.stack(found).tolist()
     return errors
-
-
-def _without_bias(output_BLD: Tensor, bias_D: Tensor | None) -> Tensor:
-    return output_BLD if bias_D is None else output_BLD - bias_D
 
 
 def _damp(gram_II: Tensor, damping: float) -> None:

@@ -76,21 +76,21 @@ class TopologyCache:
 
     def order(self, forward: LayerwiseForward, index: int, *, layer: nn.Module) -> Order:
         """Return the order in which a layer with its weights calls its projections."""
-        kind = _kind(layer)
+        kind = kind_of(layer)
         if kind not in self._orders:
             self._orders[kind] = probe(forward, index, layer=layer, names=[one.name for one in projections_of(layer)])
         return self._orders[kind]
 
     def agreed_order(self, forward: LayerwiseForward, index: int, *, layer: nn.Module) -> Order:
         """Return the first process's ``order``: every process solves the same systems."""
-        kind = _kind(layer)
+        kind = kind_of(layer)
         if kind not in self._agreed:
             self._agreed[kind] = broadcast_from_first(self.order(forward, index, layer=layer))
         return self._agreed[kind]
 
     def topology(self, forward: LayerwiseForward, index: int, *, layer: nn.Module, old: int) -> LayerTopology:
         """Return the topology of a layer with its weights, whose index in the dense model is ``old``."""
-        kind = _kind(layer)
+        kind = kind_of(layer)
         if kind not in self._known:
             order = self.agreed_order(forward, index, layer=layer)
             writers = self._writers(forward, index, layer=layer, order=order, old=old)
@@ -135,7 +135,7 @@ def _unit(projection: Projection) -> Unit:
     return Unit(projection.name, (weight,), projection.inputs)
 
 
-def _kind(layer: nn.Module) -> tuple[Any, ...]:
+def kind_of(layer: nn.Module) -> tuple[Any, ...]:
     """Return a key that is equal for layers that call their projections alike: classes, names and plain settings."""
     return tuple((name, type(module), _settings(module)) for name, module in layer.named_modules())
 
