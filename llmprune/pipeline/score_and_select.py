@@ -82,6 +82,7 @@ def find_cut(context: RunContext, scores: Scores | None) -> ChosenCut:
         chosen.num_experts,
         chosen.kv_groups,
         chosen.layers,
+        *([] if chosen.hidden is None else [chosen.hidden_size]),
     )
     cut = folder.produce("cut", origin, file="cut.json", load=Cut.load, make=make)
     cut.require_like(chosen)
@@ -225,13 +226,14 @@ def origin_of_scores(context: RunContext) -> str | None:
     recipe, plan, inputs = context.recipe, context.plan, context.inputs
     criteria = _criteria_of(context)
     parts = (criteria.depth, criteria.width, criteria.heads, criteria.experts)
-    if not any(parts):
+    if not criteria:
         return None
     horizon = criteria.depth.horizon(plan.dense.layers - plan.keep_layers) if criteria.depth else None
     scored, text = scored_windows(context), inputs.windows_fingerprint
     by_source = () if scored.sources_N is None else (scored.combine, scored.sources_N.tolist())
+    hidden = ("hidden",) if criteria.hidden else ()
     unseen = () if context.search is None else (context.search.judged_N.tolist(),)
-    return fingerprint(inputs.identity, text, horizon, _keeps_pattern(recipe), *parts, *by_source, *unseen)
+    return fingerprint(inputs.identity, text, horizon, _keeps_pattern(recipe), *parts, *hidden, *by_source, *unseen)
 
 
 def planned_sizes(context: RunContext) -> PlannedSizes:
@@ -243,6 +245,7 @@ def planned_sizes(context: RunContext) -> PlannedSizes:
         widths=plan.keep_widths,
         num_experts=plan.keep_experts,
         kv_groups=plan.keep_kv_groups,
+        hidden_size=plan.keep_hidden,
         keep_pattern=_keeps_pattern(context.recipe),
     )
 
@@ -259,6 +262,7 @@ def criteria_of(recipe: Recipe) -> ScoringCriteria:
         width=width.neuron_criterion if width and width.cuts_mlp else None,
         heads=width.head_criterion if width and width.heads is not None else None,
         experts=recipe.experts.criterion if recipe.experts else None,
+        hidden=recipe.hidden is not None,
     )
 
 

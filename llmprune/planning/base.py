@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.hidden_size import find_hidden_size
 from llmprune.anatomy.meta_model import Config, build_meta_model
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.file_names import FileNames
@@ -70,6 +71,8 @@ def describe_base(recipe: Recipe, config: Config) -> Base:
     headers, trust = headers_of(recipe.model), recipe.model.trust_remote_code
     require_language_model(recipe.model, headers)
     anatomy = discover(config, trust)
+    if recipe.hidden is not None:
+        anatomy = replace(anatomy, hidden=find_hidden_size(config, anatomy, trust_remote_code=trust))
     dtype = compute_dtype(recipe.model, config, found=headers)
     dense = build_meta_model(config, dtype, trust_remote_code=trust)
     return Base(config, headers, dense, anatomy, quantization=quantization_of_source(recipe.model))

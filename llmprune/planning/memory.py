@@ -109,7 +109,7 @@ def _refit_bytes(recipe: Recipe, dense: PreTrainedModel, *, anatomy: Anatomy, in
     layer are counted, and a norm in every model, because only the weights show whether there is one. Without sparsity
     the inputs of the MLP's output projection are stored too.
     """
-    if not (recipe.refit and (recipe.depth or recipe.width or recipe.experts)):
+    if not (recipe.refit and recipe.removes_parts):
         return 0
     has_mlp = any(unit.refit for units in anatomy.units for unit in units)
     values = (1 + has_mlp + (recipe.depth is not None)) * text_config(dense.config).hidden_size

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune.anatomy.layer_patterns import first_like_each
-from llmprune.anatomy.meta_model import find_layers, quiet_transformers
+from llmprune.anatomy.meta_model import find_layers, quiet_transformers, text_config
 from llmprune.checkpoint.file_names import Dtypes
 from llmprune.checkpoint.stored_dtypes import stored_bytes
 from llmprune.results.report_schema import Size
@@ -39,6 +39,7 @@ def measure_size(
         widths=widths,
         experts=experts,
         kv_groups=kv_groups,
+        hidden=text_config(model.config).hidden_size,
         kv_bytes_per_token=_cache_bytes_per_token(model),
     )
 

@@ -51,7 +51,7 @@ def about_refit(recipe: Recipe, anatomy: Anatomy, *, widths: dict[str, int]) -> 
     if recipe.refit is None:
         return []
     samples = recipe.calibration.shape()[0]
-    cuts = recipe.depth or recipe.width or recipe.experts
+    cuts = recipe.removes_parts
     notes = _about_units_without_refit(anatomy) if cuts else []
     if cuts or (recipe.sparsity and recipe.sparsity.method.refits):
         notes += _about_missing_folds(recipe.refit, samples)

@@ -18,7 +18,7 @@ from llmprune.checkpoint.base_files import planned_files, require_expressible
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.stored_dtypes import kept_dtypes
 from llmprune.common.hub.client import resolve_revision
-from llmprune.cut.apply import cut_config
+from llmprune.cut.apply import cut_config, narrow_config
 from llmprune.planning.all_notes import is_exact, notes_of
 from llmprune.planning.base import Base, describe_base, dtype_name, require_complete
 from llmprune.planning.begin_of_text import about_begin, planned_begin
@@ -37,6 +37,7 @@ from llmprune.planning.model_size import measure_size
 from llmprune.planning.notes import (
     require_disk_for_hidden_states,
 )
+from llmprune.planning.planned_hidden import planned_hidden
 from llmprune.planning.planned_sizes import (
     PlannedCut,
     planned_experts,
@@ -81,6 +82,7 @@ class Plan(Figures):
     keep_widths: dict[str, int]  # by config field
     keep_experts: int | None
     keep_kv_groups: int | None  # of attention heads, in each layer
+    keep_hidden: int | None = None  # residual channels; None where all are kept
     budget: BudgetPlan | None = None  # where the shape is not chosen yet; the plan is then that of a nominal one
     sparsity: SparsityPlan | None = None
     recovery: RecoveryPlan | None = None  # the training after the cut
@@ -185,7 +187,7 @@ def plan_structure(
     planned = _planned_cut(own, base.anatomy, errors=errors)
     if planned is None or not complete:
         return None, base.anatomy
-    reads = ("model", "depth", "width", "experts", "budget", "sparsity", "refit", "calibration", "recover")
+    reads = ("model", "depth", "width", "experts", "hidden", "budget", "sparsity", "refit", "calibration", "recover")
 
     def plan_on_machine() -> Plan:
         machine = this_machine(recipe.model, starts=starts, elsewhere=elsewhere)
@@ -218,9 +220,11 @@ def _planned_cut(recipe: Recipe, anatomy: Anatomy, *, errors: ErrorCollector) ->
         "experts", ("experts", model), work=lambda: planned_experts(recipe.experts, anatomy)
     )
     _, kept_heads = errors.attempt("width.heads", ("width", model), work=lambda: planned_heads(recipe.width, anatomy))
-    if keep is None or widths is None or kept_heads is None or not mixtures:
+    reads = ("hidden", "sparsity", "recover", model)
+    _, hidden = errors.attempt("hidden", reads, work=lambda: planned_hidden(recipe, anatomy))
+    if keep is None or widths is None or kept_heads is None or hidden is None or not mixtures:
         return None
-    return PlannedCut(keep, widths, kept_experts, kept_heads)
+    return PlannedCut(keep, widths, kept_experts, kept_heads, hidden)
 
 
 def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) -> Plan:
@@ -261,6 +265,7 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         keep_widths=widths,
         keep_experts=planned.experts,
         keep_kv_groups=kv_groups,
+        keep_hidden=planned.hidden.size,
         sparsity=sparsity,
         calibration=recipe.calibration.shape(),
         calibration_sources=calibration_sources(recipe.calibration),
@@ -287,9 +292,12 @@ def _pruned_meta_model(recipe: Recipe, base: Base, *, planned: PlannedCut) -> Pr
     config = cut_config(
         base.config, base.anatomy, layers=keep, widths=widths, num_experts=planned.experts, kv_groups=kv_groups
     )
+    config = narrow_config(config, base.anatomy, hidden_size=planned.hidden.size)
     if base.has_files:
         require_expressible(recipe.model, base.config, after=config, layers=keep)
     pruned = build_meta_model(config, base.dense.dtype, trust_remote_code=recipe.model.trust_remote_code)
-    changing = sizes_that_change(base.anatomy, widths, experts=planned.experts, kv_groups=kv_groups)
+    changing = sizes_that_change(
+        base.anatomy, widths, experts=planned.experts, kv_groups=kv_groups, hidden_size=planned.hidden.size
+    )
     check_layer_equivalence(base.dense, pruned, keep=keep, changing=changing)
     return pruned

@@ -16,6 +16,7 @@ from llmprune.anatomy.types import NO_HEADS, Anatomy, Heads
 from llmprune.common.errors import RecipeError
 from llmprune.criteria.base import WidthCriterion
 from llmprune.cut.layer_choice import choose_in_pattern, first_break, possible_counts
+from llmprune.planning.planned_hidden import ALL_CHANNELS, PlannedHidden
 from llmprune.planning.width_rounding import round_width, width_step
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.experts import Experts
@@ -47,11 +48,12 @@ class PlannedCut:
     widths: PlannedWidths
     experts: int | None
     heads: PlannedHeads
+    hidden: PlannedHidden = ALL_CHANNELS
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes on all parts."""
-        return self.widths.notes + self.heads.notes
+        return self.widths.notes + self.heads.notes + self.hidden.notes
 
 
 def planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:

@@ -186,12 +186,14 @@ def _eval_results(report: Report) -> list[Any]:
 
 
 def _width_sentence(dense: Size, pruned: Size) -> str:
-    """Return ``MLP width 1,536 → 1,152`` for each changed width, number of experts or of heads."""
+    """Return ``MLP width 1,536 → 1,152`` for each changed width, hidden size, number of experts or of heads."""
     changes = [
         f"{name} {number(dense.widths[field])} → {number(pruned.widths.get(field))}"
         for field, name in width_names(dense.widths).items()
         if pruned.widths.get(field) != dense.widths[field]
     ]
+    if dense.hidden != pruned.hidden:
+        changes.append(f"hidden size {number(dense.hidden)} → {number(pruned.hidden)}")
     if dense.experts != pruned.experts:
         changes.append(f"experts in each mixture {number(dense.experts)} → {number(pruned.experts)}")
     if dense.kv_groups != pruned.kv_groups:

@@ -93,7 +93,7 @@ def portable_figures(report: Report) -> dict[str, Any]:
 
 
 def describe_cut(cut: Cut) -> dict[str, Any]:
-    """Return a cut as JSON data; kept neurons, experts and heads as rows of base64-encoded bits, index 0 first."""
+    """Return a cut as JSON data; what is kept of each kind as rows of base64-encoded bits, index 0 first."""
     return {
         "num_layers": cut.num_layers,
         "keep_layers": list(cut.layers),
@@ -101,6 +101,8 @@ def describe_cut(cut: Cut) -> dict[str, Any]:
         "widths": cut.widths,
         "num_experts": cut.num_experts,
         "kv_groups": cut.kv_groups,
+        "hidden_size": cut.hidden_size,
+        "keep_channels": None if cut.hidden is None else _as_bits(cut.hidden),
         "keep_neurons": {key: _as_bits(keep) for key, keep in cut.neurons.items()},
         "keep_experts": {key: _as_bits(keep) for key, keep in cut.experts.items()},
         "keep_heads": {key: _as_bits(keep) for key, keep in cut.heads.items()},

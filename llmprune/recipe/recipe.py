@@ -27,6 +27,7 @@ from llmprune.recipe.devices import DeviceChoice
 from llmprune.recipe.evaluation import Evaluation
 from llmprune.recipe.experts import Experts
 from llmprune.recipe.export import Export
+from llmprune.recipe.hidden import Hidden, number_or_settings
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.overrides import apply_override
@@ -60,10 +61,14 @@ class Recipe(Section):
     depth: Depth | None = Field(None, description="Layers to remove; left out: none.")
     width: Width | None = Field(None, description="MLP neurons and attention heads to keep; left out: all.")
     experts: Experts | None = Field(None, description="Experts to remove; left out: none.")
+    hidden: Annotated[Hidden | None, BeforeValidator(number_or_settings)] = Field(
+        None,
+        description="Channels of the residual stream to keep in the whole model, such as `hidden: 0.9`; left out: all.",
+    )
     budget: Budget | None = Field(
         None,
         description="Size that the model must reach; the numbers of layers, neurons, heads and experts are searched. "
-        "In place of depth, width and experts.",
+        "In place of depth, width, experts and hidden.",
     )
     sparsity: Sparsity | None = Field(None, description="Weights set to zero in the layers that stay; left out: none.")
     refit: Annotated[Refit | None, BeforeValidator(_settings_or_false)] = Field(
@@ -78,7 +83,7 @@ class Recipe(Section):
     @classmethod
     def _instead_of_sizes(cls, budget: Budget | None, info: ValidationInfo) -> Budget | None:
         """Refuse sizes that a user names beside a budget; the run itself adds those that its search has chosen."""
-        given = [name for name in ("depth", "width", "experts") if info.data.get(name) is not None]
+        given = [name for name in ("depth", "width", "experts", "hidden") if info.data.get(name) is not None]
         if budget is not None and given:
             keys = ", ".join(
                 f"{name}.{key}"
@@ -220,6 +225,11 @@ class Recipe(Section):
         if self.recover is None or self.recover.against is None:
             return self.model
         return self.model.model_copy(update={"id": self.recover.against, "revision": self.recover.against_revision})
+
+    @property
+    def removes_parts(self) -> bool:
+        """True where layers, neurons, heads, experts or residual channels may be removed."""
+        return bool(self.depth or self.width or self.experts or self.hidden)
 
     @property
     def layer_criterion(self) -> DepthCriterion | None:

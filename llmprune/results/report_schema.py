@@ -32,6 +32,7 @@ class Size(Figures):
     widths: dict[str, int]  # neurons of an MLP, by the config field that sets it; empty if none was found
     experts: int | None  # in each mixture; None without mixtures
     kv_groups: int | None = None  # key-value groups of each layer; None if the config does not count them
+    hidden: int | None = None  # channels of the residual stream
     kv_bytes_per_token: int | None  # key-value cache of one token; None if unknown
 
 

@@ -21,12 +21,14 @@ class SizeRow:
 
 
 def size_rows(dense: Size, pruned: Size) -> tuple[SizeRow, ...]:
-    """Return a row for every measure that is known of either model; key-value heads only if their number differs."""
+    """Return a row for every measure that is known of either model; heads and hidden size only if they differ."""
     heads = (dense.kv_groups, pruned.kv_groups) if dense.kv_groups != pruned.kv_groups else (None, None)
+    channels = (dense.hidden, pruned.hidden) if dense.hidden != pruned.hidden else (None, None)
     rows: list[tuple[str, int | None, int | None, Callable[[float | None], str]]] = [
         ("parameters", dense.parameters, pruned.parameters, count),
         ("weights", dense.bytes, pruned.bytes, byte_size),
         ("layers", dense.layers, pruned.layers, number),
+        ("hidden size", *channels, number),
         *(
             (name, dense.widths[field], pruned.widths.get(field), number)
             for field, name in width_names(dense.widths).items()

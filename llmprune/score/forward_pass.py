@@ -116,7 +116,7 @@ def _with_layers(
 
 
 def _require_finite(scores: Scores) -> None:
-    kinds = (scores.neurons, scores.experts, scores.heads)
+    kinds = (scores.neurons, scores.experts, scores.heads, scores.hidden)
     bad = [key for kind in kinds for key, values in kind.items() if not _is_finite(values)]
     if scores.layers is not None and not _is_finite(scores.layers):
         bad.append("layers")

@@ -24,12 +24,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ScoringCriteria:
-    """Criteria of layers, MLP neurons (``width``), key-value groups (``heads``) and experts; None: not scored."""
+    """Criteria of layers, MLP neurons (``width``), key-value groups (``heads``) and experts; None: not scored.
+
+    ``hidden``: residual channels are scored, by what the layers read of them.
+    """
 
     depth: DepthCriterion | None = None
     width: WidthCriterion | None = None
     heads: WidthCriterion | None = None
     experts: ExpertCriterion | None = None
+    hidden: bool = False
 
     @property
     def in_forward(self) -> ScoringCriteria:
@@ -62,7 +66,7 @@ class ScoringCriteria:
 
     def __bool__(self) -> bool:
         """Return True where anything is scored."""
-        return any((self.depth, self.width, self.heads, self.experts))
+        return any((self.depth, self.width, self.heads, self.experts, self.hidden))
 
 
 class RunOnBatches(Protocol):

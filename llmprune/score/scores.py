@@ -19,7 +19,7 @@ from llmprune.criteria.combine import Combine, combine_scores
 _LAYERS = "layers"
 _OF = ":"  # between the number of a source and the name of its scores
 _NOTES = "notes"
-_KINDS = ("neurons", "experts", "routed", "heads")
+_KINDS = ("neurons", "experts", "routed", "heads", "hidden")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Scores:
     """Scores of a dense model, float32; the others than ``layers`` are mappings by ``unit_key``.
 
     ``layers``: [N], or None where layers are not scored. ``neurons``: [F], of routed experts [E, F]. ``experts``: [E].
-    ``routed``: number of tokens routed to each expert [E], of units of routed experts. ``heads``: [G].
+    ``routed``: number of tokens routed to each expert [E], of units of routed experts. ``heads``: [G]. ``hidden``:
+    what each layer reads of every residual channel [D], by the layer's key.
     ``by_source``: the scores by each source of text alone, where the others are combined from them; empty where sources
     are not told apart. ``notes``: what a report says about them.
     """
@@ -39,6 +40,7 @@ class Scores:
     heads: dict[str, Tensor] = field(default_factory=dict)
     by_source: tuple[Scores, ...] = ()
     notes: tuple[str, ...] = ()
+    hidden: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""
@@ -75,7 +77,9 @@ class Scores:
         for name, value in tensors.items():
             kind, _, key = name.partition(".")
             kinds[kind][key] = value
-        return cls(layers_N, kinds["neurons"], kinds["experts"], kinds["routed"], kinds["heads"])
+        return cls(
+            layers_N, kinds["neurons"], kinds["experts"], kinds["routed"], kinds["heads"], hidden=kinds["hidden"]
+        )
 
 
 def combine_sources(by_source: Sequence[Scores], rule: Combine) -> Scores:
@@ -83,9 +87,9 @@ def combine_sources(by_source: Sequence[Scores], rule: Combine) -> Scores:
     if len(by_source) == 1:
         return by_source[0]
     first = by_source[0]
-    neurons, experts, heads = (
+    neurons, experts, heads, hidden = (
         {key: combine_scores([getattr(one, kind)[key] for one in by_source], rule) for key in getattr(first, kind)}
-        for kind in ("neurons", "experts", "heads")
+        for kind in ("neurons", "experts", "heads", "hidden")
     )
     routed = {key: sum((one.routed[key] for one in by_source[1:]), start) for key, start in first.routed.items()}
-    return Scores(None, neurons, experts, routed, heads, tuple(by_source), first.notes)
+    return Scores(None, neurons, experts, routed, heads, tuple(by_source), first.notes, hidden)

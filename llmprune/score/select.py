@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from llmprune.anatomy.types import Anatomy, unit_key
 from llmprune.cut.decision import Cut, choose_highest, choose_layers
 from llmprune.cut.layer_choice import choose_in_pattern
@@ -16,7 +18,8 @@ class PlannedSizes:
     """Sizes of the pruned model, as the recipe sets them.
 
     ``removed_layers``: layers that the recipe names; None: the scores choose the ``keep_layers`` layers to keep.
-    ``widths``: neurons kept, by config field. ``num_experts`` and ``kv_groups``: kept in every layer; None: all.
+    ``widths``: neurons kept, by config field. ``num_experts`` and ``kv_groups``: kept in every layer,
+    ``hidden_size``: residual channels kept; None: all.
     """
 
     removed_layers: tuple[int, ...] | None
@@ -24,6 +27,7 @@ class PlannedSizes:
     widths: Mapping[str, int] = field(default_factory=dict)
     num_experts: int | None = None
     kv_groups: int | None = None
+    hidden_size: int | None = None
     keep_pattern: bool = False  # choose layers only so that their kinds repeat as in the base model
 
 
@@ -57,4 +61,7 @@ def choose_cut(anatomy: Anatomy, scores: Scores | None, *, sizes: PlannedSizes) 
     if kv_groups is not None and anatomy.heads is not None and kv_groups != anatomy.heads.count:
         heads = {key: choose_highest(scores_G, kv_groups) for key, scores_G in scores.heads.items()}
         cut = replace(cut, kv_groups=kv_groups, heads=heads)
+    if sizes.hidden_size is not None:
+        scores_D = torch.stack([*scores.hidden.values()]).sum(0)
+        cut = replace(cut, hidden=choose_highest(scores_D, sizes.hidden_size))
     return cut

@@ -34,7 +34,7 @@ def evaluation_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
         kept = _held_out(models, models.pruned_costs(text.length), text=text)
         items = len(models.planned.layers)
         is_repaired = bool(recipe.refit or recipe.sparsity)
-        if is_repaired and (recipe.depth or recipe.width or recipe.experts):
+        if is_repaired and recipe.removes_parts:
             parts.append(Part(step=step, name="held-out text: cut", work=kept, items=items))
         if before_recovery:
             parts.append(Part(step=step, name="held-out text: repaired", work=kept + loaded, items=items))

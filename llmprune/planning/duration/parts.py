@@ -124,7 +124,7 @@ def visited(costs: tuple[LayerCost, ...]) -> Work:
 
 def is_scored(recipe: Recipe) -> bool:
     """Check whether pass 1 runs."""
-    return bool(recipe.layer_criterion or recipe.width or recipe.experts)
+    return bool(recipe.layer_criterion or recipe.width or recipe.experts or recipe.hidden)
 
 
 def is_cached(recipe: Recipe, models: PlannedModels) -> bool:

@@ -72,7 +72,8 @@ def calibration_check_work(recipe: Recipe, models: PlannedModels) -> Work | None
     the windows is scored, together as much as all of them.
     """
     depth, calibration = recipe.layer_criterion, recipe.calibration
-    scores_in_pass1 = bool(recipe.width or recipe.experts or (depth and not isinstance(depth, AblationCriterion)))
+    scores_in_forward = depth is not None and not isinstance(depth, AblationCriterion)
+    scores_in_pass1 = bool(recipe.width or recipe.experts or recipe.hidden or scores_in_forward)
     by_source = scores_in_pass1 and max(calibration.read_sources, calibration.scored_sources) > 1
     if not is_scored(recipe) or (by_source and calibration.scored_sources > 1):
         return None
