@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,10 +130,13 @@ def anatomy(
     import_libraries(announced=False)
     source = model_source(model)
     from llmprune.anatomy.discovery import discover
+    from llmprune.anatomy.hidden_size import find_hidden_size
     from llmprune.checkpoint.loading import load_config
     from llmprune.report.anatomy_table import print_anatomy
 
-    found = discover(load_config(source))
+    config = load_config(source)
+    found = discover(config)
+    found = replace(found, hidden=find_hidden_size(config, found))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
     else:

@@ -184,7 +184,7 @@ class _RecoveryStep:
             return None
         layers = len(self.context.inputs.reference)
         kept = among.kept(self.cut.layers) if among else self.cut.layers
-        return MatchingLayers(recipe.reference, layers_after(kept, layers), weight)
+        return MatchingLayers(recipe.reference, layers_after(kept, layers), weight, self.cut.hidden)
 
     def _verified(self, found: Recovered) -> Verified:
         """Return the measurements of the fresh process; those of the repaired model where that remains."""

@@ -49,12 +49,14 @@ def memory_of(
         + (depth.hidden_state_bytes(size) if depth else 0)
         + _refit_bytes(recipe, dense, anatomy=anatomy, inputs=inputs)
         + _staged_layer_bytes(recipe, dense, pruned=pruned)
-        + _up_refit_bytes(recipe, dense, neurons=neurons_of_up_refit(anatomy, widths)),
+        + _up_refit_bytes(recipe, dense, neurons=neurons_of_up_refit(anatomy, widths))
+        + _narrow_bytes(recipe, dense, pruned=pruned),
         statistics=max(
             4 * inputs * (inputs * folds + max(inputs, removed) + hidden * 4) + sparse,
             recipe.width.neuron_criterion.memory(size.inputs, recipe.calibration.summed_sources) if recipe.width else 0,
             depth.statistics_bytes(size) if depth else 0,
             _training_bytes(recipe, pruned),
+            4 * hidden * (hidden * (folds + 1) + hidden * 4) if recipe.hidden and recipe.refit else 0,
         ),
     )
 
@@ -116,6 +118,20 @@ def _refit_bytes(recipe: Recipe, dense: PreTrainedModel, *, anatomy: Anatomy, in
     values += inputs if recipe.sparsity is None else 0
     samples, length = recipe.calibration.shape()
     return int(samples * length * values * dense.dtype.itemsize)
+
+
+def _narrow_bytes(recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel) -> int:
+    """Bytes of what is stored for all windows where residual channels are cut.
+
+    These are the hidden states with the kept channels; with a refit also, of the layer with all channels, the inputs of
+    two groups of readers, and with the kept channels the outputs of two norms and of a writer, and twice an output of
+    the layer under repair.
+    """
+    if recipe.hidden is None:
+        return 0
+    size, kept = (text_config(model.config).hidden_size for model in (dense, pruned))
+    values = kept + (2 * size + 5 * kept if recipe.refit else 0)
+    return int(recipe.calibration.shape()[0] * bytes_of_window(recipe, dense) * values // size)
 
 
 def _staged_layer_bytes(recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel) -> int:

@@ -24,12 +24,14 @@ from llmprune.recover.sharding import Sharding
 class MatchingLayers:
     """The dense model, and after which of its layers each layer of the pruned one is compared.
 
-    ``weight``: of the mean error in the loss.
+    ``weight``: of the mean error in the loss. ``channels_K``: the residual channels that the pruned model has, None
+    for all.
     """
 
     source: ModelSource
     after: tuple[int, ...]
     weight: float
+    channels_K: Tensor | None = None
 
 
 def layers_after(kept: Sequence[int], layers: int) -> tuple[int, ...]:
@@ -44,7 +46,7 @@ class DenseBeside:
         decoder = open_decoder(matching.source)
         self._model, self._device, self._quick = decoder.skeleton, arithmetic.device, arithmetic.quick
         self._layers, self._weight = [decoder.layers[index] for index in matching.after], matching.weight
-        self._sharding = sharding
+        self._sharding, self._channels_K = sharding, matching.channels_K
 
         def prepare(module: nn.Module) -> None:
             module.requires_grad_(False)
@@ -77,10 +79,14 @@ class DenseBeside:
         found: list[Tensor] = []
         with ExitStack() as stack:
             for layer in self._layers:
-                stack.enter_context(outputs_of(layer, lambda output: found.append(_hidden(output))))
+                stack.enter_context(outputs_of(layer, lambda output: found.append(self._kept(_hidden(output)))))
             with self._sharding.autocast(self._device, quick=self._quick):
                 self._model(input_ids=ids_BL.to(self._device), use_cache=False)
         return found
+
+    def _kept(self, hidden_BLD: Tensor) -> Tensor:
+        channels_K = self._channels_K
+        return hidden_BLD if channels_K is None else hidden_BLD.index_select(-1, channels_K.to(hidden_BLD.device))
 
 
 def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -30,6 +30,11 @@ def print_anatomy(model: str, anatomy: Anatomy, *, console: Console) -> None:
         chosen = f", {anatomy.experts.top_k} for each token" if anatomy.experts.top_k else ""
         where = f" in {plural(mixtures, 'layer')}, set by {anatomy.experts.field}" if mixtures else ""
         table.add_row("experts", f"{anatomy.experts.count}{chosen}{where}")
+    if anatomy.hidden and anatomy.hidden.refusal is None:
+        table.add_row("hidden size", f"{anatomy.hidden.size}, set by {anatomy.hidden.field}")
+        fixed = "".join(f"; {name} is set to {value}" for name, value in anatomy.hidden.fixed.items())
+        step = anatomy.hidden.possible[0]
+        table.add_row("", f"its config accepts the multiples of {step}{fixed}; proven by cutting and masking")
     console.print(Text(f"{model} ({anatomy.model_type})", style="bold"))
     console.print()
     console.print(table)
@@ -37,6 +42,8 @@ def print_anatomy(model: str, anatomy: Anatomy, *, console: Console) -> None:
     verdicts = [("Depth", anatomy.depth_refusal), ("Width", anatomy.width_refusal)]
     if anatomy.heads:
         verdicts.append(("Heads", anatomy.heads.refusal))
+    if anatomy.hidden:
+        verdicts.append(("Hidden size", anatomy.hidden.refusal))
     if anatomy.experts:
         verdicts.append(("Experts", anatomy.experts.refusal))
     for kind, refusal in verdicts:

@@ -14,7 +14,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from llmprune.anatomy.types import Anatomy
+from llmprune.anatomy.types import Anatomy, unit_key
 from llmprune.common.distributed import sum_over_processes
 from llmprune.common.errors import NumericalError
 from llmprune.common.progress import track
@@ -22,6 +22,7 @@ from llmprune.criteria.base import HiddenStateCriterion
 from llmprune.criteria.combine import Combine, combine_scores
 from llmprune.cut.layer_choice import starts_in_pattern
 from llmprune.layerwise.decoder import Decoder
+from llmprune.score.channels import ChannelScorer
 from llmprune.score.gradients import blend, require_cache, score_by_gradients
 from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
 from llmprune.score.layer_spans import LayerSpans
@@ -58,7 +59,7 @@ def score(
                 layer,
                 parts=parts,
                 spans=spans,
-                scorers=scorers_of(index, layer, anatomy=anatomy, criteria=criteria.in_forward, parts=parts),
+                scorers=_scorers(index, layer, anatomy=anatomy, criteria=criteria.in_forward, parts=parts),
                 scores=scores,
             )
             if calibration.store.cache is not None:
@@ -72,6 +73,17 @@ def score(
         return combined
     starts = starts_in_pattern(anatomy, spans.length) if target.keep_pattern and spans.length > 1 else None
     return _with_layers(combined, spans, layers=len(decoder), starts=starts, rule=calibration.combine)
+
+
+def _scorers(
+    index: int, layer: nn.Module, *, anatomy: Anatomy, criteria: ScoringCriteria, parts: SourceParts
+) -> list[Scorer]:
+    """Return the scorers of a layer's parts, and of the residual channels where these are scored."""
+    scorers = scorers_of(index, layer, anatomy=anatomy, criteria=criteria, parts=parts)
+    if criteria.hidden and anatomy.hidden:
+        hidden, key = anatomy.hidden, unit_key(index, "")
+        scorers.append(ChannelScorer(key, layer, dims=hidden.layers[index], size=hidden.size, parts=parts))
+    return scorers
 
 
 def _score_layer(

@@ -18,11 +18,9 @@ from torch import Tensor, nn
 
 from llmprune.anatomy.expert_hooks import activations_by_group, activations_of_experts, outputs_of_experts
 from llmprune.anatomy.names import tensor_of
-from llmprune.anatomy.residual_channels import channels_read, readers_of
 from llmprune.anatomy.selection import neuron_rows, outputs_first
-from llmprune.anatomy.types import Anatomy, AttentionUnit, HiddenDim, MlpUnit, Unit, unit_key
+from llmprune.anatomy.types import Anatomy, AttentionUnit, MlpUnit, Unit, unit_key
 from llmprune.criteria.accumulators.base import ExpertAccumulator, UnitAccumulator
-from llmprune.criteria.accumulators.mean_square import MeanSquare
 from llmprune.criteria.base import ExpertCriterion, WidthCriterion
 from llmprune.score.inputs import ScoringCriteria
 from llmprune.score.scores import Scores
@@ -65,8 +63,6 @@ def scorers_of(
         key, count = unit_key(index, block.path), anatomy.experts.count
         module = layer.get_submodule(block.path)
         scorers.append(ExpertScorer(key, module, count=count, criterion=criteria.experts, parts=parts))
-    if criteria.hidden and anatomy.hidden:
-        scorers.append(ChannelScorer(unit_key(index, ""), layer, dims=anatomy.hidden.layers[index], parts=parts))
     return scorers
 
 
@@ -225,49 +221,3 @@ class ExpertScorer(Scorer):
         """Write the scores of the experts."""
         for one, accumulator in zip(scores, self._parts.merged(self.accumulators), strict=True):
             one.experts[self.key] = accumulator.scores().float().cpu()
-
-
-class ChannelScorer(Scorer):
-    """Scores residual channels by what a layer reads of them: its share of the energy of all readers' inputs.
-
-        score of channel d = sum over readers of   mean over tokens of x_d² · ‖ column d of the reader ‖²
-
-    divided by its sum over the channels, so that every layer has the same say. It is Minitron's importance of embedding
-    channels (arXiv 2407.14679) with the weights of what reads them.
-    """
-
-    def __init__(self, key: str, layer: nn.Module, *, dims: Sequence[HiddenDim], parts: SourceParts) -> None:
-        self.key, self.layer, self.parts = key, layer, parts
-        self.accumulators: dict[str, list[_ChannelEnergy]] = {}
-        for path, tensors in readers_of(dims).items():
-            weight_D = torch.stack([_squares(tensor_of(layer, one.name), one.dim) for one in tensors]).sum(0)
-            self.accumulators[path] = [_ChannelEnergy(weight_D) for _ in range(parts.count)]
-
-    def watch(self, hooks: ExitStack) -> None:
-        """Read the inputs of all that reads channels."""
-        hooks.enter_context(channels_read(self.layer, self.accumulators, see=self._see))
-
-    def _see(self, path: str, value: Tensor) -> None:
-        for source, (own,) in self.parts.of_running(value):
-            self.accumulators[path][source].update(own)
-
-    def reducible_state(self) -> list[Tensor]:
-        """Return the sums by each reader and source."""
-        return [tensor for own in self.accumulators.values() for one in own for tensor in one.reducible_state()]
-
-    def write(self, scores: Sequence[Scores]) -> None:
-        """Write the scores of the channels."""
-        merged = [self.parts.merged(own) for own in self.accumulators.values()]
-        for number, one in enumerate(scores):
-            energy_D = torch.stack([own[number].scores().cpu() for own in merged]).sum(0)
-            one.hidden[self.key] = energy_D / energy_D.sum().clamp_min(1e-30)
-
-
-class _ChannelEnergy(MeanSquare):
-    def scores(self) -> Tensor:
-        return self.mean() * self.weight_factor_F
-
-
-def _squares(weight: Tensor, dim: int) -> Tensor:
-    """Return the sum of the squares of a weight's entries for each channel, float32 [D]."""
-    return weight.float().square().sum([other for other in range(weight.ndim) if other != dim])

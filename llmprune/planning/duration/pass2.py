@@ -62,7 +62,7 @@ class Pass2Count:
         neurons = any(kept < anatomy.widths[field] for field, kept in planned.widths.kept.items())
         heads = anatomy.heads is not None and planned.heads.kv_groups != anatomy.heads.count
         experts = anatomy.experts is not None and planned.experts != anatomy.experts.count
-        is_cut = neurons or heads or experts or len(planned.layers) < anatomy.num_layers
+        is_cut = neurons or heads or experts or len(planned.layers) < anatomy.num_layers or bool(planned.hidden.size)
         sparsity, refit = recipe.sparsity, recipe.refit
         refits_sparse = bool(sparsity and sparsity.method.refits and refit)
         uses_dense = sparsity is None or refits_sparse or is_cut
@@ -92,6 +92,7 @@ class Pass2Count:
         dense, cut = self.dense[old], self.cut[new]
         written = Work(weights=dense.bytes + cut.bytes, files=cut.bytes)
         work = written + (self._dense_passes(old, gap) if self.uses_dense else Work())
+        work += self._cut_channels(new, old)
         is_untouched = sparsity is None and not self.is_narrowed and new == old and not gap
         if is_untouched:
             return work
@@ -99,6 +100,23 @@ class Pass2Count:
             work += self._refits(new, old, refit=self.refit)
         work += self._final_run(new, old) + self._training(new)
         return work + (self._sparsified(new, sparsity) if sparsity is not None else Work())
+
+    def _cut_channels(self, new: int, old: int) -> Work:
+        """Return the work of cutting residual channels out of a layer, and of repairing what reads and writes them."""
+        kept, tokens, hidden = self.models.planned.hidden.size, self.tokens.count, self.models.hidden
+        if kept is None:
+            return Work()
+        work = self.run(self.cut[new])
+        if self.refit is None:
+            return work
+        folds = self.refit.folds(self.recipe.calibration.number_of_sources()) if self.tokens.windows > 1 else 1
+        attention, unit = self.models.anatomy.attention[old], self._unit(old)
+        work += self.run(self.dense[old]) + self.run(self.cut[new]) * 2  # the stages run parts of the layer
+        work += refit_work(kept, hidden, tokens=tokens, refit=self.refit, folds=folds) * 2
+        writers = [attention.width if attention else hidden, *([self._kept_width(unit)] if unit else [])]
+        return work + Work.total(
+            refit_work(inputs, kept, tokens=tokens, refit=self.refit, folds=folds) for inputs in writers
+        )
 
     def _training(self, new: int) -> Work:
         """Return the work of training a layer: forward and backward passes over single windows, and Adam's steps."""

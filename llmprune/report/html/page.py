@@ -121,6 +121,8 @@ def _summary_sentence(report: Report) -> str:
         parts.append(
             f"{removed} of {plural(dense.kv_groups, 'key-value head')} removed from each layer with its queries"
         )
+    if dense.hidden and pruned.hidden and pruned.hidden < dense.hidden:
+        parts.append(f"hidden size reduced from {dense.hidden:,} to {pruned.hidden:,}")
     narrowed = [field for field, width in dense.widths.items() if pruned.widths.get(field, width) < width]
     for field in narrowed:
         which = f" ({field})" if len(dense.widths) > 1 else ""

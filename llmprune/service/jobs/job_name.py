@@ -22,6 +22,9 @@ def default_name(recipe: Recipe) -> str:
     if recipe.experts:
         count = recipe.experts.remove or 0
         cuts.append(f"−{plural(count, 'expert')}" if count else plural(recipe.experts.keep or 0, "expert"))
+    if recipe.hidden:
+        kept = recipe.hidden.keep
+        cuts.append(f"hidden {kept}" if isinstance(kept, int) else f"{_share(kept)} hidden")
     if recipe.sparsity:
         cuts.append(f"{recipe.sparsity.parsed} sparse")
     return printable(f"{model} {', '.join(cuts)}".strip())[:120]

@@ -60,7 +60,7 @@ _ALTERNATIVES = {
     "layers": ("depth", ("keep", "layers")),
     "width": ("width", ("neurons",)),
 }  # other keys for the same setting
-_SIZES = ("depth", "width", "experts")  # sections that a budget stands in place of
+_SIZES = ("depth", "width", "experts", "hidden")  # sections that a budget stands in place of
 _KEEP = "75"  # percent of the parameters, where a size is chosen first
 
 
