@@ -27,11 +27,11 @@ def test_a_run_continues_in_other_batches(batch_size: int, tmp_path: Path) -> No
     saved = Snapshots(tmp_path / "state", "same")
     saved.load()
     record = LayerRecord(0, 0.0, None)
-    saved.save(Progress([record]), _in_batches(dense_NLD, 5), pruned=_in_batches(pruned_NLD, 5))
+    saved.save(Progress([record]), [_in_batches(dense_NLD, 5), _in_batches(pruned_NLD, 5)])
     later = Snapshots(tmp_path / "state", "same")
     assert later.load().records == [record]
     found = [_in_batches(torch.zeros(7, 3, 2), batch_size) for _ in range(2)]
-    later.restore(*found)
+    later.restore(found)
     for hidden_states, windows_NLD in zip(found, (dense_NLD, pruned_NLD), strict=True):
         assert [len(batch_BLD) for batch_BLD in hidden_states] == [len(part) for part in windows_NLD.split(batch_size)]
         assert torch.equal(torch.cat(list(hidden_states)), windows_NLD)
@@ -52,10 +52,10 @@ def test_a_run_continues_on_a_gpu(device_bytes: int, tmp_path: Path) -> None:
         saved.load()
         for batch in range(3):
             found[0][batch] = values[batch] + 10
-        saved.save(Progress([LayerRecord(0, 0.0, None)]), found[0], pruned=found[1])
+        saved.save(Progress([LayerRecord(0, 0.0, None)]), found)
         later = Snapshots(tmp_path / "state", "same")
         later.load()
-        later.restore(*found)
+        later.restore(found)
         device = found[0].device
         assert device == torch.device("cuda", 0)
         copy = store.allocate(found[0].at(0, device), 6)

@@ -3,13 +3,14 @@
 The layer with all channels (wide) and the one with K of D channels (narrow) run side by side, stage by stage in the
 order in which the layer calls its modules:
 
-    norms      their weights are scaled, channel by channel, so that their outputs match in the least-squares sense
+    norms      their weights are scaled, for they divide by the root of the mean over fewer channels
     readers    projections, routers and experts that share an input n read the narrow n' through one map M [D, K]:
 
                    minimise over M   ‖ n' Mᵀ − n ‖²        W' = W M
 
                so that a removed channel is predicted from the kept ones; for every W at once, because W M is also the
-               least-squares solution of ‖ n' W'ᵀ − n Wᵀ ‖²
+               least-squares solution of ‖ n' W'ᵀ − n Wᵀ ‖². Of n − n' the removed channels are what the cut lost, the
+               difference of the kept ones is inherited, and only a cross-validated fraction of it is a target
     writers    output projections are solved again towards the kept channels of the dense hidden states
 
 All by cross-validated ridge regression (``common.linalg.cross_validated_ridge``), on the narrow stream, so that later
@@ -38,14 +39,13 @@ from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.staged_layer import Order, StagedLayer, probe
 from llmprune.layerwise.window_groups import WindowGroups
+from llmprune.prune.channels.norm_scale import NormScale
 from llmprune.prune.channels.wide_reference import KeptChannels, WideLayer, first_readers
 from llmprune.prune.layer_step import LayerStep
 from llmprune.prune.relative_error import RelativeError
 from llmprune.prune.repair.residual_writers import LayerTopology, TopologyCache, kind_of
 from llmprune.prune.writer_targets import DenseTargets, targets_of
 from llmprune.recipe.refit import Refit
-
-_MOST_SCALING = 2.0  # of a norm's weight in either direction: more is a channel that is nearly zero
 
 
 @dataclass(frozen=True)
@@ -84,25 +84,28 @@ class NarrowStream:
             yield own, self._advance(staged, after)
 
     def _order(self, wide: LayerwiseForward, index: int, *, layer: nn.Module, dims: Sequence[HiddenDim]) -> Order:
-        """Return the order in which a layer calls its norms, readers and output projections."""
+        """Return the order in which a layer calls its readers and output projections."""
         kind = kind_of(layer)
         if kind not in self._orders:
             writers = [one.name for one in projections_of(layer) if one.outputs == self.hidden.size]
-            names = [*norms_of(dims), *readers_of(dims), *writers]
+            names = [*readers_of(dims), *writers]
             self._orders[kind] = broadcast_from_first(probe(wide, index, layer=layer, names=names))
         return self._orders[kind]
 
     def _repair(self, staged: StagedLayer, wide: WideLayer, *, after: HiddenStates) -> None:
         """Repair the narrow layer stage by stage. ``after``: kept channels of the dense hidden states after it."""
-        reference, topology = wide.record(self.keep_K), wide.topology
-        norms, projections = norms_of(wide.dims), {one.name: one for one in projections_of(staged.layer)}
+        norms, topology = norms_of(wide.dims), wide.topology
+        scales = {name: NormScale(staged.layer.get_submodule(name), self.keep_K) for name in norms}
+        reference = wide.record(self.keep_K, scales=scales)
+        for name, scale in scales.items():
+            parameter = tensor_of(staged.layer, norms[name].name)
+            parameter.data = scaled_norm(parameter.data, norms[name], factor=scale.factor())
+        projections = {one.name: one for one in projections_of(staged.layer)}
         groups, readers = first_readers(wide.order, wide.dims), readers_of(wide.dims)
         targets = DenseTargets(after, reference.written)
         for group in staged.order.groups:
             for name in group:
-                if name in norms and name in reference.norms:
-                    self._scale_norm(staged, norms[name], wide=reference.norms[name])
-                elif name in groups:
+                if name in groups:
                     mixing_DK = self._solve_readers(staged, name, wide=reference.inputs[name])
                     for one in (one for reader in groups[name] for one in readers[reader]):
                         value = mix_inputs(tensor_of(wide.layer, one.name), one.dim, mixing_DK=mixing_DK)
@@ -111,15 +114,6 @@ class NarrowStream:
                 elif topology.writer(name) is not None:
                     self._solve_writer(staged, projections[name], topology=topology, targets=targets)
                     staged.finish(name)
-
-    def _scale_norm(self, staged: StagedLayer, norm: HiddenDim, *, wide: HiddenStates) -> None:
-        """Scale each channel of a norm so that its outputs are nearest to those of the wide layer."""
-        module = staged.layer.get_submodule(norm.module)
-        sums = NormSums(module, self.keep_K)
-        for batch, input_BLK in staged.inputs(norm.module):
-            sums.add(module(input_BLK), wide.at(batch, input_BLK.device))
-        parameter = tensor_of(staged.layer, norm.name)
-        parameter.data = scaled_norm(parameter.data, norm, factor=sums.factor())
 
     def _solve_readers(self, staged: StagedLayer, name: str, *, wide: HiddenStates) -> Tensor:
         """Return M [D, K], the map from the narrow input of a group of readers to the wide one."""
@@ -130,16 +124,18 @@ class NarrowStream:
         """Return the least-squares map M [D, K], pulled to the selection, from (batch number, narrow, wide) inputs."""
         assert self.refit is not None, "readers are solved only with refit in the recipe"
         equations = self.refit.make_equations(self.folds.count)
-        device = torch.device("cpu")
+        keep_K = self.keep_K
         for batch, narrow, wide_BLD in batches:
-            device = narrow.device
+            keep_K = keep_K.to(narrow.device)
             narrow_BLK = narrow.view(*wide_BLD.shape[:2], -1)
-            for fold, (input_TK, wanted_TD) in self.folds.parts(batch, narrow_BLK, wide_BLD):
-                equations.update(input_TK, None, inherited_TD=wanted_TD, fold=fold)
+            for fold, (input_TK, wanted_TD) in self.folds.parts(batch, narrow_BLK.float(), wide_BLD.float()):
+                inherited_TK = wanted_TD.index_select(1, keep_K) - input_TK
+                lost_TD = wanted_TD.index_fill(1, keep_K, 0.0)
+                inherited_TD = torch.zeros_like(wanted_TD).index_copy_(1, keep_K, inherited_TK)
+                equations.update(input_TK, lost_TD, inherited_TD=inherited_TD, fold=fold)
         sum_over_processes(equations.reducible_state())
-        selection_DK = torch.zeros(self.hidden.size, len(self.keep_K), device=device)
-        selection_DK[self.keep_K, torch.arange(len(self.keep_K))] = 1
-        equations.subtract_current_output(selection_DK)
+        selection_DK = torch.zeros(self.hidden.size, len(keep_K), device=keep_K.device)
+        selection_DK[keep_K, torch.arange(len(keep_K), device=keep_K.device)] = 1
         delta_DK = equations.solve(where).delta_DF
         return selection_DK if delta_DK is None else selection_DK + delta_DK
 
@@ -169,25 +165,3 @@ class NarrowStream:
             self.forward.advance(batch, output_BLK)
         sum_over_processes(error.reducible_state())
         return error.value()
-
-
-class NormSums:
-    """Sums over tokens of a norm's output in the narrow model times that in the wide one, and of its square."""
-
-    def __init__(self, norm: nn.Module, keep_K: Tensor) -> None:
-        shift = getattr(norm, "bias", None)
-        self._shift_K = 0.0 if shift is None else shift.float()
-        device = next(norm.parameters()).device
-        self._sums_2K = torch.zeros(2, len(keep_K), device=device)
-
-    def add(self, narrow_BLK: Tensor, wide_BLK: Tensor) -> None:
-        """Add a batch."""
-        narrow_TK, wide_TK = ((value.float() - self._shift_K).flatten(0, -2) for value in (narrow_BLK, wide_BLK))
-        self._sums_2K += torch.stack([(narrow_TK * wide_TK).sum(0), narrow_TK.square().sum(0)])
-
-    def factor(self) -> Tensor:
-        """Return the factor of each channel [K] that minimises the squared difference."""
-        sum_over_processes([self._sums_2K])
-        product_K, square_K = self._sums_2K
-        factor_K: Tensor = product_K / square_K.clamp_min(1e-30)
-        return factor_K.where(square_K > 0, torch.ones_like(factor_K)).clamp(1 / _MOST_SCALING, _MOST_SCALING)

@@ -5,7 +5,7 @@ Shapes: B batch, L sequence length, D hidden size, K residual channels kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from llmprune.anatomy.hooks import inputs_of, outputs_of
-from llmprune.anatomy.residual_channels import norms_of, readers_of
+from llmprune.anatomy.residual_channels import readers_of
 from llmprune.anatomy.types import HiddenDim
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.staged_layer import Order
+from llmprune.prune.channels.norm_scale import NormScale
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter
 
 
@@ -40,11 +41,10 @@ class KeptChannels(HiddenStates):
 class WideReference:
     """Activations of the layer with all channels.
 
-    ``norms``: outputs of norms, kept channels [B, L, K]; ``inputs``: of groups of readers, by the first of each group
-    [B, L, D]; ``written``: by residual writer, the stream after it in units of its scale, kept channels [B, L, K].
+    ``inputs``: of groups of readers, by the first of each group [B, L, D]; ``written``: by residual writer, the stream
+    after it in units of its scale, kept channels [B, L, K].
     """
 
-    norms: dict[str, HiddenStates] = field(default_factory=dict)
     inputs: dict[str, HiddenStates] = field(default_factory=dict)
     written: dict[str, HiddenStates] = field(default_factory=dict)
 
@@ -60,7 +60,7 @@ def first_readers(order: Order, dims: tuple[HiddenDim, ...]) -> dict[str, tuple[
 class WideLayer:
     """A finished layer with all channels, with its weights, on the hidden states before it.
 
-    ``order``: of its norms, readers and writers; ``dims``: its tensors with a dimension of channels.
+    ``order``: of its readers and writers; ``dims``: its tensors with a dimension of channels.
     """
 
     forward: LayerwiseForward
@@ -71,14 +71,16 @@ class WideLayer:
     dims: tuple[HiddenDim, ...]
 
     @torch.no_grad()
-    def record(self, keep_K: Tensor) -> WideReference:
-        """Run the layer on every batch, without advancing, and record what the repairs need."""
+    def record(self, keep_K: Tensor, *, scales: Mapping[str, NormScale]) -> WideReference:
+        """Run the layer on every batch, without advancing, and record what the repairs need.
+
+        ``scales``: by norm, its factor, which gets its inputs and outputs.
+        """
         found = WideReference()
-        called = {name for group in self.order.groups for name in group}
         with ExitStack() as hooks:
-            for name in norms_of(self.dims).keys() & called:
-                keep = self._keep(found.norms, name, keep_K=keep_K)
-                hooks.enter_context(outputs_of(self.layer.get_submodule(name), keep))
+            for name, scale in scales.items():
+                handle = self.layer.get_submodule(name).register_forward_hook(scale.see)
+                hooks.callback(handle.remove)
             for name in first_readers(self.order, self.dims):
                 keep = self._keep(found.inputs, name)
                 hooks.enter_context(inputs_of(self.layer.get_submodule(name), keep))
