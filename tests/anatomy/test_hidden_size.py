@@ -17,7 +17,7 @@ def _hidden(family: str) -> HiddenSize:
 
 @pytest.mark.parametrize(
     ("family", "has_head", "has_offset"),
-    [("llama", True, False), ("gemma3_text", False, True), ("mixtral", True, False), ("olmo2", True, False)],
+    [("llama", True, False), ("gemma3_text", False, True), ("mixtral", True, False)],
 )
 def test_every_tensor_has_its_role(family: str, has_head: bool, has_offset: bool) -> None:
     """Tied heads are no tensors of their own; Gemma's norms multiply by one plus their weight."""
