@@ -64,8 +64,8 @@ class Cut:
             )
         if self._sizes != chosen._sizes or _shapes(self) != _shapes(chosen):
             found, wanted = (
-                f"widths {cut.widths}, num_experts {cut.num_experts}, kv_groups {cut.kv_groups} and hidden_size "
-                f"{cut.hidden_size}"
+                f"widths {cut.widths}, hidden_size {cut.hidden_size}, num_experts {cut.num_experts} and kv_groups "
+                f"{cut.kv_groups}"
                 for cut in (self, chosen)
             )
             raise RecipeError(
