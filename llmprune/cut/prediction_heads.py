@@ -60,11 +60,16 @@ def decide_heads(names: FileNames, *, change: ConfigChange, narrowed: bool, keep
     reason = None if keep else "export.prediction_heads is drop"
     if reason is None and found.is_quantised:
         reason = "their weights are quantised"
-    reason = reason or _inexpressible(change) or _unexpected(found, change)
+    reason = reason or _other_stream(change) or _inexpressible(change) or _unexpected(found, change)
     if reason is not None or not narrowed:
         return HeadsDecision(found, reason=reason)
     layers = tuple(found.layers_like(names))
     return HeadsDecision(found, layers, _unfollowed(found, layers, change=change))
+
+
+def _other_stream(change: ConfigChange) -> str | None:
+    before, after = (text_config(config).hidden_size for config in (change.before, change.after))
+    return None if before == after else "their repair after a cut of the hidden size is not known"
 
 
 def _inexpressible(change: ConfigChange) -> str | None:

@@ -8,7 +8,7 @@ from llmprune.anatomy.config_edits import count_heads_again, declared_heads
 from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.head_tensors import find_head_tensors
 from llmprune.checkpoint.location import folder_of
-from llmprune.cut.apply import cut_config
+from llmprune.cut.apply import cut_config, narrow_config
 from llmprune.cut.prediction_heads import HeadsDecision, decide_heads
 from llmprune.planning.base import Base
 from llmprune.planning.planned_sizes import PlannedCut
@@ -61,6 +61,7 @@ def _decision(recipe: Recipe, base: Base, *, planned: PlannedCut) -> HeadsDecisi
     anatomy, before = base.anatomy, base.config
     widths, kv_groups, experts = planned.widths.kept, planned.heads.kv_groups, planned.experts
     after = cut_config(before, anatomy, layers=planned.layers, widths=widths, num_experts=experts, kv_groups=kv_groups)
+    after = narrow_config(after, anatomy, hidden_size=planned.hidden.size)
     change = ConfigChange(
         folder_of(recipe.model, "config"),
         before,
