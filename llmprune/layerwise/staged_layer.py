@@ -10,7 +10,7 @@ Shapes: B batch, L sequence length, D hidden size, I inputs of a projection, X a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -83,6 +83,7 @@ class StagedLayer:
         self.forward, self.index, self.layer, self.order = forward, index, layer, order
         self._inputs: dict[str, HiddenStates] = {}
         self._outputs: dict[str, HiddenStates] = {}
+        self._orders: dict[str, Tensor] = {}  # of the kept inputs of a projection, where the layer changed it
 
     def inputs(self, name: str, keep: bool = False) -> Iterator[tuple[int, Tensor]]:
         """Yield (batch number, input [B, L, I] of a projection); neither it nor later modules are run.
@@ -120,10 +121,21 @@ class StagedLayer:
         inputs = self.take_inputs(name)
         if inputs is None:
             return
-        module = self.layer.get_submodule(name)
+        module, order_I = self.layer.get_submodule(name), self._orders.pop(name, None)
         for batch in range(len(inputs)):
-            output_BLD = module(inputs.at(batch, self.forward.decoder.device_of(self.index)))
+            input_BLI = inputs.at(batch, self.forward.decoder.device_of(self.index))
+            output_BLD = module(input_BLI if order_I is None else input_BLI[..., order_I])
             self.forward.append(self._outputs, self.order.owners[name].path, value_BLX=output_BLD)
+
+    def permute_inputs(self, name: str, order_I: Tensor, *, sources: Collection[str]) -> None:
+        """Note that the layer now computes the inputs of a projection in another order.
+
+        ``sources``: modules that compute them; a cached output of one is computed again.
+        """
+        self._orders[name] = order_I
+        for projection, owner in self.order.owners.items():
+            if projection in sources:
+                self._outputs.pop(owner.path, None)
 
     def take_inputs(self, name: str) -> HiddenStates | None:
         """Return the kept inputs of a projection, which ``finish`` then has no more; None where none were kept."""

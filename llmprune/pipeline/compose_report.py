@@ -83,7 +83,7 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         dense=plan.dense,
         pruned=pruned.size,
         layers=compose_layers([*(report.layers for report in earlier), layers]),
-        sparsity=_sparsity_figures(recipe.sparsity, skipped, counts=pruned.verified.sparse),
+        sparsity=_sparsity_figures(recipe.sparsity, skipped, counts=pruned.verified.sparse, records=pruned.records),
         stability=results.stability,
         sources=source_figures(earlier, results.sources),
         recovery=recovery,
@@ -252,13 +252,17 @@ class _LayerRows:
 
 
 def _sparsity_figures(
-    sparsity: Sparsity | None, skipped: Sequence[str], *, counts: SparseCounts | None
+    sparsity: Sparsity | None, skipped: Sequence[str], *, counts: SparseCounts | None, records: Sequence[LayerRecord]
 ) -> SparsityFigures | None:
     """Return the zeros counted in the saved file. ``skipped``: matrices that the plan leaves dense."""
     if sparsity is None or counts is None:
         return None
     return SparsityFigures(
-        pattern=str(sparsity.parsed), method=sparsity.method.kind, skipped=tuple(skipped), **asdict(counts)
+        pattern=str(sparsity.parsed),
+        method=sparsity.method.kind,
+        skipped=tuple(skipped),
+        permuted=sum(matrix.permuted for record in records for matrix in record.matrices),
+        **asdict(counts),
     )
 
 

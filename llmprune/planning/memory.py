@@ -192,7 +192,8 @@ def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel) -> int:
     if sparsity is None or sparsity.required_moments(recipe.refit is not None) != "gram":
         return 0
     projections = [one for layer in find_layers(pruned)[1] for one in projections_of(layer)]
-    return max(4 * one.inputs * (2 * one.inputs + 6 * one.outputs) for one in projections if sparsity.names(one))
+    weights = 6 + sparsity.permutes  # in another order too
+    return max(4 * one.inputs * (2 * one.inputs + weights * one.outputs) for one in projections if sparsity.names(one))
 
 
 def bytes_of_window(recipe: Recipe, dense: PreTrainedModel) -> int:

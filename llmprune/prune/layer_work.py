@@ -13,6 +13,7 @@ from llmprune.layerwise.hidden_state_files import HiddenStateCache
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.channels.narrow_stream import NarrowStream
+from llmprune.prune.free_channels.finder import ChannelFinder
 from llmprune.prune.layer_step import LayerStep
 from llmprune.prune.layer_weights import LayerWeights
 from llmprune.prune.records import BlockRecord, LayerRecord, MatrixRecord
@@ -43,6 +44,7 @@ class Pass2Context:
     scales: ResidualScales
     topologies: TopologyCache
     norms: FollowingNorms
+    channels: ChannelFinder
     cache: HiddenStateCache | None
     training: TrainingWindows | None
     narrow: NarrowStream | None = None

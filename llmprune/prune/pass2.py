@@ -40,6 +40,7 @@ from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.channels.narrow_stream import NarrowStream
 from llmprune.prune.channels.outside_layers import repair_outside
 from llmprune.prune.dense_reference import pass_dense, record_dense
+from llmprune.prune.free_channels.finder import ChannelFinder
 from llmprune.prune.layer_step import LayerStep, steps_of
 from llmprune.prune.layer_weights import LayerWeights
 from llmprune.prune.layer_work import LayerWork, Pass2Context
@@ -123,6 +124,7 @@ class Pruning:
             scales=scales,
             topologies=topologies,
             norms=norms,
+            channels=ChannelFinder(self.sparsity),
             cache=store.cache if store else None,
             training=self._training_windows(mine_NL, folds, batch_size=batch_size, store=store),
             narrow=None if narrow is None else self._narrow_stream(narrow, judged, topologies=topologies),
@@ -265,8 +267,11 @@ class Pruning:
         if topology is None:
             topology = LayerTopology(run.topologies.agreed_order(run.pruned, step.new, layer=layer))
         experts = self.cut.num_experts or (self.anatomy.experts.count if self.anatomy.experts else None)
-        sparsifier = Sparsifier(sparsity, self.refit if step.refits_sparse else None, experts, run.folds)
-        staged = StagedLayer(run.pruned, step.new, layer=layer, order=topology.order)
+        refit = self.refit if step.refits_sparse else None
+        units, order = self.anatomy.units[step.old], topology.order
+        channels = run.channels.of(run.pruned, step.new, layer=layer, units=units, order=order, experts=experts)
+        sparsifier = Sparsifier(sparsity, refit, experts, run.folds, channels)
+        staged = StagedLayer(run.pruned, step.new, layer=layer, order=order)
         targets = DenseTargets(run.dense.hidden_states, work.dense.outputs)
         sparse = sparsifier.prune(staged, topology, targets=targets)
         work.outcome.matrices = sparse.matrices

@@ -11,12 +11,13 @@ class MatrixRecord:
     """A sparse matrix: the share of its weights that are kept, and the relative error of its output.
 
     ``error``: against the output with all its weights, on the calibration text; None if the sparsity method computes no
-    XᵀX to measure it with.
+    XᵀX to measure it with. ``permuted``: its inputs are in another order than the dense model's.
     """
 
     name: str
     kept: float
     error: float | None
+    permuted: bool = False
 
 
 @dataclass(frozen=True)

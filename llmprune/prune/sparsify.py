@@ -3,7 +3,8 @@
 The layer is run in stages (``StagedLayer``). Projections that share an input share its XᵀX, computed on the pruned
 hidden states with all earlier projections as they will be saved, and are pruned as one matrix. With the refit, output
 projections are first solved without a mask towards the dense hidden states, and the kept weights of every projection
-are solved again on their support.
+are solved again on their support. Inputs of output projections whose order is free are ordered for the pattern first
+(``free_channels``).
 
 Regression target Y of a projection:
 
@@ -18,7 +19,7 @@ Shapes: B batch, L sequence length, D hidden size, T tokens, O outputs of a proj
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,7 @@ from llmprune.common.linalg.masked_least_squares import output_energy, solve_on_
 from llmprune.common.linalg.precision import exact_products
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.layerwise.window_groups import WindowGroups
+from llmprune.prune.free_channels.channels import FreeChannels
 from llmprune.prune.records import MatrixRecord
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter
 from llmprune.prune.writer_targets import DenseTargets, targets_of
@@ -53,12 +55,16 @@ class SparseLayer:
 
 @dataclass(frozen=True)
 class Sparsifier:
-    """Sparsification in one run of pass 2. ``experts``: number of experts of each mixture that are kept."""
+    """Sparsification of a layer. ``experts``: number of experts of each mixture that are kept.
+
+    ``channels``: free channels by output projection.
+    """
 
     sparsity: Sparsity
     refit: Refit | None
     experts: int | None
     folds: WindowGroups
+    channels: Mapping[str, FreeChannels]
 
     @torch.no_grad()
     def prune(self, staged: StagedLayer, topology: LayerTopology, *, targets: DenseTargets) -> SparseLayer:
@@ -161,6 +167,9 @@ class Sparsifier:
         sums: Tensor | None,
     ) -> list[MatrixRecord]:
         """Find the sparse weights of projections with the same input, as one matrix, and put them into the layer."""
+        order_I = self._permute(staged, projections, target_OI=target_OI, sums=sums)
+        if order_I is not None:
+            target_OI = target_OI[:, order_I]
         sparse_OI, error_O = target_OI, None
         for pattern in self.sparsity.steps():
             sparse_OI, mask_OI = self.sparsity.method.prune(sparse_OI, sums, pattern=pattern)
@@ -185,8 +194,28 @@ class Sparsifier:
             set_weight(staged.layer, one, weight_OI=part_OI)
         shares = torch.stack([(part_OI != 0).float().mean() for part_OI in parts]).tolist()
         return [
-            MatrixRecord(one.name, kept, error) for one, kept, error in zip(projections, shares, errors, strict=True)
+            MatrixRecord(one.name, kept, error, permuted=order_I is not None)
+            for one, kept, error in zip(projections, shares, errors, strict=True)
         ]
+
+    def _permute(
+        self, staged: StagedLayer, projections: Sequence[Projection], *, target_OI: Tensor, sums: Tensor | None
+    ) -> Tensor | None:
+        """Choose the order of an output projection's inputs, and permute the sums and what computes the inputs.
+
+        Returns the order, int64 [I] on the projection's device; None where the order is not free.
+        """
+        channels = self.channels.get(projections[0].name)
+        if channels is None:
+            return None
+        scores_OI = self.sparsity.method.importance(target_OI, sums)
+        order_SC = channels.order(scores_OI, sparsity=self.sparsity)
+        order_I = channels.inputs(order_SC).to(target_OI.device)
+        if sums is not None:
+            sums.copy_(sums[order_I][:, order_I] if sums.ndim == 2 else sums[order_I])
+        channels.permute_sources(staged.layer, order_SC)
+        staged.permute_inputs(projections[0].name, order_I, sources=channels.modules)
+        return order_I
 
 
 def _relative(error_O: Tensor, energy_O: Tensor, *, outputs: list[int]) -> Sequence[float | None]:

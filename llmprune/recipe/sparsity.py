@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from llmprune.common.schema import Section
+from llmprune.sparsity.importance import importance_operations
+from llmprune.sparsity.input_order import best_order, order_comparisons
 from llmprune.sparsity.method import InputMoments, SparsityMethod
 from llmprune.sparsity.methods.alps import Alps
 from llmprune.sparsity.pattern import Pattern
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from llmprune.anatomy.projections import Projection
+
+_OPERATIONS_OF_PAIR = 30  # of products, in the time in which two scores are compared and added up
 
 
 def _pattern(value: str | float) -> str | float:
@@ -46,6 +52,21 @@ class Sparsity(Section):
         1, gt=0, le=20, description="Number of rounds in which the sparsity grows, each from the weights of the last."
     )
 
+    permute: bool | None = Field(
+        None,
+        description="Choose the order of MLP neurons and of value channels within a head for the pattern, where it is "
+        "free; default: yes where the pattern has groups.",
+    )
+
+    @model_validator(mode="after")
+    def _order_with_groups(self) -> Self:
+        if self.permute and self.parsed.of is None:
+            raise ValueError(
+                f"permute: the order of inputs means nothing to a share of each output's weights ({self.parsed}); "
+                'leave permute out, or give a pattern N:M, such as "2:4"'
+            )
+        return self
+
     @model_validator(mode="after")
     def _some_rounds(self) -> Self:
         pattern = self.parsed
@@ -60,6 +81,20 @@ class Sparsity(Section):
     def parsed(self) -> Pattern:
         """The pattern as a value."""
         return Pattern.parse(self.pattern)
+
+    @property
+    def permutes(self) -> bool:
+        """True where the order of inputs is chosen for the pattern."""
+        return self.parsed.of is not None and self.permute is not False
+
+    def best_order(self, scores_RI: Tensor) -> Tensor:
+        """Return an order of inputs in which the pattern retains more of the scores, int64 [I] on the CPU."""
+        return best_order(scores_RI, pattern=self.parsed)
+
+    def order_operations(self, outputs: int, inputs: int, *, refit: bool) -> float:
+        """Return the float32 operations of ordering a matrix's inputs; ``refit``: True where the recipe refits."""
+        inverses = importance_operations(inputs) if self.required_moments(refit) == "gram" else 0.0
+        return inverses + _OPERATIONS_OF_PAIR * order_comparisons(outputs, inputs, pattern=self.parsed)
 
     def steps(self) -> list[Pattern]:
         """Return the pattern of each round, by the cubic schedule of gradual pruning (Zhu and Gupta, arXiv 1710.01878).

@@ -42,6 +42,7 @@ class MatrixFigures(Figures):
     name: str  # within the layer
     kept: float  # share of its weights that are not zero
     error: float | None  # relative error of its output against the dense matrix; None if not measured
+    permuted: bool = False  # its inputs are in another order than the dense model's
 
 
 class SparsityFigures(Figures):
@@ -55,6 +56,7 @@ class SparsityFigures(Figures):
     groups: int  # groups of M adjacent inputs, all checked; 0 if the pattern has no groups
     violations: int  # groups that break the pattern: 0, or the run fails
     skipped: tuple[str, ...]  # matrices that the recipe selects and that remain dense, with the reason
+    permuted: int = 0  # matrices whose inputs are in another order than the dense model's
 
 
 class BlockFigures(Figures):

@@ -78,6 +78,8 @@ def describe_sparsity(found: SparsityFigures) -> str:
         f"{found.pattern} by {found.method}: {found.zeros:,} of the {found.weights:,} weights in "
         f"{plural(found.matrices, 'matrix', many='matrices')} are zero"
     )
+    if found.permuted:
+        text += f"; MLP neurons and value channels were ordered for the pattern in {found.permuted:,} of them"
     if found.groups:
         text += f"; all {found.groups:,} groups were counted in the saved file, {found.violations:,} break the pattern"
     return f"{text}. Zeros are stored: the file is not smaller, and only kernels for the pattern run it faster."

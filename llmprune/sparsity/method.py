@@ -57,6 +57,14 @@ class SparsityMethod(Variant, ABC):
         ``moments``: XᵀX [I, I], its diagonal [I] where the method requires only that, or None.
         """
 
+    @abstractmethod
+    def importance(self, weight_OI: Tensor, moments: Tensor | None) -> Tensor:
+        """Return the increase of the squared error if a weight is pruned, as the method estimates it, [O, I].
+
+        It judges orders of the inputs (``input_order``). ``moments``: as in ``prune``, or XᵀX where the kept weights
+        are solved again.
+        """
+
     def operations(self, outputs: int, inputs: int) -> float:
         """Return the float32 operations of pruning a matrix of this shape, where they are many."""
         return 0.0

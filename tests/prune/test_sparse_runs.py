@@ -50,6 +50,7 @@ def test_a_run_proves_the_pattern_in_the_file(base: Path, tmp_path: Path, monkey
     assert figures["weights"] == sum(weight.numel() for weight in sparse.values()) == 2 * figures["zeros"]
     assert figures["groups"] * 4 == figures["weights"]
     assert len(report["layers"][0]["matrices"]) == 7
+    assert figures["permuted"] == 3 * 2  # output projections of attention and MLP
     forward = [step["seconds"] for step in report["steps"] if step["name"] == "plain forward pass"]
     last_pass = next(step for step in report["steps"] if step["name"] == "pass 2")
     assert len(forward) == 2

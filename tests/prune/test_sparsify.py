@@ -113,7 +113,8 @@ def test_refit_brings_sparse_layers_nearer_to_the_dense_model() -> None:
 def test_wanda_alone_needs_no_dense_hidden_states_and_keeps_values() -> None:
     """Without a cut and a refit kept weights have their old values, and no error is measured."""
     dense = tiny_model("llama")
-    written, records, _ = _prune("llama", {"pattern": "4:8", "method": {"kind": "wanda"}}, (0, 1, 2, 3))
+    unmoved: dict[str, Any] = {"pattern": "4:8", "method": {"kind": "wanda"}, "permute": False}
+    written, records, _ = _prune("llama", unmoved, (0, 1, 2, 3))
     assert all(record.error_cut is None and record.error_refit is None for record in records)
     for index, tensors in written.items():
         for name, weight in tensors.items():
@@ -147,7 +148,8 @@ def test_in_stages_each_module_still_runs_once(monkeypatch: pytest.MonkeyPatch) 
 def test_skipped_matrices_are_not_changed() -> None:
     """Matrices in ``skip`` or not in ``targets`` keep their weights, except for the refit of the last projection."""
     dense = tiny_model("llama")
-    written, records, _ = _prune("llama", TWO_OF_EIGHT | {"targets": ["mlp.*"], "skip": ["gate_proj"]}, (0, 1, 2, 3))
+    some = {"targets": ["mlp.*"], "skip": ["gate_proj"], "permute": False}
+    written, records, _ = _prune("llama", TWO_OF_EIGHT | some, (0, 1, 2, 3))
     assert {matrix.name for record in records for matrix in record.matrices} == {"mlp.up_proj", "mlp.down_proj"}
     for index, tensors in written.items():
         for name in ("self_attn.q_proj.weight", "self_attn.o_proj.weight", "mlp.gate_proj.weight"):

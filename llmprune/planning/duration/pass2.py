@@ -210,6 +210,9 @@ class Pass2Count:
                 work += Work(sums=tokens * gram_operations(inputs), stream=tokens * 8 * inputs)
             elif moments == "squares":
                 work += Work(stream=tokens * 8 * inputs)
+            if sparsity.permutes and together[0].name in writers:
+                refits = self.recipe.refit is not None
+                work += Work(solves=sparsity.order_operations(outputs, inputs, refit=refits))
             support = 2 * _SUPPORT_PRODUCTS * outputs * inputs**2 if self.refits_sparse else 0
             work += Work(solves=sparsity.rounds * (sparsity.method.operations(outputs, inputs) + support))
         return work

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from llmprune.common.linalg.cholesky import inverse
+from llmprune.sparsity.importance import compensated_importance
 from llmprune.sparsity.method import DAMPING_HELP, InputMoments, SparsityMethod
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ class Alps(SparsityMethod):
             sparse_OI = shifted_OI * mask_OI
             dual_OI = shifted_OI.sub_(sparse_OI)
         return sparse_OI / scale_I, mask_OI
+
+    def importance(self, weight_OI: Tensor, moments: Tensor | None) -> Tensor:
+        """Return the error after all other weights compensate."""
+        assert moments is not None, "required"
+        return compensated_importance(weight_OI, moments, damping=self.damping)
 
     def operations(self, outputs: int, inputs: int) -> float:
         """Return the operations of the inverse and of one product in each step."""

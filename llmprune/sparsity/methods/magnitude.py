@@ -30,3 +30,7 @@ class Magnitude(SparsityMethod):
         """Keep the largest weights of each group."""
         mask_OI = pattern.mask(weight_OI.abs())
         return weight_OI * mask_OI, mask_OI
+
+    def importance(self, weight_OI: Tensor, moments: Tensor | None) -> Tensor:
+        """Return the square of the score."""
+        return weight_OI.square()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from llmprune.common.linalg.cholesky import factorize, inverse, mean_diagonal, singular
+from llmprune.sparsity.importance import compensated_importance
 from llmprune.sparsity.method import DAMPING_HELP, InputMoments, SparsityMethod
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ class SparseGPT(SparsityMethod):
         factor_II = _inverse_factor(moments, self.damping)
         with one_thread():
             return self._in_order(weight_OI, factor_II, pattern=pattern)
+
+    def importance(self, weight_OI: Tensor, moments: Tensor | None) -> Tensor:
+        """Return the error after all other weights compensate, whichever of them are visited later."""
+        assert moments is not None, "required"
+        return compensated_importance(weight_OI, moments, damping=self.damping)
 
     def operations(self, outputs: int, inputs: int) -> float:
         """Return the operations of the inverse, of its factor, and of the compensations."""

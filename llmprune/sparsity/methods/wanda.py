@@ -28,7 +28,15 @@ class Wanda(SparsityMethod):
 
     def prune(self, weight_OI: Tensor, moments: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """Keep the weights of each group with the largest contributions."""
-        assert moments is not None, "required"
-        squares_I = moments.diagonal() if moments.ndim == 2 else moments
-        mask_OI = pattern.mask(weight_OI.abs() * squares_I.sqrt())
+        mask_OI = pattern.mask(weight_OI.abs() * _squares(moments).sqrt())
         return weight_OI * mask_OI, mask_OI
+
+    def importance(self, weight_OI: Tensor, moments: Tensor | None) -> Tensor:
+        """Return the square of the score."""
+        return weight_OI.square() * _squares(moments)
+
+
+def _squares(moments: Tensor | None) -> Tensor:
+    """Return Σ x² of each input [I]."""
+    assert moments is not None, "required"
+    return moments.diagonal() if moments.ndim == 2 else moments
