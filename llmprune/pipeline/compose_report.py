@@ -142,7 +142,7 @@ def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
         *chosen.warnings,
         *slow_disk,
     ]
-    warnings += untrained
+    warnings += untrained + warn_of_fixed_order(context.recipe.sparsity, results.pruned.records)
     settled = settle_patterns(warnings, context.inputs.anatomy.patterns, keep=chosen.cut.layers)
     return (*settled, *_about_heads(context.whole_plan.prediction_heads, results.pruned), *results.measured.warnings)
 
@@ -175,6 +175,16 @@ def warn_of_untrained_layers(records: Sequence[LayerRecord]) -> list[str]:
     return [
         f"refit.block: layers {ranges(layers)} were not trained, for they cannot be differentiated; they keep their "
         "closed-form repair"
+    ]
+
+
+def warn_of_fixed_order(sparsity: Sparsity | None, records: Sequence[LayerRecord]) -> list[str]:
+    """Return a warning where ``sparsity.permute`` asks for an order and no matrix has a free one."""
+    if sparsity is None or not sparsity.permute or any(one.permuted for record in records for one in record.matrices):
+        return []
+    return [
+        "sparsity.permute: no sparse matrix has inputs whose order is free; MLP neurons (without stacked experts) and "
+        "value channels have, in their output projections"
     ]
 
 

@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 
 from llmprune.common.errors import RecipeError
 from llmprune.layerwise.decoder import Tensors
+from llmprune.pipeline.compose_report import warn_of_fixed_order
 from llmprune.planning.plan import make_plan
+from llmprune.prune.records import LayerRecord, MatrixRecord
 from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.sparsity import Sparsity
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +149,13 @@ def test_the_card_says_what_is_sparse(base: Path, tmp_path: Path, monkeypatch: p
     assert "2:4 by wanda" in describe_sparsity(figures)
     assert "28 matrices are zero" in describe_sparsity(figures)
     assert default_name(Recipe.load(recipe)) == "dense 2:4 sparse"
+
+
+def test_an_order_that_no_matrix_has_is_a_warning() -> None:
+    """``permute: true`` for matrices that read the residual stream changes nothing, and the report says so."""
+    query = LayerRecord(0, None, None, matrices=(MatrixRecord("self_attn.q_proj", 0.5, None),))
+    output = LayerRecord(0, None, None, matrices=(MatrixRecord("self_attn.o_proj", 0.5, None, permuted=True),))
+    asked = Sparsity.model_validate({"pattern": "2:4", "permute": True})
+    assert warn_of_fixed_order(asked, [query])[0].startswith("sparsity.permute: no sparse matrix has inputs")
+    assert not warn_of_fixed_order(asked, [query, output])
+    assert not warn_of_fixed_order(Sparsity.model_validate({"pattern": "2:4"}), [query])
