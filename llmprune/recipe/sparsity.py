@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from llmprune.anatomy.projections import Projection
 
-_OPERATIONS_OF_PAIR = 30  # of products, in the time in which two scores are compared and added up
+_OPERATIONS_OF_PAIR = 50  # of products, in the time in which two scores are compared and added up
 
 
 def _pattern(value: str | float) -> str | float:
