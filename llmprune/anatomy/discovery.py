@@ -89,7 +89,7 @@ def _depth_refusal(model: PreTrainedModel, trust_remote_code: bool) -> str | Non
 def _small(fields: Sequence[Field], experts: Field | None) -> list[dict[str, int]]:
     """Return config values that make the model quick to run: narrow, first with few experts, then with all."""
     widths = {field.name: PROOF_WIDTH for field in fields if field.is_named_like_a_width}
-    few = [widths | {experts.name: FEW_EXPERTS}] if experts and experts.value > FEW_EXPERTS else []
+    few = [widths | {experts.name: number} for number in FEW_EXPERTS if experts and experts.value > number]
     return [*few, widths]
 
 

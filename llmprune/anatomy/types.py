@@ -177,12 +177,23 @@ class ExpertBlock:
 
 @dataclass(frozen=True)
 class Experts:
-    """Number of experts in each mixture, the config field that sets it, and the ``top_k`` a token is routed to."""
+    """Number of experts in each mixture, the config field that sets it, and the ``top_k`` a token is routed to.
+
+    ``groups``: equal groups of consecutive experts, of which the router chooses some first; 1 for a router without
+    groups. ``fewest``: experts that must be kept.
+    """
 
     field: str
     count: int
     top_k: int | None
     refusal: str | None  # the reason why none can be removed
+    groups: int = 1
+    fewest: int = 1
+
+    @property
+    def possible(self) -> range:
+        """Numbers of experts that can be kept, ascending; each group loses the same number."""
+        return range(self.fewest, self.count + 1, self.groups)
 
 
 @dataclass(frozen=True)

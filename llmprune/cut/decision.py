@@ -171,6 +171,12 @@ def choose_highest(scores: Tensor, keep: int) -> Tensor:
     return scores.topk(keep).indices.sort().values
 
 
+def choose_in_groups(scores_E: Tensor, keep: int, *, groups: int) -> Tensor:
+    """Return the ascending indices of the ``keep`` highest scores, as many of each group of consecutive experts."""
+    chosen_GK = choose_highest(scores_E.view(groups, -1), keep // groups)
+    return (chosen_GK + torch.arange(groups).unsqueeze(1) * (len(scores_E) // groups)).flatten()
+
+
 def kept_share(scores: Tensor, keep: Tensor, *, is_additive: bool = True) -> float:
     """Return the share of the total score that kept neurons or groups have: scores [F], [E, F]; indices [K], [E, K].
 

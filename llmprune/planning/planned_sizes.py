@@ -249,9 +249,10 @@ def planned_experts(experts: Experts | None, anatomy: Anatomy) -> int | None:
         reason = found.refusal if found else "it has no mixture of experts"
         raise RecipeError(f"experts: none can be removed from this model: {reason}; remove the section")
     kept = experts.keep if experts.keep is not None else found.count - (experts.remove or 0)
-    least = max(found.top_k or 1, 1)
-    if not least <= kept <= found.count:
-        key, possible = "remove" if experts.keep is None else "keep", ranges(range(least, found.count + 1))
-        problem = f"{kept} of {found.count} experts would be kept, and each token is routed to {least}"
-        raise RecipeError(f"experts.{key}: {problem}; keep {possible}")
+    if kept not in found.possible:
+        key = "remove" if experts.keep is None else "keep"
+        problem = f"{kept} of {found.count} experts would be kept, and each token is routed to {found.top_k or 1}"
+        if found.groups > 1:
+            problem += f" in {found.groups} groups, which lose equal numbers"
+        raise RecipeError(f"experts.{key}: {problem}; keep {ranges(found.possible)}")
     return kept

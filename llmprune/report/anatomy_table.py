@@ -29,7 +29,8 @@ def print_anatomy(model: str, anatomy: Anatomy, *, console: Console) -> None:
         mixtures = sum(block is not None for block in anatomy.blocks)
         chosen = f", {anatomy.experts.top_k} for each token" if anatomy.experts.top_k else ""
         where = f" in {plural(mixtures, 'layer')}, set by {anatomy.experts.field}" if mixtures else ""
-        table.add_row("experts", f"{anatomy.experts.count}{chosen}{where}")
+        grouped = f" in {anatomy.experts.groups} groups" if anatomy.experts.groups > 1 else ""
+        table.add_row("experts", f"{anatomy.experts.count}{grouped}{chosen}{where}")
     if anatomy.hidden and anatomy.hidden.refusal is None:
         table.add_row("hidden size", f"{anatomy.hidden.size}, set by {anatomy.hidden.field}")
         fixed = "".join(f"; {name} is set to {value}" for name, value in anatomy.hidden.fixed.items())

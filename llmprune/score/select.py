@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from llmprune.anatomy.types import Anatomy, unit_key
-from llmprune.cut.decision import Cut, choose_highest, choose_layers
+from llmprune.cut.decision import Cut, choose_highest, choose_in_groups, choose_layers
 from llmprune.cut.layer_choice import choose_in_pattern
 from llmprune.score.scores import Scores
 
@@ -56,7 +56,10 @@ def choose_cut(anatomy: Anatomy, scores: Scores | None, *, sizes: PlannedSizes) 
     }
     cut = Cut(count, layers, narrower, neurons)
     if num_experts is not None and anatomy.experts is not None and num_experts != anatomy.experts.count:
-        experts = {key: choose_highest(scores_E, num_experts) for key, scores_E in scores.experts.items()}
+        groups = anatomy.experts.groups
+        experts = {
+            key: choose_in_groups(scores_E, num_experts, groups=groups) for key, scores_E in scores.experts.items()
+        }
         cut = replace(cut, num_experts=num_experts, experts=experts)
     if kv_groups is not None and anatomy.heads is not None and kv_groups != anatomy.heads.count:
         heads = {key: choose_highest(scores_G, kv_groups) for key, scores_G in scores.heads.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.experts.reap import Reap
 from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_config, cut_decoder
-from llmprune.cut.decision import Cut
+from llmprune.cut.decision import Cut, choose_in_groups
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.score.forward_pass import score
@@ -35,15 +36,21 @@ from llmprune.score.scores import Scores
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
-REMOVABLE = [family for family in MIXTURES if family != "llama4_text"]
+# A router of three groups of four experts, of which it chooses two first.
+GROUPED = {"n_routed_experts": 12, "n_group": 3, "topk_group": 2, "num_experts_per_tok": 2}
+OVERRIDES: dict[str, dict[str, Any]] = {"glm4_moe": GROUPED}
+REMOVABLE = [*(family for family in MIXTURES if family != "llama4_text"), *OVERRIDES]
 # Families that compute routing weights from the chosen experts alone, so that the weights do not change when others are
 # removed. In other families the softmax runs over all experts.
-CHOSEN_ALONE = ["mixtral", "deepseek_v3", "gpt_oss", "granitemoehybrid", "nemotron_h"]
+CHOSEN_ALONE = ["mixtral", "deepseek_v3", "gpt_oss", "granitemoehybrid", "nemotron_h", "glm4_moe"]
 IDS = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
 
 
-def _scored(family: str, **overrides: Any) -> tuple[Any, Anatomy, Decoder, Scores]:
-    model = tiny_model(family, **overrides)
+def _scored(family: str) -> tuple[Any, Anatomy, Decoder, Scores]:
+    model = tiny_model(family, **OVERRIDES.get(family, {}))
+    for name, buffer in model.named_buffers():
+        if name.endswith("correction_bias"):
+            buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(4)) / 10)
     anatomy = discover(model.config)
     dense = dense_decoder(model)
     return (
@@ -59,12 +66,41 @@ def _scored(family: str, **overrides: Any) -> tuple[Any, Anatomy, Decoder, Score
     )
 
 
+def _kept(anatomy: Anatomy) -> int:
+    """One expert fewer, or in each group one fewer."""
+    assert anatomy.experts is not None
+    return anatomy.experts.possible[-2]
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_small_mixtures_lose_experts_too(count: int) -> None:
     """A mixture of two or three experts is found and proven like a larger one."""
     anatomy = discover(tiny_config("qwen2_moe", num_experts=count, num_experts_per_tok=1))
     assert anatomy.experts is not None
     assert (anatomy.experts.count, anatomy.experts.refusal) == (count, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "groups", "possible"),
+    [
+        ({}, 3, (6, 9, 12)),  # the router adds up the two best scores of each group
+        ({"num_experts_per_tok": 6}, 3, (9, 12)),  # two groups have to provide six experts
+        ({"topk_group": 3}, 3, (6, 9, 12)),  # all groups are chosen, and still have to be of equal size
+        ({"n_group": 1, "topk_group": 1}, 1, range(2, 13)),
+    ],
+)
+def test_groups_of_experts_are_found(overrides: dict[str, int], groups: int, possible: Sequence[int]) -> None:
+    """The number of groups, and the numbers of experts that they allow, are found by running the router."""
+    experts = discover(tiny_config("deepseek_v3", **GROUPED | overrides)).experts
+    assert experts is not None
+    assert experts.refusal is None
+    assert (experts.groups, tuple(experts.possible)) == (groups, tuple(possible))
+
+
+def test_each_group_loses_its_lowest_scores() -> None:
+    """Groups lose equal numbers, also where one group has the lowest scores of all."""
+    scores_E = torch.tensor([0.1, 0.3, 0.2, 9.0, 7.0, 8.0])
+    assert choose_in_groups(scores_E, 4, groups=2).tolist() == [1, 2, 3, 5]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +113,7 @@ def fewer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Anatomy, 
         folder.mkdir()
         model, anatomy, dense, scores = _scored(family)
         widths = {field: width // 3 * 2 for field, width in anatomy.widths.items()}
-        cut = choose_cut(anatomy, scores, sizes=PlannedSizes(None, 3, widths=widths, num_experts=3))
+        cut = choose_cut(anatomy, scores, sizes=PlannedSizes(None, 3, widths=widths, num_experts=_kept(anatomy)))
         _, forward = prune_and_save(model, anatomy, dense=dense, cut=cut, ids_NL=IDS, folder=folder)
         save_file({"ids": IDS}, folder / "ids.safetensors")
         made[family] = (anatomy, cut, forward.logits(0), folder)
@@ -99,15 +135,15 @@ def test_depth_width_and_experts_reload_exactly(
     assert reloaded["cached"] == reloaded["uncached"]
     assert anatomy.experts is not None
     config = json.loads((folder / "checkpoint" / "config.json").read_text())
-    assert config[anatomy.experts.field] == 3
+    assert config[anatomy.experts.field] == _kept(anatomy)
 
 
 @pytest.mark.parametrize("family", CHOSEN_ALONE)
 def test_a_removed_expert_equals_one_that_is_never_chosen(family: str) -> None:
     """A model without an expert computes the same as one whose router cannot choose it."""
     _, anatomy, dense, scores = _scored(family)
-    cut = choose_cut(anatomy, scores, sizes=PlannedSizes((), anatomy.num_layers, num_experts=3))
-    cut = Cut(cut.num_layers, cut.layers, {}, {}, 3, cut.experts)
+    cut = choose_cut(anatomy, scores, sizes=PlannedSizes((), anatomy.num_layers, num_experts=_kept(anatomy)))
+    cut = Cut(cut.num_layers, cut.layers, {}, {}, cut.num_experts, cut.experts)
     removed, masked = (
         LayerwiseForward(cut_decoder(dense, anatomy=anatomy, cut=cut), IDS, batch_size=4),
         LayerwiseForward(dense, IDS, batch_size=4),
@@ -128,6 +164,8 @@ def _hide_experts(layer: torch.nn.Module, path: str, keep_E: Tensor) -> None:
     holder = layer.get_submodule(path.rpartition(".")[0])
     router = next(getattr(holder, name) for name in ("gate", "router") if hasattr(holder, name))
     hidden_from = torch.full((router.weight.shape[0],), 1e9).index_fill_(0, keep_E, 0.0)
+    for bias_E in router.buffers():
+        bias_E.data = bias_E - hidden_from.clamp_max(10)
     linear = torch.nn.functional.linear
     forward = router.forward
 
@@ -157,7 +195,7 @@ def test_outputs_of_experts_add_up_to_the_output_of_their_block(family: str) -> 
 
         def see(module: torch.nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             total_TD = torch.zeros_like(output)
-            for part in outputs_of_experts(module, args, kwargs=kwargs, count=4):
+            for part in outputs_of_experts(module, args, kwargs=kwargs, count=unit.experts):
                 total_TD.index_add_(0, part.token_T, part.output_TD)
                 tokens[part.expert] = len(part.token_T)
             totals.append(total_TD)

@@ -21,14 +21,15 @@ def _plan(folder: Path, sections: str) -> Any:
     ("family", "overrides", "reason"),
     [
         ("llama4_text", {}, "not told which experts each token is routed to"),
-        ("deepseek_v3", {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}, "routed in groups"),
+        ("deepseek_v3", {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}, "4 groups needs all of its 2 experts"),
+        ("deepseek_v3", {"n_routed_experts": 16, "n_group": 4, "topk_group": 2}, r"4 groups, .*keep 8, 12, 16"),
         ("llama", {}, "no mixture of experts"),
     ],
 )
 def test_removal_of_experts_is_refused_with_a_reason(
     family: str, overrides: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
-    """The plan states why experts cannot be removed: no scores, routing in groups, or no mixture."""
+    """The plan states why experts cannot be removed: no scores, groups that need all, unequal groups, or no mixture."""
     tiny_config(family, **overrides).save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match=reason):
         _plan(tmp_path, "experts: {remove: 1}")

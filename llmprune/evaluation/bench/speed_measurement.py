@@ -244,10 +244,9 @@ def _points(subject: SpeedSubject, layer_bytes: int) -> _Points:
         fewer = _near_half(anatomy.heads.possible, sizes.kv_groups)
         groups[fewer / sizes.kv_groups] = replace(dense, kv_groups=fewer)
     experts: dict[float, Shape] = {}
-    if sizes.experts:
-        fewer = max(sizes.experts // 2, sizes.top_k or 1)
-        if fewer < sizes.experts:
-            experts[fewer / sizes.experts] = replace(dense, experts=fewer)
+    if sizes.experts and anatomy.experts and len(anatomy.experts.possible) > 1:
+        fewer = _near_half(anatomy.experts.possible[:-1], sizes.experts)
+        experts[fewer / sizes.experts] = replace(dense, experts=fewer)
     return _Points(dense, shallow, widths=widths, groups=groups, experts=experts)
 
 

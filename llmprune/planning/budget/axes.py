@@ -93,11 +93,11 @@ class _Finder:
         if axis is None or self._refused("experts", none if experts is None else experts.refusal):
             return (dense,)
         assert experts is not None, "a model without experts is refused"
-        count, routed = experts.count, max(experts.top_k or 1, 1)
-        least = max(-(-count // 2) if axis.at_least is None else axis.at_least, routed)
-        step = max(count // _MOST_EXPERT_STEPS, 1)
+        count, possible = experts.count, experts.possible
+        least = max(-(-count // 2) if axis.at_least is None else axis.at_least, experts.fewest)
+        step = -(-max(count // _MOST_EXPERT_STEPS, 1) // experts.groups) * experts.groups
         values = tuple(range(count - step, least - 1, -step))
-        self._require_some("experts", values, kept=f"{least} of {count} experts", possible=range(routed, count))
+        self._require_some("experts", values, kept=f"{least} of {count} experts", possible=possible[:-1])
         return (dense, *values)
 
     def widths(self) -> tuple[Widths, ...]:
