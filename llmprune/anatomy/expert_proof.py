@@ -73,8 +73,8 @@ class BlockProof:
             return self._outcome("its block does not run on hidden states alone")
         if not self._is_weighted_sum:
             return self._outcome(
-                "it is not told which experts each token is routed to, or its output is not their weighted sum, so they "
-                "cannot be scored"
+                "it is not told which experts each token is routed to, or its output is not their weighted sum, so "
+                "they cannot be scored"
             )
         tensors, permuted = dict(run.module.state_dict()), self._permuted(run, groups)
         router = {name: tensor for name, tensor in permuted.items() if tensor.ndim < 3 and "expert" not in name}

@@ -1,4 +1,4 @@
-"""Find the experts of mixtures: the field that sets their number, their tensors, and the groups that they are chosen in.
+"""Find the experts of mixtures: the field that sets their number, their tensors, and the groups of their router.
 
 The number of groups is the smallest for which the proof (``expert_proof``) holds, with all experts and with one fewer
 in each group: one group in most mixtures. So no config field is named.

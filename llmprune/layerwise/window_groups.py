@@ -22,8 +22,8 @@ class WindowGroups:
     def __init__(self, groups_N: Tensor, batch_size: int, *, weights: Sequence[float] = ()) -> None:
         self.count = int(groups_N.max()) + 1
         self._factors = [weight**0.5 for weight in weights] or [1.0] * self.count
-        batches = torch.split(windows_of_process(groups_N), batch_size)
-        self._rows = {torch.device("cpu"): [_windows_of_groups(groups_B) for groups_B in batches]}
+        self._batches = torch.split(windows_of_process(groups_N), batch_size)
+        self._rows = {torch.device("cpu"): [_windows_of_groups(groups_B) for groups_B in self._batches]}
 
     def parts(self, batch: int, *values: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
         """Yield each group that has windows in the batch, and its tokens [T, …] of values [B, L, …] on one device.
@@ -35,6 +35,15 @@ class WindowGroups:
             if self._factors[group] != 1:
                 parts = [part * self._factors[group] for part in parts]
             yield group, [part.flatten(0, 1) for part in parts]
+
+    def of_tokens(self, batch: int, tokens: int) -> Tensor:
+        """Return the group of each of the ``tokens`` tokens of a batch, int64 [T], on the CPU."""
+        groups_B = self._batches[batch]
+        return groups_B.repeat_interleave(tokens // len(groups_B))
+
+    def factor(self, group: int) -> float:
+        """Return the square root of a group's weight, by which ``parts`` multiplies values."""
+        return self._factors[group]
 
     def _rows_on(self, device: torch.device) -> list[dict[int, Tensor | None]]:
         """Return the rows of each group of each batch as indices on a device, copied there once, all together."""

@@ -17,7 +17,8 @@ class LayerStep:
     ``new``, ``old``: index in the pruned and in the dense model. ``gap``: the removed layers after it.
     ``cut_parts``: keys of its units that lose neurons, experts or heads.
     ``mlp``, ``attention``: the MLP that is refit, and the attention that loses heads and is refit; None if there is
-    none. ``mlp_outputs``: output projections of all its MLPs.
+    none. ``experts``: routed experts that are refit; None if there are none. ``mlp_outputs``: output projections of all
+    its MLPs.
     ``is_untouched``: nothing is cut up to this layer and its gap, so that dense and pruned hidden states are equal.
     ``uses_dense``: dense hidden states are needed, to refit towards them or to measure an error.
     ``is_refit``: the refit is on. ``refits_mixer``, ``refits_up``: it may change the token mixer's output projection,
@@ -30,6 +31,7 @@ class LayerStep:
     cut_parts: frozenset[str]
     mlp: MlpUnit | None
     attention: AttentionUnit | None
+    experts: MlpUnit | None
     mlp_outputs: frozenset[str]
     is_untouched: bool
     uses_dense: bool
@@ -83,6 +85,7 @@ def steps_of(cut: Cut, anatomy: Anatomy, *, refit: Refit | None, sparsity: Spars
                 cut_parts=parts,
                 mlp=next((unit for unit in anatomy.units[old] if unit.refit), None) if refit else None,
                 attention=attention,
+                experts=_routed_experts(old, anatomy) if refit else None,
                 mlp_outputs=frozenset(unit.output for unit in anatomy.units[old]),
                 is_untouched=sparsity is None and not is_narrowed and (first_gap is None or first_gap > old + 1),
                 uses_dense=uses_dense,
@@ -104,6 +107,13 @@ def cut_parts(layer: int, anatomy: Anatomy, *, cut: Cut) -> frozenset[str]:
     experts = {unit_key(layer, block.path)} & cut.experts.keys() if block else set()
     heads = {unit_key(layer, attention.path)} & cut.heads.keys() if attention else set()
     return frozenset(keys | {f"experts of {key}" for key in experts} | {f"heads of {key}" for key in heads})
+
+
+def _routed_experts(layer: int, anatomy: Anatomy) -> MlpUnit | None:
+    """Return the layer's routed experts, if it is known which tokens each of them gets."""
+    if anatomy.experts is None or anatomy.experts.refusal:
+        return None
+    return next((unit for unit in anatomy.units[layer] if unit.experts is not None), None)
 
 
 def _narrowed_attention(layer: int, anatomy: Anatomy, *, cut: Cut) -> AttentionUnit | None:

@@ -16,7 +16,7 @@ from llmprune.prune.channels.narrow_stream import NarrowStream
 from llmprune.prune.free_channels.finder import ChannelFinder
 from llmprune.prune.layer_step import LayerStep
 from llmprune.prune.layer_weights import LayerWeights
-from llmprune.prune.records import BlockRecord, LayerRecord, MatrixRecord
+from llmprune.prune.records import BlockRecord, ExpertsRecord, LayerRecord, MatrixRecord
 from llmprune.prune.repair.following_norm import FollowingNorm, FollowingNorms
 from llmprune.prune.repair.residual_scales import ResidualScales
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter, TopologyCache
@@ -84,17 +84,24 @@ class LayerOutcome:
 
     mixer: Repair | None = None
     up: UpRepair | None = None
+    experts: ExpertsRecord | None = None
     output: Repair | None = None
     block: BlockRecord | None = None
     error_cut: float | None = None
     error: float | None = None
     matrices: tuple[MatrixRecord, ...] = ()
 
+    @property
+    def has_new_experts(self) -> bool:
+        """True if some routed experts were refit."""
+        return self.experts is not None and self.experts.refit > 0
+
     def record(self, layer: int) -> LayerRecord:
         """Return the record of a layer, given by its index in the dense model."""
         is_refit = (
             self.output is not None
             or (self.mixer is not None and self.mixer.delta_DF is not None)
+            or self.has_new_experts
             or (self.block is not None and bool(self.block.steps))
         )
         return LayerRecord(
@@ -106,6 +113,7 @@ class LayerOutcome:
             held_out=self.output.held_out if self.output else None,
             mixer_held_out=self.mixer.held_out if self.mixer else None,
             up_held_out=self.up.held_out if self.up else None,
+            experts=self.experts,
             block=self.block,
             matrices=self.matrices,
         )

@@ -235,7 +235,7 @@ class Pruning:
         refit of the output projection.
         """
         step, reference = work.step, work.dense
-        if not step.refits_output or reference.unit is None:
+        if not step.refits_output or (reference.unit is None and step.experts is None):
             work.weights.drop_uncut()
         elif step.gap:
             work.before_gap = run.dense.copy()

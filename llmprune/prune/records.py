@@ -34,6 +34,18 @@ class BlockRecord:
 
 
 @dataclass(frozen=True)
+class ExpertsRecord:
+    """Refit of routed experts: how many were changed, and how many have too few tokens for it.
+
+    ``held_out``: mean over the others of the relative change of the squared error on held-out folds; None without any.
+    """
+
+    refit: int
+    few_tokens: int
+    held_out: float | None
+
+
+@dataclass(frozen=True)
 class LayerRecord:
     """Relative error of the hidden states after a kept layer (and its gap), before and after its refit.
 
@@ -50,6 +62,7 @@ class LayerRecord:
     held_out: float | None = None
     mixer_held_out: float | None = None  # of the token mixer's output projection, if it was refit
     up_held_out: float | None = None  # of the up projection, on other windows
+    experts: ExpertsRecord | None = None  # of the routed experts, if they were refit
     block: BlockRecord | None = None  # of the training of the whole layer, if it was trained
     matrices: tuple[MatrixRecord, ...] = ()
 
@@ -58,4 +71,5 @@ class LayerRecord:
         """Read back what ``dataclasses.asdict`` wrote to JSON."""
         block = values["block"] and BlockRecord(**values["block"])
         matrices = tuple(MatrixRecord(**one) for one in values["matrices"])
-        return cls(**values | {"block": block, "matrices": matrices})
+        experts = values["experts"] and ExpertsRecord(**values["experts"])
+        return cls(**values | {"block": block, "experts": experts, "matrices": matrices})

@@ -58,10 +58,12 @@ class OutputProjectionRefit:
         """Check that the cut layer's activations follow from those of the uncut layer alone.
 
         They do not follow where more than neurons of the unit is cut, a norm follows the projection, or the up
-        projection was refit. What that refit repaired of inherited errors then counts as lost by the cut, with the
-        opposite sign.
+        projection or routed experts were refit. What those refits repaired of inherited errors then counts as lost by
+        the cut, with the opposite sign.
         """
         up = work.outcome.up
+        if work.outcome.has_new_experts:
+            return False
         return work.dense.scale is not None and work.step.cuts_only(unit) and (up is None or up.delta_FI is None)
 
 
