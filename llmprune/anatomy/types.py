@@ -226,6 +226,13 @@ class Anatomy:
         return asdict(self)
 
 
+def routed_units(anatomy: Anatomy, layer: int) -> tuple[MlpUnit, ...]:
+    """Return the routed experts of a layer, if it is known which tokens each of them gets."""
+    if anatomy.experts is None or anatomy.experts.refusal:
+        return ()
+    return tuple(unit for unit in anatomy.units[layer] if unit.experts is not None)
+
+
 def unit_key(layer: int, unit_path: str) -> str:
     """Return the name of one layer's unit: ``12.mlp``; ``12`` where the layer itself holds the neurons."""
     return f"{layer}.{unit_path}" if unit_path else str(layer)

@@ -21,15 +21,21 @@ from safetensors.torch import load_file
 
 
 def counts(model: torch.nn.Module, name: str, *, transposed: bool, pattern: list[int] | None) -> list[int]:
-    """Count zeros, groups, and groups with more weights than the pattern allows, of one matrix."""
-    module = model.get_submodule(name)
+    """Count zeros, groups, and groups with more weights than the pattern allows, of one matrix or stack of matrices.
+
+    ``name``: of a module with a weight, or of the stack itself.
+    """
+    owner, _, last = name.rpartition(".")
+    module = model.get_submodule(owner)
+    is_stack = isinstance(getattr(module, last), torch.nn.Parameter)
+    module, own = (module, last) if is_stack else (getattr(module, last), "weight")
     with align_module_device(module):  # reads an offloaded weight from the files
-        weight = module.get_parameter("weight")
+        weight = module.get_parameter(own)
         zeros = int((weight == 0).sum())
         if pattern is None:
             return [zeros, 0, 0]
         kept, of = pattern
-        present = (weight.T if transposed else weight).ne(0).reshape(-1, of).sum(1)
+        present = (weight.mT if transposed else weight).ne(0).reshape(-1, of).sum(1)
         return [zeros, len(present), int((present > kept).sum())]
 
 

@@ -21,7 +21,7 @@ class WindowGroups:
 
     def __init__(self, groups_N: Tensor, batch_size: int, *, weights: Sequence[float] = ()) -> None:
         self.count = int(groups_N.max()) + 1
-        self._factors = [weight**0.5 for weight in weights] or [1.0] * self.count
+        self._factors: list[float] = [float(weight) ** 0.5 for weight in weights] or [1.0] * self.count
         self._batches = torch.split(windows_of_process(groups_N), batch_size)
         self._rows = {torch.device("cpu"): [_windows_of_groups(groups_B) for groups_B in self._batches]}
 

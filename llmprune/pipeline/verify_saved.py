@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmprune.anatomy.projections import projections_of
+from llmprune.anatomy.stacked_projections import StackedProjection, stacked_projections
+from llmprune.anatomy.types import MlpUnit, routed_units
 from llmprune.checkpoint.placement import device_map_of, device_map_of_whole
 from llmprune.checkpoint.pruned_source import pruned_source
 from llmprune.checkpoint.verify import Loading, Probe, SparseClaim, Verified, verify
@@ -51,20 +53,38 @@ def verify_saved(context: RunContext, cut: Cut, *, saved: SavedModel, free: dict
             recipe.model.trust_remote_code,
             on_cpu=device_map_of(source.model_copy(update={"device_map": "cpu"}), skeleton),
         ),
-        claim=_sparse_claim(recipe.sparsity, saved.decoder, records=saved.records) if recipe.sparsity else None,
+        claim=_sparse_claim(
+            recipe.sparsity,
+            saved.decoder,
+            records=saved.records,
+            units=[routed_units(context.inputs.anatomy, old) for old in cut.layers],
+        )
+        if recipe.sparsity
+        else None,
     )
 
 
-def _sparse_claim(sparsity: Sparsity, pruned: Decoder, *, records: Sequence[LayerRecord]) -> SparseClaim:
-    """Return the zeros that the saved file must hold. Raises ModelError where no matrix could be made sparse."""
+def _sparse_claim(
+    sparsity: Sparsity,
+    pruned: Decoder,
+    *,
+    records: Sequence[LayerRecord],
+    units: Sequence[Sequence[MlpUnit]],
+) -> SparseClaim:
+    """Return the zeros that the saved file must hold. Raises ModelError where no matrix could be made sparse.
+
+    ``units``: of every kept layer.
+    """
     matrices = []
     weights = 0
     for index, record in enumerate(records):
-        projections = {projection.name: projection for projection in projections_of(pruned.layers[index])}
+        layer = pruned.layers[index]
+        stacks = {stack.name: stack for stack in stacked_projections(layer, units[index])}
+        projections = {projection.name: projection for projection in projections_of(layer)}
         for matrix in record.matrices:
-            projection = projections[matrix.name]
-            matrices.append((f"{pruned.layers_path}.{index}.{projection.name}", projection.transposed))
-            weights += projection.outputs * projection.inputs
+            one = stacks.get(matrix.name) or projections[matrix.name]
+            matrices.append((f"{pruned.layers_path}.{index}.{one.name}", one.transposed))
+            weights += one.outputs * one.inputs * (one.experts if isinstance(one, StackedProjection) else 1)
     if not matrices:
         raise ModelError("no matrix was made sparse: this model calls none of them exactly once; remove sparsity")
     pattern = sparsity.parsed

@@ -33,7 +33,7 @@ def notes_of(
         *idle,
         *base.about_types(recipe),
         *([] if is_exact(recipe.depth, base.dense) else [inexact]),
-        *about_sparsity(sparsity, pruned),
+        *about_sparsity(sparsity, pruned, anatomy=base.anatomy),
         *_about_cut(recipe, base, planned=planned, pruned=pruned),
         *about_recovery(recipe, is_cut=is_cut),
     ]

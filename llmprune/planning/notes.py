@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import Config, find_layers, text_config
-from llmprune.anatomy.types import Anatomy
+from llmprune.anatomy.types import Anatomy, routed_units
 from llmprune.checkpoint.file_names import FileNames
 from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
@@ -39,11 +39,11 @@ def _about_images(recipe: Recipe) -> str:
     return f"{seen}: its effect on images is not measured; evaluate a task with images by evaluation.backend"
 
 
-def about_sparsity(sparsity: SparsityPlan | None, pruned: PreTrainedModel) -> list[str]:
+def about_sparsity(sparsity: SparsityPlan | None, pruned: PreTrainedModel, *, anatomy: Anatomy) -> list[str]:
     """Return notes on the matrices that stay dense."""
     if sparsity is None:
         return []
-    return [f"stays dense: {skipped}" for skipped in sparsity.skipped] + _about_dense_experts(pruned)
+    return [f"stays dense: {skipped}" for skipped in sparsity.skipped] + _about_dense_experts(pruned, anatomy)
 
 
 def about_refit(recipe: Recipe, anatomy: Anatomy, *, widths: dict[str, int]) -> list[str]:
@@ -130,17 +130,25 @@ def about_unread_weights(recipe: Recipe, dtype: str, *, none: bool) -> str:
     return f"no weights file was read: {computed}"
 
 
-def _about_dense_experts(pruned: PreTrainedModel) -> list[str]:
+def _about_dense_experts(pruned: PreTrainedModel, anatomy: Anatomy) -> list[str]:
+    """Return a note on stacked experts, where it is not known which tokens each of them gets."""
+    if anatomy.experts is None or anatomy.experts.refusal is None:
+        return []
     stacked = sorted(
         {name for layer in find_layers(pruned)[1] for name, tensor in layer.named_parameters() if tensor.ndim == 3}
     )
-    return [f"stays dense, because each expert gets different tokens: {', '.join(stacked)}"] if stacked else []
+    reason = "it is not known which tokens each expert gets"
+    return [f"stays dense, because {reason}: {', '.join(stacked)}"] if stacked else []
 
 
 def _about_units_without_refit(anatomy: Anatomy) -> list[str]:
     """Return notes on units that are cut without a refit, and on layers without a refit of their MLP."""
-    stacked = sorted({unit.path for units in anatomy.units for unit in units if not unit.refit})
-    without = [index for index, units in enumerate(anatomy.units) if not any(unit.refit for unit in units)]
+    routed = [routed_units(anatomy, index) for index in range(anatomy.num_layers)]
+    units = [(unit, own) for all_units, own in zip(anatomy.units, routed, strict=True) for unit in all_units]
+    stacked = sorted({unit.path for unit, own in units if not unit.refit and unit not in own})
+    without = [
+        index for index, own in enumerate(anatomy.units) if not routed[index] and not any(unit.refit for unit in own)
+    ]
     notes = [f"cut without refit, because not every token reaches them: {', '.join(stacked)}"] if stacked else []
     if without:
         layers = "its layers have" if len(without) == anatomy.num_layers else f"layers {ranges(without)} have"

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, sizes_that_change
 from llmprune.anatomy.meta_model import build_meta_model, find_layers
-from llmprune.anatomy.types import Anatomy
+from llmprune.anatomy.types import Anatomy, routed_units
 from llmprune.checkpoint.base_files import planned_files, require_expressible
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.stored_dtypes import kept_dtypes
@@ -236,6 +236,7 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         recipe.sparsity,
         find_layers(pruned)[1],
         experts=planned.experts,
+        units=[routed_units(anatomy, layer) for layer in keep],
         calibration=recipe.calibration.shape(),
         refit=recipe.refit is not None,
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from llmprune.anatomy.projections import projections_of
+from llmprune.anatomy.stacked_projections import stacked_projections
+from llmprune.anatomy.types import MlpUnit
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.sparsity import Sparsity, select
 from llmprune.results.formatting import ranges
@@ -32,38 +34,46 @@ def planned_sparsity(
     layers: Iterable[nn.Module],
     *,
     experts: int | None,
+    units: Sequence[Sequence[MlpUnit]],
     calibration: tuple[int, int],
     refit: bool,
 ) -> SparsityPlan | None:
     """Select the matrices that get the pattern in the layers of the pruned model.
 
-    ``experts``: kept in each mixture; ``calibration``: windows and their length; ``refit``: True where the run refits.
+    ``experts``: kept in each mixture; ``units``: of each layer, without those whose experts' tokens are not known;
+    ``calibration``: windows and their length; ``refit``: True where the run refits.
     Raises RecipeError where no matrix is selected, or where the calibration text is too short.
     """
     if sparsity is None:
         return None
-    found = [(index, projections_of(layer)) for index, layer in enumerate(layers)]
-    selections = {index: select(projections, sparsity, experts=experts) for index, projections in found}
-    names = sorted({one.name for _, projections in found for one in projections})
+    found = [(projections_of(layer), stacked_projections(layer, own)) for layer, own in zip(layers, units, strict=True)]
+    selections = [select(projections, sparsity, experts=experts) for projections, _ in found]
+    stacked = [select(stacks, sparsity, experts=None) for _, stacks in found]
+    names = sorted(
+        {one.name for projections, _ in found for one in projections} | {one.name for _, own in found for one in own}
+    )
     if unmatched := sparsity.unmatched(names):
         raise RecipeError(
             f"sparsity: {', '.join(map(repr, unmatched))} matches no matrix of this model's layers; they have "
             f"{', '.join(names)}"
         )
-    chosen = [one for selection in selections.values() for one in selection.chosen]
+    chosen = [one for selection in selections for one in selection.chosen]
+    stacks = [one for selection in stacked for one in selection.chosen]
     refused: dict[str, list[int]] = {}
-    for index, selection in selections.items():
-        for name, reason in selection.skipped.items():
+    for index, both in enumerate(zip(selections, stacked, strict=True)):
+        for name, reason in (*both[0].skipped.items(), *both[1].skipped.items()):
             refused.setdefault(f"{name}: {reason}", []).append(index)
-    if not chosen:
+    if not chosen and not stacks:
         reasons = "; ".join(refused) or "targets and skip select none"
         raise RecipeError(f"sparsity: no matrix of this model can have the pattern {sparsity.parsed}: {reasons}")
-    if sparsity.required_moments(refit) == "gram":
+    if chosen and sparsity.required_moments(refit) == "gram":
         _require_tokens(max(one.inputs for one in chosen), calibration)
-    weights = sum(one.outputs * one.inputs for one in chosen)
-    zeros = sum(one.outputs * (one.inputs - sparsity.parsed.kept_inputs(one.inputs)) for one in chosen)
+    sizes = [(one.outputs, one.inputs) for one in chosen]
+    sizes += [(one.outputs * one.experts, one.inputs) for one in stacks]
+    weights = sum(outputs * inputs for outputs, inputs in sizes)
+    zeros = sum(outputs * (inputs - sparsity.parsed.kept_inputs(inputs)) for outputs, inputs in sizes)
     skipped = tuple(f"{reason} (in layers {ranges(where)})" for reason, where in refused.items())
-    return SparsityPlan(str(sparsity.parsed), len(chosen), weights, zeros, skipped)
+    return SparsityPlan(str(sparsity.parsed), len(sizes), weights, zeros, skipped)
 
 
 def _require_tokens(inputs: int, calibration: tuple[int, int]) -> None:

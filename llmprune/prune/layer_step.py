@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmprune.anatomy.types import Anatomy, AttentionUnit, MlpUnit, Unit, unit_key
+from llmprune.anatomy.types import Anatomy, AttentionUnit, MlpUnit, Unit, routed_units, unit_key
 from llmprune.cut.decision import Cut, gap_after
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity
@@ -85,7 +85,7 @@ def steps_of(cut: Cut, anatomy: Anatomy, *, refit: Refit | None, sparsity: Spars
                 cut_parts=parts,
                 mlp=next((unit for unit in anatomy.units[old] if unit.refit), None) if refit else None,
                 attention=attention,
-                experts=_routed_experts(old, anatomy) if refit else None,
+                experts=next(iter(routed_units(anatomy, old)), None) if refit else None,
                 mlp_outputs=frozenset(unit.output for unit in anatomy.units[old]),
                 is_untouched=sparsity is None and not is_narrowed and (first_gap is None or first_gap > old + 1),
                 uses_dense=uses_dense,
@@ -107,13 +107,6 @@ def cut_parts(layer: int, anatomy: Anatomy, *, cut: Cut) -> frozenset[str]:
     experts = {unit_key(layer, block.path)} & cut.experts.keys() if block else set()
     heads = {unit_key(layer, attention.path)} & cut.heads.keys() if attention else set()
     return frozenset(keys | {f"experts of {key}" for key in experts} | {f"heads of {key}" for key in heads})
-
-
-def _routed_experts(layer: int, anatomy: Anatomy) -> MlpUnit | None:
-    """Return the layer's routed experts, if it is known which tokens each of them gets."""
-    if anatomy.experts is None or anatomy.experts.refusal:
-        return None
-    return next((unit for unit in anatomy.units[layer] if unit.experts is not None), None)
 
 
 def _narrowed_attention(layer: int, anatomy: Anatomy, *, cut: Cut) -> AttentionUnit | None:

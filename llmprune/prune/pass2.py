@@ -25,7 +25,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from llmprune.anatomy.types import Anatomy
+from llmprune.anatomy.types import Anatomy, routed_units
 from llmprune.checkpoint.skeleton import tensors_of
 from llmprune.common.distributed import is_first_process, sum_over_processes, windows_of_process
 from llmprune.common.process_memory import trim_if_large
@@ -267,10 +267,10 @@ class Pruning:
         if topology is None:
             topology = LayerTopology(run.topologies.agreed_order(run.pruned, step.new, layer=layer))
         experts = self.cut.num_experts or (self.anatomy.experts.count if self.anatomy.experts else None)
-        refit = self.refit if step.refits_sparse else None
+        refit, routed = self.refit if step.refits_sparse else None, routed_units(self.anatomy, step.old)
         units, order = self.anatomy.units[step.old], topology.order
         channels = run.channels.of(run.pruned, step.new, layer=layer, units=units, order=order, experts=experts)
-        sparsifier = Sparsifier(sparsity, refit, experts, run.folds, channels)
+        sparsifier = Sparsifier(sparsity, refit, experts, run.folds, channels, next(iter(routed), None))
         staged = StagedLayer(run.pruned, step.new, layer=layer, order=order)
         targets = DenseTargets(run.dense.hidden_states, work.dense.outputs)
         sparse = sparsifier.prune(staged, topology, targets=targets)

@@ -25,7 +25,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmprune.anatomy.names import is_inside
 from llmprune.anatomy.projections import Projection, projections_of, set_weight, weight_of
+from llmprune.anatomy.stacked_projections import stacked_projections
+from llmprune.anatomy.types import MlpUnit
 from llmprune.common.distributed import sum_over_processes
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.cross_validated_ridge import Repair
@@ -37,6 +40,7 @@ from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.free_channels.channels import FreeChannels
 from llmprune.prune.records import MatrixRecord
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter
+from llmprune.prune.sparse_experts import SparseExperts
 from llmprune.prune.writer_targets import DenseTargets, targets_of
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity, select
@@ -57,7 +61,8 @@ class SparseLayer:
 class Sparsifier:
     """Sparsification of a layer. ``experts``: number of experts of each mixture that are kept.
 
-    ``channels``: free channels by output projection.
+    ``channels``: free channels by output projection; ``routed``: the layer's routed experts, if it is known which
+    tokens each of them gets.
     """
 
     sparsity: Sparsity
@@ -65,6 +70,7 @@ class Sparsifier:
     experts: int | None
     folds: WindowGroups
     channels: Mapping[str, FreeChannels]
+    routed: MlpUnit | None = None
 
     @torch.no_grad()
     def prune(self, staged: StagedLayer, topology: LayerTopology, *, targets: DenseTargets) -> SparseLayer:
@@ -74,6 +80,8 @@ class Sparsifier:
         chosen = {one.name: one for one in select(projections_of(layer), self.sparsity, experts=self.experts).chosen}
         everything = {one.name: one for one in projections_of(layer)}
         for group in topology.order.groups:
+            if topology.last is not None and topology.last.name in group and self._is_beside(topology.last):
+                records += self._prune_experts(staged)  # which the last writer makes good
             together = [chosen[name] for name in group if name in chosen and topology.writer(name) is None]
             if together:
                 records += self._prune_together(staged, together)
@@ -90,7 +98,14 @@ class Sparsifier:
                     repair = pruned.repair
                     records += pruned.matrices
                 staged.finish(writer.name)
+        if topology.last is None or not self._is_beside(topology.last):
+            records += self._prune_experts(staged)
         return SparseLayer(tuple(records), repair)
+
+    def _is_beside(self, writer: ResidualWriter) -> bool:
+        """Check that a writer is within the module of the routed experts, as that of a shared expert is."""
+        around = self.routed.path.rpartition(".")[0] if self.routed is not None else ""
+        return bool(around) and is_inside(writer.name, around)
 
     def _prune_together(self, staged: StagedLayer, projections: Sequence[Projection]) -> list[MatrixRecord]:
         """Prune projections with the same input towards the outputs of their current weights."""
@@ -158,6 +173,35 @@ class Sparsifier:
         return equations.solve(f"layer {staged.index}, {writer.name}"), gram_II
 
     @exact_products()
+    def solve(self, target_OI: Tensor, sums: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return sparse weights [O, I], and the squared error of each output [O] where the kept ones are solved again.
+
+        ``target_OI``: the weights whose outputs they approach; ``sums``: as the method needs of the inputs.
+        """
+        sparse_OI, error_O = target_OI, None
+        for pattern in self.sparsity.steps():
+            sparse_OI, mask_OI = self.sparsity.method.prune(sparse_OI, sums, pattern=pattern)
+            if self.refit is not None:
+                assert sums is not None, "the refit needs XᵀX"
+                sparse_OI, error_O = solve_on_support(
+                    sparse_OI, mask_OI, gram_II=sums, wanted_OI=target_OI, steps=_STEPS
+                )
+        return sparse_OI, error_O
+
+    def _solve_expert(self, target_OI: Tensor, sums: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if sums is not None and sums.ndim == 2:
+            _damp(sums, _DAMPING)
+        return self.solve(target_OI, sums)
+
+    def _prune_experts(self, staged: StagedLayer) -> list[MatrixRecord]:
+        """Prune the stacks of the layer's routed experts."""
+        if self.routed is None:
+            return []
+        stacks = select(stacked_projections(staged.layer, [self.routed]), self.sparsity, experts=None).chosen
+        moments = self.sparsity.required_moments(self.refit is not None)
+        return SparseExperts(self.routed, stacks, moments, self._solve_expert).prune(staged)
+
+    @exact_products()
     def _write(
         self,
         staged: StagedLayer,
@@ -170,14 +214,7 @@ class Sparsifier:
         order_I = self._permute(staged, projections, target_OI=target_OI, sums=sums)
         if order_I is not None:
             target_OI = target_OI[:, order_I]
-        sparse_OI, error_O = target_OI, None
-        for pattern in self.sparsity.steps():
-            sparse_OI, mask_OI = self.sparsity.method.prune(sparse_OI, sums, pattern=pattern)
-            if self.refit is not None:
-                assert sums is not None, "the refit needs XᵀX"
-                sparse_OI, error_O = solve_on_support(
-                    sparse_OI, mask_OI, gram_II=sums, wanted_OI=target_OI, steps=_STEPS
-                )
+        sparse_OI, error_O = self.solve(target_OI, sums)
         if not torch.isfinite(sparse_OI).all():
             names = ", ".join(one.name for one in projections)
             raise NumericalError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Generic, Protocol, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -19,8 +19,6 @@ from llmprune.sparsity.pattern import Pattern
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llmprune.anatomy.projections import Projection
-
 _OPERATIONS_OF_PAIR = 50  # of products, in the time in which two scores are compared and added up
 
 
@@ -29,6 +27,25 @@ def _pattern(value: str | float) -> str | float:
         raise ValueError('give N:M, such as "2:4", or a share of weights to remove, such as 0.5')
     Pattern.parse(value)
     return value
+
+
+class Matrix(Protocol):
+    """Name and size of a projection, or of each matrix of a stack."""
+
+    @property
+    def name(self) -> str:
+        """Name in the layer."""
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs."""
+
+    @property
+    def inputs(self) -> int:
+        """Number of inputs."""
+
+
+One = TypeVar("One", bound=Matrix)
 
 
 class Sparsity(Section):
@@ -115,7 +132,7 @@ class Sparsity(Section):
         """Return the moments of the inputs that pass 2 sums; ``refit``: True where the recipe refits."""
         return self.method.required_moments(refit and self.method.refits)
 
-    def names(self, projection: Projection) -> bool:
+    def names(self, projection: Matrix) -> bool:
         """Check that ``targets`` and ``skip`` select this projection."""
         return (not self.targets or _matches(projection.name, self.targets)) and not _matches(
             projection.name, self.skip
@@ -128,14 +145,14 @@ class Sparsity(Section):
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(Generic[One]):
     """Projections of one layer that get the pattern; ``skipped``: others that the recipe selects, with the reason."""
 
-    chosen: tuple[Projection, ...]
+    chosen: tuple[One, ...]
     skipped: dict[str, str]
 
 
-def select(projections: Iterable[Projection], sparsity: Sparsity, *, experts: int | None) -> Selection:
+def select(projections: Iterable[One], sparsity: Sparsity, *, experts: int | None) -> Selection[One]:
     """Choose the projections that the recipe selects and that the pattern fits. Routers stay dense.
 
     ``experts``: outputs of a router; None for a layer without one.
