@@ -19,6 +19,7 @@ from llmprune.checkpoint.skeleton import build_skeleton
 from llmprune.checkpoint.stored_dtypes import Originals
 from llmprune.common.errors import ModelError
 from llmprune.cut.decision import Cut
+from llmprune.cut.merging import merge_experts
 from llmprune.layerwise.decoder import Decoder, LayerPlacement, Tensors
 
 
@@ -129,7 +130,7 @@ def cut_outside(tensors: Tensors, *, anatomy: Anatomy, cut: Cut) -> Tensors:
 
 
 def cut_layer(tensors: Tensors, anatomy: Anatomy, *, cut: Cut, layer: int) -> Tensors:
-    """Return a dense layer's tensors with only the kept neurons, heads and experts.
+    """Return a dense layer's tensors with only the kept neurons, heads and experts, others merged into these if asked.
 
     ``tensors`` may be some of the layer's; those without prunable dimensions are returned unchanged. ``layer``: its
     index in the dense model.
@@ -140,14 +141,24 @@ def cut_layer(tensors: Tensors, anatomy: Anatomy, *, cut: Cut, layer: int) -> Te
     ]
     if attention is not None:
         parts.append((attention.tensors, cut.heads.get(unit_key(layer, attention.path))))
-    if block is not None:
-        parts.append((block.tensors, cut.experts.get(unit_key(layer, block.path))))
-    kept = dict(tensors)
+    kept = _selected(dict(tensors), parts)
+    if block is None:
+        return kept
+    key = unit_key(layer, block.path)
+    routed = next((unit for unit in anatomy.units[layer] if unit.experts is not None), None)
+    if key in cut.merged and routed is not None and all(one.name in kept for one in routed.tensors):
+        merged_E, usage_E = cut.merged[key], cut.usage[key]
+        kept = merge_experts(kept, routed, block=block, merged_E=merged_E, usage_E=usage_E)
+    return _selected(kept, [(block.tensors, cut.experts.get(key))])
+
+
+def _selected(tensors: Tensors, parts: list[tuple[tuple[PrunableDim, ...], Tensor | None]]) -> Tensors:
+    """Return the tensors with the kept units of each part; all units where its indices are None."""
     for prunables, keep in parts:
         for one in prunables:
-            if keep is not None and one.name in kept:
-                kept[one.name] = select_neurons(kept[one.name], one, keep=keep)
-    return kept
+            if keep is not None and one.name in tensors:
+                tensors[one.name] = select_neurons(tensors[one.name], one, keep=keep)
+    return tensors
 
 
 def restore_layer(tensors: Tensors, originals: Originals, *, anatomy: Anatomy, cut: Cut, layer: int) -> Tensors:

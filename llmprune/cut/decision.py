@@ -21,7 +21,7 @@ from torch import Tensor
 from llmprune.common.errors import RecipeError
 from llmprune.common.files import write_atomically, write_text
 
-_KINDS = ("neurons", "experts", "heads")
+_KINDS = ("neurons", "experts", "heads", "merged", "usage")
 _HIDDEN = "hidden"
 
 
@@ -32,8 +32,9 @@ class Cut:
     ``layers``: indices kept, ascending. ``widths``: neurons kept, by config field, of narrowed units only.
     ``num_experts``, ``kv_groups``: experts and key-value groups kept in each layer; None if all are. By ``unit_key``:
     ``neurons``, indices kept, int64 [K], or [E, K] with different ones in each expert; ``experts``, indices kept, int64
-    [num_experts]; ``heads``, indices of the groups kept, int64 [kv_groups]. ``hidden``: ascending
-    indices of the residual channels kept in the whole model, int64 [K]; None if all are. Raises RecipeError for
+    [num_experts]; ``heads``, indices of the groups kept, int64 [kv_groups]. ``hidden``: ascending indices of the
+    residual channels kept in the whole model, int64 [K]; None if all are. Where removed experts are merged: ``merged``,
+    the kept expert that each expert is merged into, int64 [E]; ``usage``, its weight there, [E]. Raises RecipeError for
     impossible layers.
     """
 
@@ -46,6 +47,8 @@ class Cut:
     kv_groups: int | None = None
     heads: dict[str, Tensor] = field(default_factory=dict)
     hidden: Tensor | None = None
+    merged: dict[str, Tensor] = field(default_factory=dict)
+    usage: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         indices = all(type(index) is int for index in self.layers)
@@ -143,6 +146,8 @@ class Cut:
                 text["kv_groups"],
                 kinds["heads"],
                 hidden_K,
+                kinds["merged"],
+                kinds["usage"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError(

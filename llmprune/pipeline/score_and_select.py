@@ -83,6 +83,7 @@ def find_cut(context: RunContext, scores: Scores | None) -> ChosenCut:
         chosen.kv_groups,
         chosen.layers,
         *([] if chosen.hidden is None else [chosen.hidden_size]),
+        *(["merged"] if chosen.merged else []),
     )
     cut = folder.produce("cut", origin, file="cut.json", load=Cut.load, make=make)
     cut.require_like(chosen)
@@ -233,7 +234,9 @@ def origin_of_scores(context: RunContext) -> str | None:
     by_source = () if scored.sources_N is None else (scored.combine, scored.sources_N.tolist())
     hidden = ("hidden",) if criteria.hidden else ()
     unseen = () if context.search is None else (context.search.judged_N.tolist(),)
-    return fingerprint(inputs.identity, text, horizon, _keeps_pattern(recipe), *parts, *hidden, *by_source, *unseen)
+    merges = ("merge",) if criteria.merges_experts else ()
+    own = (*parts, *hidden, *by_source, *unseen, *merges)
+    return fingerprint(inputs.identity, text, horizon, _keeps_pattern(recipe), *own)
 
 
 def planned_sizes(context: RunContext) -> PlannedSizes:
@@ -246,6 +249,7 @@ def planned_sizes(context: RunContext) -> PlannedSizes:
         num_experts=plan.keep_experts,
         kv_groups=plan.keep_kv_groups,
         hidden_size=plan.keep_hidden,
+        merge_experts=_merges_experts(context.recipe),
         keep_pattern=_keeps_pattern(context.recipe),
     )
 
@@ -263,11 +267,16 @@ def criteria_of(recipe: Recipe) -> ScoringCriteria:
         heads=width.head_criterion if width and width.heads is not None else None,
         experts=recipe.experts.criterion if recipe.experts else None,
         hidden=recipe.hidden is not None,
+        merges_experts=_merges_experts(recipe),
     )
 
 
 def _depth_target(context: RunContext) -> DepthTarget:
     return DepthTarget(context.plan.dense.layers - context.plan.keep_layers, _keeps_pattern(context.recipe))
+
+
+def _merges_experts(recipe: Recipe) -> bool:
+    return recipe.experts is not None and recipe.experts.method == "merge"
 
 
 def _keeps_pattern(recipe: Recipe) -> bool:

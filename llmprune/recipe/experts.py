@@ -1,8 +1,8 @@
-"""The recipe's ``experts`` section: how many experts are removed from each mixture."""
+"""The recipe's ``experts`` section: how many experts are removed from each mixture, and how."""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,11 @@ class Experts(Section):
 
     remove: int | None = Field(None, gt=0, description="Number of experts to remove from each mixture.")
     keep: int | None = Field(None, gt=0, description="Number of experts to keep in each mixture.")
+    method: Literal["drop", "merge"] = Field(
+        "drop",
+        description="drop: removed experts are left out; merge: their weights are averaged into the kept expert whose "
+        "outputs are nearest, by usage.",
+    )
     criterion: ExpertCriterion = Field(Reap(), description="How experts are scored.")
 
     @model_validator(mode="after")

@@ -26,7 +26,8 @@ from llmprune.score.channels import ChannelScorer
 from llmprune.score.gradients import blend, require_cache, score_by_gradients
 from llmprune.score.inputs import CalibrationBatches, DepthTarget, ScoringCriteria
 from llmprune.score.layer_spans import LayerSpans
-from llmprune.score.scorers import Scorer, scorers_of, sums_of
+from llmprune.score.scorer import Scorer
+from llmprune.score.scorers import scorers_of, sums_of
 from llmprune.score.scores import Scores, combine_sources
 from llmprune.score.source_parts import SourceParts
 

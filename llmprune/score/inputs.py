@@ -26,7 +26,8 @@ T = TypeVar("T")
 class ScoringCriteria:
     """Criteria of layers, MLP neurons (``width``), key-value groups (``heads``) and experts; None: not scored.
 
-    ``hidden``: residual channels are scored, by what the layers read of them.
+    ``hidden``: residual channels are scored, by what the layers read of them. ``merges_experts``: the distances between
+    experts are measured too.
     """
 
     depth: DepthCriterion | None = None
@@ -34,6 +35,7 @@ class ScoringCriteria:
     heads: WidthCriterion | None = None
     experts: ExpertCriterion | None = None
     hidden: bool = False
+    merges_experts: bool = False
 
     @property
     def in_forward(self) -> ScoringCriteria:

@@ -7,7 +7,6 @@ Shapes: T tokens, D hidden size, F neurons of a unit, E experts.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,27 +21,11 @@ from llmprune.anatomy.selection import neuron_rows, outputs_first
 from llmprune.anatomy.types import Anatomy, AttentionUnit, MlpUnit, Unit, unit_key
 from llmprune.criteria.accumulators.base import ExpertAccumulator, UnitAccumulator
 from llmprune.criteria.base import ExpertCriterion, WidthCriterion
+from llmprune.score.expert_distances import ExpertDistanceScorer
 from llmprune.score.inputs import ScoringCriteria
+from llmprune.score.scorer import Scorer
 from llmprune.score.scores import Scores
 from llmprune.score.source_parts import SourceParts
-
-
-class Scorer(ABC):
-    """Scores one part of a layer; ``key`` names the part in the scores."""
-
-    key: str
-
-    @abstractmethod
-    def watch(self, hooks: ExitStack) -> None:
-        """Read the part's activations until the hooks are removed."""
-
-    @abstractmethod
-    def reducible_state(self) -> list[Tensor]:
-        """Return the running sums themselves, which several processes add up in place before ``write``."""
-
-    @abstractmethod
-    def write(self, scores: Sequence[Scores]) -> None:
-        """Write the part's scores by each source from the sums of all processes."""
 
 
 def scorers_of(
@@ -63,6 +46,8 @@ def scorers_of(
         key, count = unit_key(index, block.path), anatomy.experts.count
         module = layer.get_submodule(block.path)
         scorers.append(ExpertScorer(key, module, count=count, criterion=criteria.experts, parts=parts))
+        if criteria.merges_experts:
+            scorers.append(ExpertDistanceScorer(key, module, count=count))
     return scorers
 
 

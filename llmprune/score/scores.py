@@ -19,7 +19,7 @@ from llmprune.criteria.combine import Combine, combine_scores
 _LAYERS = "layers"
 _OF = ":"  # between the number of a source and the name of its scores
 _NOTES = "notes"
-_KINDS = ("neurons", "experts", "routed", "heads", "hidden")
+_KINDS = ("neurons", "experts", "routed", "heads", "hidden", "distances", "usage")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Scores:
 
     ``layers``: [N], or None where layers are not scored. ``neurons``: [F], of routed experts [E, F]. ``experts``: [E].
     ``routed``: number of tokens routed to each expert [E], of units of routed experts. ``heads``: [G]. ``hidden``:
-    what each layer reads of every residual channel [D], by the layer's key.
+    what each layer reads of every residual channel [D], by the layer's key. ``distances``: between the experts of a
+    layer [E, E], and their ``usage`` [E], where experts are merged.
     ``by_source``: the scores by each source of text alone, where the others are combined from them; empty where sources
     are not told apart. ``notes``: what a report says about them.
     """
@@ -38,6 +39,8 @@ class Scores:
     experts: dict[str, Tensor] = field(default_factory=dict)
     routed: dict[str, Tensor] = field(default_factory=dict)
     heads: dict[str, Tensor] = field(default_factory=dict)
+    distances: dict[str, Tensor] = field(default_factory=dict)
+    usage: dict[str, Tensor] = field(default_factory=dict)
     by_source: tuple[Scores, ...] = ()
     notes: tuple[str, ...] = ()
     hidden: dict[str, Tensor] = field(default_factory=dict)
@@ -77,9 +80,10 @@ class Scores:
         for name, value in tensors.items():
             kind, _, key = name.partition(".")
             kinds[kind][key] = value
-        return cls(
-            layers_N, kinds["neurons"], kinds["experts"], kinds["routed"], kinds["heads"], hidden=kinds["hidden"]
-        )
+        scores = cls(layers_N, {})
+        for kind, found in kinds.items():
+            getattr(scores, kind).update(found)
+        return scores
 
 
 def combine_sources(by_source: Sequence[Scores], rule: Combine) -> Scores:
@@ -92,4 +96,5 @@ def combine_sources(by_source: Sequence[Scores], rule: Combine) -> Scores:
         for kind in ("neurons", "experts", "heads", "hidden")
     )
     routed = {key: sum((one.routed[key] for one in by_source[1:]), start) for key, start in first.routed.items()}
-    return Scores(None, neurons, experts, routed, heads, tuple(by_source), first.notes, hidden)
+    combined = {"neurons": neurons, "experts": experts, "routed": routed, "heads": heads, "hidden": hidden}
+    return replace(first, layers=None, by_source=tuple(by_source), **combined)

@@ -10,6 +10,7 @@ import torch
 from llmprune.anatomy.types import Anatomy, unit_key
 from llmprune.cut.decision import Cut, choose_highest, choose_in_groups, choose_layers
 from llmprune.cut.layer_choice import choose_in_pattern
+from llmprune.cut.merging import nearest_kept
 from llmprune.score.scores import Scores
 
 
@@ -28,6 +29,7 @@ class PlannedSizes:
     num_experts: int | None = None
     kv_groups: int | None = None
     hidden_size: int | None = None
+    merge_experts: bool = False  # removed experts are merged into kept ones
     keep_pattern: bool = False  # choose layers only so that their kinds repeat as in the base model
 
 
@@ -61,6 +63,9 @@ def choose_cut(anatomy: Anatomy, scores: Scores | None, *, sizes: PlannedSizes) 
             key: choose_in_groups(scores_E, num_experts, groups=groups) for key, scores_E in scores.experts.items()
         }
         cut = replace(cut, num_experts=num_experts, experts=experts)
+        if sizes.merge_experts:
+            merged = {key: nearest_kept(scores.distances[key], keep, groups=groups) for key, keep in experts.items()}
+            cut = replace(cut, merged=merged, usage={key: scores.usage[key] for key in experts})
     if kv_groups is not None and anatomy.heads is not None and kv_groups != anatomy.heads.count:
         heads = {key: choose_highest(scores_G, kv_groups) for key, scores_G in scores.heads.items()}
         cut = replace(cut, kv_groups=kv_groups, heads=heads)
