@@ -2,7 +2,8 @@
 
 The neurons of an expert have no order, so those of a removed expert are first matched to those of the kept one: the
 assignment with the largest sum of products of their weights (weight matching, Git Re-Basin, arXiv 2209.04836, as
-M-SMoE, arXiv 2310.01334, merges experts). The kept expert keeps its row of the router.
+M-SMoE, arXiv 2310.01334, merges experts). Rows of the router are averaged as well: that lost a little less than the
+kept expert's own row.
 
 Shapes: E experts, F neurons of an expert, X all weights of a neuron.
 """
@@ -39,8 +40,7 @@ def merge_experts(tensors: Tensors, unit: MlpUnit, *, block: ExpertBlock, merged
     ``merged_E``: of each expert the one that it is merged into; ``usage_E``: its weight in the average.
     """
     aligned = {prunable.name: replace(prunable, dim=prunable.dim - 1) for prunable in unit.tensors}
-    holders = {name.rpartition(".")[0] for name in aligned}  # with biases, without the router
-    names = [one.name for one in block.tensors if one.name.rpartition(".")[0] in holders]
+    names = [one.name for one in block.tensors if one.dim == 0]
     merged = {name: tensors[name].clone() for name in names}
     for kept, members in _clusters(merged_E):
         share = usage_E[[kept, *members]].double().clamp_min(1e-30)

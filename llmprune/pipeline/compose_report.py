@@ -22,6 +22,7 @@ from llmprune.evaluation.greedy_agreement import estimate_agreement
 from llmprune.evaluation.recovery_scores import compare_recovery
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.context import RunContext
+from llmprune.pipeline.expert_warnings import warn_of_experts_without_refit, warn_of_unrouted_experts
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
 from llmprune.pipeline.round_figures import Round, about_rounds, round_figures, source_figures
 from llmprune.pipeline.score_and_select import ChosenCut
@@ -30,7 +31,7 @@ from llmprune.planning.tool_compatibility import settle_patterns
 from llmprune.prune.records import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.composed_layers import compose_layers
-from llmprune.results.formatting import plural, ranges
+from llmprune.results.formatting import ranges
 from llmprune.results.prediction_heads import PredictionHeads, describe_prediction_heads
 from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
 from llmprune.results.report_schema import (
@@ -133,12 +134,14 @@ def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
     slow_disk = warn_of_slow_disk(context.folder.steps)
     scored = results.scores.notes if results.scores is not None else ()
     untrained = warn_of_untrained_layers(results.pruned.records)
+    few_tokens = warn_of_experts_without_refit(results.pruned.records)
     warnings = [
         *notes,
         *about_rounds(context.earlier),
         *context.batches.reductions,
         *scored,
         *unrouted,
+        *few_tokens,
         *chosen.warnings,
         *slow_disk,
     ]
@@ -152,19 +155,6 @@ def _about_heads(planned: PredictionHeads | None, pruned: PrunedCheckpoint) -> l
     if pruned.heads is not None:
         return [] if pruned.heads == planned else [describe_prediction_heads(pruned.heads)]
     return [describe_heads(pruned.left_heads)] if pruned.left_heads else []
-
-
-def warn_of_unrouted_experts(scores: Scores) -> list[str]:
-    """Return a warning where no calibration token was routed to some experts."""
-    unrouted = {key: int((tokens_E == 0).sum()) for key, tokens_E in scores.routed.items()}
-    places = [key for key, experts in unrouted.items() if experts]
-    if not places:
-        return []
-    named = ", ".join([*places[:3], *(["…"] if len(places) > 3 else [])])
-    return [
-        f"{plural(sum(unrouted.values()), 'expert')} in {plural(len(places), 'layer')} ({named}) got no calibration "
-        "token: scored by the norm of their output weights; more calibration text would reach them"
-    ]
 
 
 def warn_of_untrained_layers(records: Sequence[LayerRecord]) -> list[str]:

@@ -14,6 +14,7 @@ from llmprune.criteria.base import ScoringSize
 from llmprune.planning.activations import token_activations
 from llmprune.planning.device_memory import MemoryPlanner, Windows, WorkingSet
 from llmprune.planning.machine import Machine
+from llmprune.planning.routed_experts import refit_statistics, stored_values, widest_experts
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures import Figures
@@ -32,13 +33,13 @@ def memory_of(
     recipe: Recipe, dense: PreTrainedModel, *, pruned: PreTrainedModel, anatomy: Anatomy, widths: dict[str, int]
 ) -> Memory:
     """Return the peak memory of a run. The models may be without weights; ``widths``: neurons kept, by config field."""
-    samples, _ = recipe.calibration.shape()
+    samples, length = recipe.calibration.shape()
     hidden = text_config(dense.config).hidden_size
     kept = anatomy.widths | widths
     units = [unit for of_layer in anatomy.units for unit in of_layer if unit.refit and recipe.refit]
     inputs = max((unit.times * kept[unit.field] for unit in units), default=0)
     removed = max((unit.times * (anatomy.widths[unit.field] - kept[unit.field]) for unit in units), default=0)
-    sparse = _sparse_statistics(recipe, pruned)
+    sparse = _sparse_statistics(recipe, pruned, anatomy=anatomy)
     size = _scoring_size(recipe, dense, anatomy=anatomy, keep_layers=len(find_layers(pruned)[1]))
     depth = recipe.layer_criterion
     folds = recipe.refit.folds(recipe.calibration.number_of_sources()) if recipe.refit else 1
@@ -48,11 +49,13 @@ def memory_of(
         hidden_states=2 * samples * bytes_of_window(recipe, dense)
         + (depth.hidden_state_bytes(size) if depth else 0)
         + _refit_bytes(recipe, dense, anatomy=anatomy, inputs=inputs)
+        + samples * length * stored_values(recipe, anatomy, hidden=hidden, itemsize=dense.dtype.itemsize)
         + _staged_layer_bytes(recipe, dense, pruned=pruned)
         + _up_refit_bytes(recipe, dense, neurons=neurons_of_up_refit(anatomy, widths))
         + _narrow_bytes(recipe, dense, pruned=pruned),
         statistics=max(
             4 * inputs * (inputs * folds + max(inputs, removed) + hidden * 4) + sparse,
+            refit_statistics(recipe, anatomy, widths=kept, hidden=hidden, folds=folds),
             recipe.width.neuron_criterion.memory(size.inputs, recipe.calibration.summed_sources) if recipe.width else 0,
             depth.statistics_bytes(size) if depth else 0,
             _training_bytes(recipe, pruned),
@@ -186,14 +189,19 @@ def _training_bytes(recipe: Recipe, pruned: PreTrainedModel) -> int:
     return int(entries * of_each)
 
 
-def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel) -> int:
-    """Bytes of XᵀX, its factor, and the candidate weights, for the largest projection that is made sparse."""
+def _sparse_statistics(recipe: Recipe, pruned: PreTrainedModel, *, anatomy: Anatomy) -> int:
+    """Bytes of XᵀX, its factor, and the candidate weights, for the largest matrix that is made sparse."""
     sparsity = recipe.sparsity
     if sparsity is None or sparsity.required_moments(recipe.refit is not None) != "gram":
         return 0
-    projections = [one for layer in find_layers(pruned)[1] for one in projections_of(layer)]
+    layers = find_layers(pruned)[1]
+    sizes = [(one.inputs, one.outputs) for layer in layers for one in projections_of(layer) if sparsity.names(one)]
+    experts = widest_experts(anatomy, {})
+    if experts is not None:
+        hidden, (_, width) = text_config(pruned.config).hidden_size, experts
+        sizes += [(hidden, 2 * width), (width, hidden)]
     weights = 6 + sparsity.permutes  # in another order too
-    return max(4 * one.inputs * (2 * one.inputs + weights * one.outputs) for one in projections if sparsity.names(one))
+    return max((4 * inputs * (2 * inputs + weights * outputs) for inputs, outputs in sizes), default=0)
 
 
 def bytes_of_window(recipe: Recipe, dense: PreTrainedModel) -> int:

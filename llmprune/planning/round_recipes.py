@@ -117,7 +117,7 @@ class _Way:
         if dense.heads and heads is not None:
             heads = _between(dense.heads.count, heads, part=part, possible=(*dense.heads.possible, dense.heads.count))
         if dense.experts and experts is not None:
-            possible = range(experts, dense.experts.count + 1)
+            possible = [one for one in dense.experts.possible if one >= experts]
             experts = _between(dense.experts.count, experts, part=part, possible=possible)
         sparsity = self.recipe.sparsity
         by_share = sparsity is not None and sparsity.parsed.of is None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 MOST_FOLDS = 4  # each needs memory for a Gram matrix
+PASSES_OF_EXPERTS = 8  # over the routed experts of a layer, some in each; four retained as much, and need more memory
 EPOCHS = 4  # passes over the training windows of ``block``, at most
 WINDOWS_OF_STEP = 4  # of ``block``, in all processes together
 

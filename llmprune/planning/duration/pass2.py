@@ -10,7 +10,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from llmprune.anatomy.projections import Projection, projections_of
-from llmprune.anatomy.types import MlpUnit
+from llmprune.anatomy.stacked_projections import stacked_projections
+from llmprune.anatomy.types import MlpUnit, routed_units
 from llmprune.common.linalg.gram import gram_operations
 from llmprune.planning.duration.operations import LayerCost, Work, cut_refit_work, refit_work, up_refit_work
 from llmprune.planning.duration.parts import Part, PlannedModels, Tokens, is_cached
@@ -20,6 +21,7 @@ from llmprune.recipe.sparsity import Sparsity, select
 
 _PASSES_OF_TRAINING = 3  # forward passes that take as long as a forward and a backward pass
 _BYTES_OF_STEP = 32.0  # of each weight that a step of Adam reads and writes: itself, its gradient, two moments
+_CALLS_OF_EXPERT = 80  # operations started to find an expert's tokens in a batch, run it and add up the sums
 _SUPPORT_PRODUCTS = 3  # products with XᵀX for each matrix that ``masked_least_squares`` solves on its support
 
 
@@ -97,7 +99,7 @@ class Pass2Count:
         if is_untouched:
             return work
         if self.refit is not None and not self.refits_sparse:
-            work += self._refits(new, old, refit=self.refit)
+            work += self._refits(new, old, refit=self.refit) + self._expert_refits(new, old, refit=self.refit)
         work += self._final_run(new, old) + self._training(new)
         return work + (self._sparsified(new, sparsity) if sparsity is not None else Work())
 
@@ -194,6 +196,20 @@ class Pass2Count:
         loses_others = self.is_narrowed and not self.cuts_neurons_only
         return self._unit(old) is not None and not loses_others
 
+    def _expert_refits(self, new: int, old: int, *, refit: Refit) -> Work:
+        """Return the work of refitting routed experts: two runs of the layer, three of its experts, and the solves."""
+        anatomy, hidden, tokens = self.models.anatomy, self.models.hidden, self.tokens.count
+        unit = next(iter(routed_units(anatomy, old)), None)
+        if unit is None:
+            return Work()
+        experts = self.models.planned.experts or unit.experts or 1
+        folds = refit.folds(self.recipe.calibration.number_of_sources()) if self.tokens.windows > 1 else 1
+        own = tokens * ((anatomy.experts and anatomy.experts.top_k) or experts) / experts
+        each = refit_work(self._kept_width(unit), hidden, tokens=own, refit=refit, folds=folds, parts=2)
+        calls = Work(calls=3 * self.tokens.batches * experts * _CALLS_OF_EXPERT)
+        runs = self.run(self.dense[old]) + self.run(self.cut[new]) + self.run(self.cut[new], mixer=False) * 2
+        return runs + each * experts + calls
+
     def _sparsified(self, new: int, sparsity: Sparsity) -> Work:
         """Return the work of making a layer's matrices sparse: sums of their inputs, and the method."""
         layer = self.models.pruned_layers[new]
@@ -215,6 +231,20 @@ class Pass2Count:
                 work += Work(solves=sparsity.order_operations(outputs, inputs, refit=refits))
             support = 2 * _SUPPORT_PRODUCTS * outputs * inputs**2 if self.refits_sparse else 0
             work += Work(solves=sparsity.rounds * (sparsity.method.operations(outputs, inputs) + support))
+        return work + self._sparsified_experts(new, sparsity)
+
+    def _sparsified_experts(self, new: int, sparsity: Sparsity) -> Work:
+        """Return the same work for the matrices of routed experts, each with its own tokens."""
+        anatomy, tokens, work = self.models.anatomy, self.tokens.count, Work()
+        units = routed_units(anatomy, self.models.planned.layers[new])
+        stacks = stacked_projections(self.models.pruned_layers[new], units)
+        for one in select(stacks, sparsity, experts=None).chosen:
+            share = ((anatomy.experts and anatomy.experts.top_k) or one.experts) / one.experts
+            support = 2 * _SUPPORT_PRODUCTS * one.outputs * one.inputs**2 if self.refits_sparse else 0
+            each = sparsity.rounds * (sparsity.method.operations(one.outputs, one.inputs) + support)
+            work += Work(solves=one.experts * each, calls=self.tokens.batches * one.experts * _CALLS_OF_EXPERT)
+            if sparsity.required_moments(self.recipe.refit is not None) == "gram":
+                work += Work(sums=one.experts * share * tokens * gram_operations(one.inputs))
         return work
 
     def _writers(self, old: int) -> set[str]:

@@ -35,7 +35,8 @@ def scoring_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
     forward = forward_work(costs, tokens) + visited(costs) + Work(stream=stored + compared)
     criteria = _unit_scoring(recipe, models, tokens=tokens)
     if recipe.experts:  # each expert is run once more, alone
-        forward += Work.total(cost.run(tokens.count, tokens.batches, mixer=False) for cost in costs)
+        runs = 2 if recipe.experts.method == "merge" else 1  # and all of them on some tokens, to compare their outputs
+        forward += Work.total(cost.run(tokens.count, tokens.batches, mixer=False) for cost in costs) * runs
     by_gradients = recipe.width is not None and recipe.width.neuron_criterion.forward_criterion is None
     scoring = forward if by_gradients else forward + criteria
     parts = [Part(step="pass 1", name="pass 1: scoring layers", work=scoring, items=layers, shared=True)]

@@ -33,8 +33,8 @@ from llmprune.prune.records import ExpertsRecord
 from llmprune.prune.relative_error import RelativeError
 from llmprune.prune.repair.base import Stage
 from llmprune.prune.routed_tokens import RoutedTokens
+from llmprune.recipe.refit import PASSES_OF_EXPERTS
 
-_PASSES = 8  # over the experts of a layer; each runs its own experts once and those of the pass before it again
 _LEAST_OF_FOLD = 16  # tokens of an expert in every fold, so that each can judge
 
 
@@ -116,8 +116,8 @@ class _Solver:
         enough_E = (counts_EG.sum(1) >= self.unit_width) & (counts_EG >= _LEAST_OF_FOLD).all(1)
         chosen = enough_E.nonzero().squeeze(1).tolist()
         solved: dict[int, Tensor] = {}
-        for start in range(min(_PASSES, len(chosen))):
-            solved = self._pass(chosen[start::_PASSES], before=solved)
+        for start in range(min(PASSES_OF_EXPERTS, len(chosen))):
+            solved = self._pass(chosen[start::PASSES_OF_EXPERTS], before=solved)
         changes = [change for change in self._held_out if change < 0]
         mean = sum(self._held_out) / len(self._held_out) if self._held_out else None
         return ExpertsRecord(refit=len(changes), few_tokens=count - len(chosen), held_out=mean)
