@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,9 @@ from llmprune.common.linalg.masked_least_squares import output_energy
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.prune.records import MatrixRecord
 from llmprune.prune.routed_tokens import RoutedTokens
-from llmprune.sparsity.method import InputMoments
+
+if TYPE_CHECKING:
+    from llmprune.sparsity.method import InputMoments
 
 _OTHER_TOKENS = 4  # tokens of the layer, per input, whose activations fill up the moments of an expert with few
 

@@ -62,6 +62,25 @@ def test_a_run_proves_the_pattern_in_the_file(base: Path, tmp_path: Path, monkey
     assert "2:4 sparsity in 21 matrices" in page
 
 
+def test_a_run_proves_the_pattern_of_experts(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts, some merged into others, get the pattern in the file, which stores each of them for itself."""
+    verify_here(monkeypatch)
+    save_model(tmp_path / "dense", "mixtral", num_hidden_layers=2)
+    sections = {"sparsity": {"pattern": "4:8"}, "experts": {"remove": 1, "method": "merge"}, "depth": None}
+    calibration = {"dataset": str(base / "text.txt"), "samples": 24, "sequence_length": 32}
+    sections |= {"calibration": calibration, "width": None}
+    recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path / "dense", base / "text.txt", **sections)
+    done = command("run", recipe, "--output", tmp_path / "run")
+    assert done.code == 0, done.err
+    tensors = load_file(tmp_path / "run/model/model.safetensors")
+    experts = [weight for name, weight in tensors.items() if ".experts." in name]
+    assert len(experts) == 2 * 3 * 3
+    assert all(((weight != 0).view(-1, 8).sum(1) == 4).all() for weight in experts)
+    figures = json.loads((tmp_path / "run/report.json").read_text())["sparsity"]
+    assert (figures["matrices"], figures["violations"]) == (2 * (4 + 2), 0)
+    assert figures["weights"] == 2 * figures["zeros"]
+
+
 def test_a_broken_file_is_not_published(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A nonzero weight that breaks the pattern stops the run before there is a model folder."""
     from llmprune.checkpoint.saving import CheckpointWriter
