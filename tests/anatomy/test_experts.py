@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from helpers.checkpoints import prune_and_save
 from helpers.commands import command, save_model, verify_here, write_recipe, write_text
 from helpers.decoders import dense_decoder
-from helpers.families import MIXTURES, RELOAD
+from helpers.families import GROUPED, MIXTURES, RELOAD
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.experts.reap import Reap
 from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_config, cut_decoder
-from llmprune.cut.decision import Cut, choose_in_groups
+from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.score.forward_pass import score
@@ -36,8 +35,6 @@ from llmprune.score.scores import Scores
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
-# A router of three groups of four experts, of which it chooses two first.
-GROUPED = {"n_routed_experts": 12, "n_group": 3, "topk_group": 2, "num_experts_per_tok": 2}
 OVERRIDES: dict[str, dict[str, Any]] = {"glm4_moe": GROUPED}
 REMOVABLE = [*(family for family in MIXTURES if family != "llama4_text"), *OVERRIDES]
 # Families that compute routing weights from the chosen experts alone, so that the weights do not change when others are
@@ -78,29 +75,6 @@ def test_small_mixtures_lose_experts_too(count: int) -> None:
     anatomy = discover(tiny_config("qwen2_moe", num_experts=count, num_experts_per_tok=1))
     assert anatomy.experts is not None
     assert (anatomy.experts.count, anatomy.experts.refusal) == (count, None)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "groups", "possible"),
-    [
-        ({}, 3, (6, 9, 12)),  # the router adds up the two best scores of each group
-        ({"num_experts_per_tok": 6}, 3, (9, 12)),  # two groups have to provide six experts
-        ({"topk_group": 3}, 3, (6, 9, 12)),  # all groups are chosen, and still have to be of equal size
-        ({"n_group": 1, "topk_group": 1}, 1, range(2, 13)),
-    ],
-)
-def test_groups_of_experts_are_found(overrides: dict[str, int], groups: int, possible: Sequence[int]) -> None:
-    """The number of groups, and the numbers of experts that they allow, are found by running the router."""
-    experts = discover(tiny_config("deepseek_v3", **GROUPED | overrides)).experts
-    assert experts is not None
-    assert experts.refusal is None
-    assert (experts.groups, tuple(experts.possible)) == (groups, tuple(possible))
-
-
-def test_each_group_loses_its_lowest_scores() -> None:
-    """Groups lose equal numbers, also where one group has the lowest scores of all."""
-    scores_E = torch.tensor([0.1, 0.3, 0.2, 9.0, 7.0, 8.0])
-    assert choose_in_groups(scores_E, 4, groups=2).tolist() == [1, 2, 3, 5]
 
 
 @pytest.fixture(scope="module")

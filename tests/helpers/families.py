@@ -45,6 +45,10 @@ MIXTURES = [
 ]
 
 
+# Config fields of a router of three groups of four experts, of which it chooses two first.
+GROUPED = {"n_routed_experts": 12, "n_group": 3, "topk_group": 2, "num_experts_per_tok": 2}
+
+
 DEPTH_ONLY = [
     "mamba",
     "bloom",
