@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,9 @@ from helpers.tiny import sentencepiece_like_tokenizer
 
 from llmprune.checkpoint.llama_cpp import tools
 from llmprune.checkpoint.llama_cpp.tools import HOME, LlamaCpp
-from llmprune.checkpoint.llama_cpp.write_gguf import GgufWriter, gguf_bytes
+from llmprune.checkpoint.llama_cpp.write_gguf import GgufWriter, gguf_bytes, refused_vocabulary
 from llmprune.common.errors import ModelError, RecipeError
-from llmprune.evaluation.next_tools.base import Subject
+from llmprune.evaluation.next_tools.base import NotChecked, Subject
 from llmprune.evaluation.next_tools.checks import llama_cpp
 
 INSTALLED = Path(__file__).parents[2] / ".venv-gguf"
@@ -84,6 +86,25 @@ def test_disk_of_exports() -> None:
     assert gguf_bytes(1000, ["q8_0"]) == 3062
     assert gguf_bytes(1000, ["q4_k_m"]) == 2900
     assert gguf_bytes(1000, ["bf16", "q4_k_m"]) == 2900
+
+
+@pytest.mark.usefixtures("no_tools")
+def test_converter_gets_no_code(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The converter, which trusts code, gets files that name none; a checkpoint that does is not given to it at all."""
+    base = Path(shutil.copytree(workspace / "base", tmp_path / "base"))
+    for name in ("config.json", "tokenizer_config.json"):
+        fields = json.loads((base / name).read_text()) | {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}
+        (base / name).write_text(json.dumps(fields))
+    (base / "own.py").write_text("raise SystemExit")
+    keeping = '#!/bin/sh\ncp -r "$1" "$(dirname "$0")/given"\nwhile [ "$1" != --outfile ]; do shift; done\n: > "$2"\n'
+    monkeypatch.setenv(HOME, str(programs(tmp_path / "checkout", converter=keeping)))
+    assert refused_vocabulary(LlamaCpp.find(), base) is None
+    given = {path.name: path.read_text() for path in (tmp_path / "checkout" / "given").iterdir()}
+    assert {"config.json", "tokenizer.json"} <= given.keys()
+    assert not {"own.py", "model.safetensors"} & given.keys()
+    assert not any("auto_map" in text for text in given.values())
+    with pytest.raises(NotChecked, match="Python code of its own"):
+        llama_cpp.work(Subject(base, tmp_path))
 
 
 @pytest.mark.usefixtures("no_tools", "in_one_process")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from llmprune.checkpoint.copied_files import CONFIG, copy_selected, select_files, without_code
 from llmprune.checkpoint.llama_cpp.tools import LlamaCpp
 from llmprune.common.distributed import environment_of_one
 from llmprune.common.errors import ModelError
@@ -79,16 +81,28 @@ def gguf_bytes(parameters: int, kinds: Sequence[str]) -> int:
 def refused_vocabulary(tools: LlamaCpp, folder: Path) -> str | None:
     """Return why the converter refuses a model by its config and its tokenizer alone; None where it takes them.
 
-    ``folder``: has these files; weights are not needed.
+    ``folder``: has these files; weights are not needed. They are copied without the names of Python code, which the
+    converter would run: it loads tokenizers with ``trust_remote_code``.
     """
     assert tools.converter, "LlamaCpp.require was called before"
     with TemporaryDirectory(prefix="llmprune-gguf-") as name:
-        file = Path(name) / "vocabulary.gguf"
+        copy, file = Path(name) / "model", Path(name) / "vocabulary.gguf"
+        copy.mkdir()
+        copy_selected(folder, select_files(folder, trusted=False), target=copy, trusted=False)
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        without_code(config, trusted=False)
+        (copy / CONFIG).write_text(json.dumps(config), encoding="utf-8")
         try:
-            run_tool((*tools.converter, str(folder), "--vocab-only", "--outfile", str(file)), "converter", file=file)
+            run_tool((*tools.converter, str(copy), "--vocab-only", "--outfile", str(file)), "converter", file=file)
         except ModelError as error:
             return str(error)
     return None
+
+
+def names_code(folder: Path) -> bool:
+    """Check whether JSON files of a checkpoint name Python code, which the converter would run."""
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("*.json"))
+    return any('"auto_map"' in text for text in texts)
 
 
 def run_tool(command: Sequence[str], tool: str, *, file: Path | None = None) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmprune.checkpoint.llama_cpp.tools import LlamaCpp, remedy
-from llmprune.checkpoint.llama_cpp.write_gguf import GgufWriter, run_tool
-from llmprune.evaluation.next_tools.base import TEXT, Subject, ToolCheck, ToolFailure, divergence, logits
+from llmprune.checkpoint.llama_cpp.write_gguf import GgufWriter, names_code, run_tool
+from llmprune.evaluation.next_tools.base import TEXT, NotChecked, Subject, ToolCheck, ToolFailure, divergence, logits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,8 @@ def missing() -> str | None:
 
 def work(subject: Subject) -> str:
     """Convert, compute, quantise, compute again."""
+    if names_code(subject.folder):
+        raise NotChecked("the checkpoint names Python code of its own, which llama.cpp's converter would run")
     tools = LlamaCpp.find()
     model = subject.model()
     wide = "f32" if str(model.dtype) == "torch.float32" else "bf16"
