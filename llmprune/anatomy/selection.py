@@ -5,6 +5,8 @@ Shapes in names: D hidden size, E experts, F neurons, K neurons, groups or exper
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,14 @@ def select_neurons(tensor: Tensor, prunable: PrunableDim, *, keep: Tensor) -> Te
     if keep.ndim == 2:
         return _select_of_each(tensor, prunable, keep_EK=keep)
     return tensor.index_select(prunable.dim, rows_of(keep, tensor.shape[prunable.dim], prunable=prunable))
+
+
+def select_along(tensors: Mapping[str, Tensor], keep: Mapping[str, tuple[int, Tensor]]) -> dict[str, Tensor]:
+    """Return tensors with only the kept entries along one dimension. ``keep``: dimension and indices [K], by name."""
+    return {
+        name: tensor.index_select(keep[name][0], keep[name][1].to(tensor.device)) if name in keep else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _select_of_each(tensor: Tensor, prunable: PrunableDim, *, keep_EK: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""The pruning decision as a value: which layers, neurons, key-value groups and experts are kept.
+"""The pruning decision as a value: which layers, neurons, key-value groups, experts and tokens are kept.
 
 Pure functions choose it from scores and sizes. It is saved as ``cut.json``, with its index tensors in
 ``cut.safetensors``. The next run of the recipe reads it, also after it was edited by hand.
 
-Shapes: N layers, F neurons of a unit, G key-value groups, E experts, K neurons, groups or residual channels kept.
+Shapes: N layers, F neurons of a unit, G key-value groups, E experts, K neurons, groups, residual channels or tokens kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llmprune.common.errors import RecipeError
 from llmprune.common.files import write_atomically, write_text
 
 _KINDS = ("neurons", "experts", "heads", "merged", "usage")
-_HIDDEN = "hidden"
+_HIDDEN, _VOCABULARY = "hidden", "vocabulary"  # names of their tensors in the file
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Cut:
     ``num_experts``, ``kv_groups``: experts and key-value groups kept in each layer; None if all are. By ``unit_key``:
     ``neurons``, indices kept, int64 [K], or [E, K] with different ones in each expert; ``experts``, indices kept, int64
     [num_experts]; ``heads``, indices of the groups kept, int64 [kv_groups]. ``hidden``: ascending indices of the
-    residual channels kept in the whole model, int64 [K]; None if all are. Where removed experts are merged: ``merged``,
-    the kept expert that each expert is merged into, int64 [E]; ``usage``, its weight there, [E]. Raises RecipeError for
-    impossible layers.
+    residual channels kept in the whole model, int64 [K]; ``vocabulary``: ids of the tokens kept, ascending, int64 [K];
+    None if all are. Where removed experts are merged: ``merged``, the kept expert that each expert is merged into,
+    int64 [E]; ``usage``, its weight there, [E]. Raises RecipeError for impossible layers.
     """
 
     num_layers: int
@@ -49,6 +49,7 @@ class Cut:
     hidden: Tensor | None = None
     merged: dict[str, Tensor] = field(default_factory=dict)
     usage: dict[str, Tensor] = field(default_factory=dict)
+    vocabulary: Tensor | None = None
 
     def __post_init__(self) -> None:
         indices = all(type(index) is int for index in self.layers)
@@ -64,6 +65,10 @@ class Cut:
         if self.num_layers != chosen.num_layers:
             raise RecipeError(
                 f"cut.json is for {self.num_layers} layers and the model has {chosen.num_layers}; delete it"
+            )
+        if self.tokens != chosen.tokens:
+            raise RecipeError(
+                f"cut.json keeps {self.tokens or 'all'} tokens, and the recipe {chosen.tokens or 'all'}; delete it"
             )
         if self._sizes != chosen._sizes or _shapes(self) != _shapes(chosen):
             found, wanted = (
@@ -91,13 +96,18 @@ class Cut:
         return replace(self, hidden=None)
 
     @property
+    def tokens(self) -> int | None:
+        """Number of tokens kept; None if all are."""
+        return None if self.vocabulary is None else len(self.vocabulary)
+
+    @property
     def removed(self) -> tuple[int, ...]:
         """Indices of the removed layers."""
         return tuple(index for index in range(self.num_layers) if index not in self.layers)
 
     @property
     def is_empty(self) -> bool:
-        """True if nothing is removed."""
+        """True if nothing is removed from the layers."""
         return not (self.removed or self.neurons or self.experts or self.heads) and self.hidden is None
 
     def save(self, path: Path, *, reason: Mapping[str, Any] | None = None) -> None:
@@ -109,6 +119,8 @@ class Cut:
         indices = {f"{kind}.{key}": keep for kind in _KINDS for key, keep in getattr(self, kind).items()}
         if self.hidden is not None:
             indices[_HIDDEN] = self.hidden
+        if self.vocabulary is not None:
+            indices[_VOCABULARY] = self.vocabulary
         text: dict[str, Any] = {
             "num_layers": self.num_layers,
             "keep_layers": list(self.layers),
@@ -117,6 +129,7 @@ class Cut:
             "num_experts": self.num_experts,
             "kv_groups": self.kv_groups,
             "hidden_size": self.hidden_size,
+            "tokens": self.tokens,
             "indices": listed.name if indices else None,
         }
         if reason:
@@ -133,6 +146,7 @@ class Cut:
             indices = load_file(path.with_name(text["indices"])) if text["indices"] else {}
             kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
             hidden_K = indices.pop(_HIDDEN, None)
+            vocabulary = indices.pop(_VOCABULARY, None)
             for name, keep in indices.items():
                 kind, _, key = name.partition(".")
                 kinds[kind][key] = keep
@@ -148,6 +162,7 @@ class Cut:
                 hidden_K,
                 kinds["merged"],
                 kinds["usage"],
+                vocabulary,
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError(

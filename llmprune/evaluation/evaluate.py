@@ -43,6 +43,7 @@ class Measured(Figures):
     generation: GenerationFigures | None = None
     agreement: tuple[AnswerAgreement, ...] = ()  # along each of the dense model's greedy answers
     speed: SpeedFigures | None = None
+    bits_per_byte: tuple[float, float] | None = None  # dense and pruned, where their tokens differ
     warnings: tuple[str, ...] = ()  # batches that were halved for want of memory, and answers that were left out
 
 
@@ -92,10 +93,12 @@ def measure_models(
     pruned: EvaluatedModel,
     repaired: EvaluatedModel | None = None,
     prompts: Prompts | None,
+    answering: EvaluatedModel | None = None,
 ) -> Measured:
     """Measure tasks, generation and speed, as the recipe's evaluation section asks; ``prompts``: None: no generation.
 
-    ``repaired``: the model before the training, of which only the tasks are measured.
+    ``repaired``: the model before the training, of which only the tasks are measured. ``answering``: the model that
+    answers in place of the pruned one, because that has other tokens.
     A model is loaded only where something is left to measure on it. With several processes all share the tasks, the
     first measures the rest, and all return the same value.
     """
@@ -111,7 +114,10 @@ def measure_models(
             report_progress(f"tasks: {side}")
             tasks[side] = evaluate_tasks(model, side, evaluation=settings)
         if is_first_process():
-            answers.add(side, model)
+            other = answering if side == "pruned" and answering is not None else model
+            answers.add(side, other)
+            if other is not model:
+                other.whole.release()
         timed_next = together or (side == "pruned" and settings.speed is not None)
         if settings.backend or not timed_next:  # a backend needs the device
             model.whole.release()

@@ -46,6 +46,7 @@ from llmprune.results.report_schema import (
     StabilityFigures,
     VerificationFigures,
 )
+from llmprune.results.vocabulary_figures import VocabularyFigures
 from llmprune.score.scores import Scores
 
 
@@ -60,6 +61,7 @@ class RunResults:
     pruned: PrunedCheckpoint
     measured: Measured
     recovery: RecoveryFigures | None = None
+    vocabulary: VocabularyFigures | None = None
 
 
 def compose_report(context: RunContext, results: RunResults) -> Report:
@@ -84,6 +86,7 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         dense=plan.dense,
         pruned=pruned.size,
         layers=compose_layers([*(report.layers for report in earlier), layers]),
+        vocabulary=results.vocabulary,
         sparsity=_sparsity_figures(recipe.sparsity, skipped, counts=pruned.verified.sparse, records=pruned.records),
         stability=results.stability,
         sources=source_figures(earlier, results.sources),
@@ -108,6 +111,7 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         base_files=BaseFiles(
             carried=pruned.base_files.carried,
             left=plan.base_files.left | pruned.base_files.left,  # only the plan lists files of a hub model not fetched
+            rewritten=pruned.base_files.rewritten,
         ),
         files={
             "model": str(folder.path / "model"),
@@ -135,17 +139,9 @@ def _warnings(context: RunContext, results: RunResults) -> tuple[str, ...]:
     scored = results.scores.notes if results.scores is not None else ()
     untrained = warn_of_untrained_layers(results.pruned.records)
     few_tokens = warn_of_experts_without_refit(results.pruned.records)
-    warnings = [
-        *notes,
-        *about_rounds(context.earlier),
-        *context.batches.reductions,
-        *scored,
-        *unrouted,
-        *few_tokens,
-        *chosen.warnings,
-        *slow_disk,
-    ]
-    warnings += untrained + warn_of_fixed_order(context.recipe.sparsity, results.pruned.records)
+    warnings = [*notes, *about_rounds(context.earlier), *context.batches.reductions, *scored, *unrouted]
+    warnings += [*few_tokens, *chosen.warnings, *slow_disk, *untrained]
+    warnings += warn_of_fixed_order(context.recipe.sparsity, results.pruned.records)
     settled = settle_patterns(warnings, context.inputs.anatomy.patterns, keep=chosen.cut.layers)
     return (*settled, *_about_heads(context.whole_plan.prediction_heads, results.pruned), *results.measured.warnings)
 

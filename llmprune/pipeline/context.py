@@ -13,7 +13,9 @@ from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.plan import Plan
+from llmprune.planning.vocabulary import vocabulary_sources
 from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.text_source import TextSource
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import RunFolder
 from llmprune.results.search_figures import SearchFigures
@@ -106,6 +108,11 @@ class RunContext:
     def whole_recipe(self) -> Recipe:
         """The recipe of the whole run, with the model of its first round."""
         return self.earlier.recipe if self.earlier else self.recipe
+
+    @property
+    def vocabulary_sources(self) -> tuple[TextSource, ...]:
+        """Sources of the text that the vocabulary is kept for."""
+        return vocabulary_sources(self.recipe)
 
     @property
     def whole_plan(self) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llmprune.checkpoint.loading import load_tokenizer
 from llmprune.checkpoint.model_memory import fits_in_memory
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.checkpoint.pruned_source import pruned_source
@@ -18,11 +19,13 @@ from llmprune.evaluation.prompts import Prompts
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
+from llmprune.pipeline.vocabulary import full_vocabulary_source
+from llmprune.pipeline.vocabulary_bits import measure_bits_per_byte
 from llmprune.publish.push import refuse_fewer_samples
 from llmprune.recipe.model import ModelSource
 from llmprune.results.evaluation_figures import DivergenceFigures, PerplexityFigures
 from llmprune.results.figures import Figures
-from llmprune.results.products import RECOVERY, REPAIRED, TASKS
+from llmprune.results.products import FULL_VOCABULARY, RECOVERY, REPAIRED, TASKS, VOCABULARY
 from llmprune.results.run_folder import file_fingerprint, fingerprint
 
 
@@ -47,6 +50,7 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
     origin = fingerprint(
         inputs.identity,
         file_fingerprint(folder.path / "pruning.json", folder.path / RECOVERY),
+        *([file_fingerprint(folder.path / VOCABULARY)] if context.recipe.vocabulary else []),
         evaluation.model_dump_json(),
         context.recipe.evaluation.requires_generation,
         inputs.held_out_text.fingerprint() if inputs.held_out_text else None,
@@ -64,15 +68,28 @@ def _measure(context: RunContext, cut: Cut) -> Measured:
     if recipe.recover and recipe.evaluation.before_recovery:
         before = pruned_source(recipe.model, folder.path / REPAIRED, layers=cut.layers)
     dense = evaluated_model(recipe.reference, inputs.tokenizer)
-    pruned = evaluated_model(source, inputs.tokenizer, folder=folder.path / TASKS)
+    has_own_tokens, changes_layers = recipe.vocabulary is not None, not recipe.cuts_only_vocabulary
+    tokenizer = load_tokenizer(source) if has_own_tokens else inputs.tokenizer
+    pruned = evaluated_model(source, tokenizer, folder=folder.path / TASKS)
+    full = full_vocabulary_source(context, cut) if has_own_tokens else source
+    answering = evaluated_model(full, inputs.tokenizer, folder=folder.path / TASKS / FULL_VOCABULARY)
     repaired = evaluated_model(before, inputs.tokenizer, folder=folder.path / TASKS / REPAIRED) if before else None
     inputs.release()
     with measure_step(folder.steps, "evaluation"):
-        found = _measure_predictions(context, cut, source=source, before=before)
+        found = _measure_predictions(context, cut, source=full, before=before) if changes_layers else {}
+        bits = measure_bits_per_byte(context, source, tokenizer=tokenizer) if has_own_tokens else None
         free_cached_memory()
-        prompts, left_out = _prompts(context)
-        measured = measure_models(recipe.evaluation, dense, pruned=pruned, repaired=repaired, prompts=prompts)
-    return measured.model_copy(update=found | {"warnings": (*measured.warnings, *left_out)})
+        prompts, left_out = _prompts(context) if changes_layers else (None, [])
+        measured = measure_models(
+            recipe.evaluation,
+            dense,
+            pruned=pruned,
+            repaired=repaired,
+            prompts=prompts,
+            answering=answering if has_own_tokens else None,
+        )
+    own = {"bits_per_byte": bits, "warnings": (*measured.warnings, *left_out)}
+    return measured.model_copy(update=found | own)
 
 
 def _prompts(context: RunContext) -> tuple[Prompts | None, list[str]]:

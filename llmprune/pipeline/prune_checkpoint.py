@@ -7,6 +7,7 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from llmprune.anatomy.config_edits import count_heads_again, declared_heads
 from llmprune.checkpoint.config_file import ConfigChange
@@ -32,8 +33,9 @@ from llmprune.prune.pass2 import Pruning
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.repair.folds import Folds
 from llmprune.prune.snapshots import Snapshots
+from llmprune.recipe.recipe import Recipe
 from llmprune.results.prediction_heads import PredictionHeads
-from llmprune.results.products import HIDDEN_STATES, REPAIRED
+from llmprune.results.products import FULL_VOCABULARY, HIDDEN_STATES, REPAIRED
 from llmprune.results.report_schema import BaseFiles, Size
 from llmprune.results.run_folder import file_fingerprint, fingerprint
 
@@ -68,7 +70,11 @@ class PrunedCheckpoint:
     @classmethod
     def from_json(cls, path: Path) -> PrunedCheckpoint:
         """Read the product file."""
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PrunedCheckpoint:
+        """Read back what ``to_json`` wrote."""
         return cls(
             records=tuple(LayerRecord.from_dict(record) for record in values["records"]),
             verified=Verified.from_dict(values["verified"]),
@@ -82,7 +88,8 @@ class PrunedCheckpoint:
 def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
     """Run pass 2, save the checkpoint and verify it; or reuse the one in the run folder.
 
-    It is the run's ``model``, or with ``recover`` in the recipe the ``repaired`` model, which is trained next.
+    It is the run's ``model``, or with ``recover`` in the recipe the ``repaired`` model, which is trained next, or the
+    model with its ``full-vocabulary``, which is cut next.
 
     Raises ModelError where no matrix can be made sparse, VerificationError where the saved model differs.
     """
@@ -90,7 +97,7 @@ def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
     staging = folder.path / "model.partial"
     cut_files = file_fingerprint(folder.path / "cut.json", folder.path / "cut.safetensors")
     settings = recipe.calibration.batch_size, recipe.sparsity, recipe.refit, recipe.export.max_shard_size
-    result = folder.path / (REPAIRED if recipe.recover else "model")
+    result = folder.path / (REPAIRED if recipe.recover else name_before_vocabulary(recipe))
     folds = _folds(context)
     judged = (folds.of_windows_N.tolist(), folds.weights) if recipe.refit else None
     origin = fingerprint(inputs.identity, inputs.windows_fingerprint, judged, cut_files, *settings)
@@ -111,9 +118,14 @@ def prune_checkpoint(context: RunContext, cut: Cut) -> PrunedCheckpoint:
     if is_first_process():
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(folder.path / HIDDEN_STATES, ignore_errors=True)
-    if not recipe.recover:
+    if not (recipe.recover or recipe.vocabulary):
         folder.take_over()
     return pruned
+
+
+def name_before_vocabulary(recipe: Recipe) -> str:
+    """Return the folder of the finished model, whose vocabulary may still be cut."""
+    return FULL_VOCABULARY if recipe.vocabulary else "model"
 
 
 def _folds(context: RunContext) -> Folds:

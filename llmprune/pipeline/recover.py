@@ -22,7 +22,7 @@ from llmprune.data.recovery_windows import RecoveryWindows
 from llmprune.data.window_sources import SELF_GENERATED, distinct_names
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.pipeline.context import RunContext
-from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
+from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint, name_before_vocabulary
 from llmprune.pipeline.recovery_text import recovery_windows
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.pipeline.verify_saved import SavedModel, verify_saved
@@ -80,14 +80,16 @@ def recover_checkpoint(
     origin = fingerprint(inputs.identity, before, settings, *tokens, recipe.export.max_shard_size)
     step = _RecoveryStep(context, cut, repaired, recipe.recover, windows, origin, source)
 
-    if is_first_process() and not (folder.path / "model" / "config.json").is_file():
+    result = folder.path / name_before_vocabulary(recipe)
+    if is_first_process() and not (result / "config.json").is_file():
         (folder.path / RECOVERY).unlink(missing_ok=True)
     recovered = folder.produce(
         "recovery", origin, file=RECOVERY, load=RecoveredCheckpoint.from_json, make=step.make, together=True
     )
     if is_first_process():
         shutil.rmtree(folder.path / RECOVERY_STATE, ignore_errors=True)
-    folder.take_over()
+    if not recipe.vocabulary:
+        folder.take_over()
     return recovered
 
 
@@ -208,7 +210,7 @@ class _RecoveryStep:
             staging = folder / RECOVERY_STATE / "checkpoint"
             shutil.rmtree(staging, ignore_errors=True)
             shutil.copytree(folder / REPAIRED, staging)
-        replace_folder(staging, folder / "model")
+        replace_folder(staging, folder / name_before_vocabulary(self.context.recipe))
 
     def _figures(self, found: Recovered, *, kilowatt_hours: float | None) -> RecoveryFigures:
         progress, windows = found.progress, self.windows

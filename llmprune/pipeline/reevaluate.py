@@ -108,11 +108,12 @@ def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: Evaluat
     layers = [row.layer for row in old.layers if not row.removed]
     pruned = pruned_source(recipe.model, folder.path / "model", layers=layers)
     tokenizer = load_tokenizer(base)
+    own = load_tokenizer(pruned) if recipe.vocabulary else tokenizer
     evaluation = recipe.evaluation
     with measure_step(folder.steps, MORE_SAMPLES):
         subjects = {
             "dense": evaluated_model(base, tokenizer),
-            "pruned": evaluated_model(pruned, tokenizer, folder=folder.path / TASKS),
+            "pruned": evaluated_model(pruned, own, folder=folder.path / TASKS),
         }
         if known.repaired_tasks is not None:
             before = pruned_source(recipe.model, folder.path / REPAIRED, layers=layers)

@@ -41,6 +41,7 @@ from llmprune.pipeline.self_generated import generated_in_folder
 from llmprune.pipeline.settle import found_of, generated_for_search, search_of_run, settled_context
 from llmprune.pipeline.steps import run_steps
 from llmprune.planning.budget.settle import is_open
+from llmprune.planning.counted_vocabulary import count_vocabulary
 from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.plan import Plan, PlanningOutcome, plan_and_check
 from llmprune.planning.round_recipes import has_rounds
@@ -98,8 +99,10 @@ def _prepared(recipe: Recipe, output: Path, *, options: RunOptions) -> Iterator[
         refuse_tokens(recipe.text, recipe.overrides, source="recipe")
         asked = recipe_of_model(recipe)
         surveyed = plan_and_check(
-            recipe, generated=ChosenNumbers() if options.fresh else generated_in_folder(recipe, output)
+            recipe,
+            generated=ChosenNumbers() if options.fresh else generated_in_folder(recipe, output),
         )
+        surveyed = count_vocabulary(surveyed)
         plan = surveyed.require()[0]
         if plan.shortage:
             raise ModelError(plan.shortage)
@@ -283,4 +286,5 @@ def _write_plan(context: RunContext) -> None:
 def _disk_needed(plan: Plan) -> int:
     """Bytes of disk that a run needs: checkpoint in parts and joined, snapshots of hidden states, training files."""
     largest = max([plan.disk, *(one.size.bytes for one in plan.rounds)])
-    return 2 * largest + 2 * plan.memory.hidden_states + (plan.recovery.disk if plan.recovery else 0)
+    checkpoints = 2 if plan.vocabulary is None else 3  # the whole vocabulary stays beside the cut one
+    return checkpoints * largest + 2 * plan.memory.hidden_states + (plan.recovery.disk if plan.recovery else 0)

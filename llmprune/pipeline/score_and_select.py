@@ -71,6 +71,8 @@ def find_cut(context: RunContext, scores: Scores | None) -> ChosenCut:
     """
     folder = context.folder
     chosen = choose_cut(context.inputs.anatomy, scores, sizes=planned_sizes(context))
+    if (vocabulary := context.inputs.inputs.vocabulary) is not None:
+        chosen = replace(chosen, vocabulary=vocabulary.keep_K)
 
     def make(path: Path) -> Cut:
         chosen.save(path, reason=context.search.reason if context.search else None)
@@ -84,6 +86,7 @@ def find_cut(context: RunContext, scores: Scores | None) -> ChosenCut:
         chosen.layers,
         *([] if chosen.hidden is None else [chosen.hidden_size]),
         *(["merged"] if chosen.merged else []),
+        *([] if chosen.vocabulary is None else [chosen.vocabulary.tolist()]),
     )
     cut = folder.produce("cut", origin, file="cut.json", load=Cut.load, make=make)
     cut.require_like(chosen)

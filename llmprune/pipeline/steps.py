@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llmprune.common.distributed import broadcast_from_first, is_first_process
+from llmprune.cut.decision import Cut
+from llmprune.data.recovery_windows import RecoveryWindows
 from llmprune.pipeline.calibration_check import check_calibration
 from llmprune.pipeline.compose_report import RunResults, compose_report
 from llmprune.pipeline.context import RunContext
@@ -12,13 +14,14 @@ from llmprune.pipeline.evaluate import evaluate
 from llmprune.pipeline.export import export_as_requested
 from llmprune.pipeline.finish import push_as_requested, write_report
 from llmprune.pipeline.options import RunOptions
-from llmprune.pipeline.prune_checkpoint import prune_checkpoint
-from llmprune.pipeline.recover import recover_checkpoint
+from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint, prune_checkpoint
+from llmprune.pipeline.recover import RecoveredCheckpoint, recover_checkpoint
 from llmprune.pipeline.recovery_text import windows_of_tokens
 from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.self_generated import add_self_generated
 from llmprune.pipeline.source_check import check_sources, compares_sources
 from llmprune.pipeline.step_costs import time_dense_forward_pass
+from llmprune.pipeline.vocabulary import cut_vocabulary
 from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
 from llmprune.results.replacing import remove
 from llmprune.results.report_schema import Report
@@ -36,15 +39,25 @@ def run_steps(context: RunContext, options: RunOptions) -> Report:
     chosen = find_cut(context, scores)
     stability = check_calibration(context) if options.calibration_check and not compares_sources(context) else None
     sources = check_sources(context, scores, cut=chosen.cut, asked=options.calibration_check)
-    pruned = prune_checkpoint(context, chosen.cut)
-    recovered = recover_checkpoint(context, chosen.cut, repaired=pruned, windows=lessons)
+    pruned, recovered = _pruned_model(context, chosen.cut, windows=lessons)
+    if recovered is not None and pruned is not None:
+        pruned = replace(pruned, verified=recovered.verified)
+    vocabulary = cut_vocabulary(context, chosen.cut, pruned=pruned)
+    if vocabulary is not None:
+        pruned = vocabulary.pruned
+    assert pruned is not None, "something is cut"
     if options.measure_forward:
         time_dense_forward_pass(context)  # a second time, because the speed of a machine drifts
     measured = evaluate(context, chosen.cut)
-    if recovered is not None:
-        pruned = replace(pruned, verified=recovered.verified)
     results = RunResults(
-        scores, chosen, stability, sources, pruned, measured, recovery=recovered.figures if recovered else None
+        scores,
+        chosen,
+        stability,
+        sources,
+        pruned,
+        measured,
+        recovery=recovered.figures if recovered else None,
+        vocabulary=vocabulary.with_bits(measured.bits_per_byte) if vocabulary else None,
     )
     report = broadcast_from_first(compose_report(context, results))
     write_report(context.folder, report)
@@ -52,3 +65,13 @@ def run_steps(context: RunContext, options: RunOptions) -> Report:
     if context.earlier and context.among and is_first_process():
         remove(context.among.predictions)
     return push_as_requested(context.whole_recipe, context.folder, report=report)
+
+
+def _pruned_model(
+    context: RunContext, cut: Cut, *, windows: RecoveryWindows | None
+) -> tuple[PrunedCheckpoint | None, RecoveredCheckpoint | None]:
+    """Make the model with all layers cut and trained; the first is None where only the base's vocabulary is cut."""
+    if context.recipe.cuts_only_vocabulary:
+        return None, None
+    pruned = prune_checkpoint(context, cut)
+    return pruned, recover_checkpoint(context, cut, repaired=pruned, windows=windows)

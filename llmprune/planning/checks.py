@@ -23,7 +23,15 @@ from llmprune.planning.budget.cost import require_windows_to_search
 from llmprune.planning.devices import require_devices
 from llmprune.planning.gguf import require_gguf
 from llmprune.planning.reference import require_matching_layers, require_same_tokens
-from llmprune.planning.text_checks import Check, is_readable, keys_in, length_is_known, recovery_checks, text_checks
+from llmprune.planning.text_checks import (
+    Check,
+    is_readable,
+    keys_in,
+    length_is_known,
+    recovery_checks,
+    text_checks,
+    vocabulary_checks,
+)
 from llmprune.planning.text_inputs import TextInputs
 from llmprune.recipe.calibration import NEEDS_SEVERAL, Calibration
 from llmprune.recipe.recipe import Recipe
@@ -77,7 +85,7 @@ class ErrorCollector:
         ]
 
 
-def run_checks(inputs: TextInputs, errors: ErrorCollector, *, elsewhere: bool) -> None:
+def run_checks(inputs: TextInputs, errors: ErrorCollector, *, elsewhere: bool, counts_tokens: bool = False) -> None:
     """Run every check of a recipe, and collect the errors.
 
     ``elsewhere``: the run will be on another machine or have other GPUs, so that devices and tools are not checked.
@@ -107,6 +115,7 @@ def checks_of(inputs: TextInputs) -> list[Check]:
     if evaluation.perplexity:
         found += text_checks("evaluation.perplexity", inputs)
     found += recovery_checks(inputs)
+    found += vocabulary_checks(inputs)
     if recipe.reference != recipe.model:
         against = ("recover.against", "recover.against_revision", *model)
         found.append(Check("against", "recover.against", against, lambda: require_same_tokens(recipe), ("config",)))

@@ -26,6 +26,7 @@ from llmprune.planning.budget.plan import BudgetPlan, plan_budget, stored_speed,
 from llmprune.planning.budget.settle import is_open
 from llmprune.planning.calibration_sources import calibration_sources
 from llmprune.planning.checks import ErrorCollector, run_checks
+from llmprune.planning.counted_vocabulary import with_vocabulary
 from llmprune.planning.device_memory import BatchSizes, DeviceMemory
 from llmprune.planning.duration.estimate import Durations, run_work
 from llmprune.planning.duration.parts import PlannedModels, RunWork
@@ -34,9 +35,7 @@ from llmprune.planning.lost_tools import with_next_tools
 from llmprune.planning.machine import Machine, this_machine
 from llmprune.planning.memory import Memory, bytes_of_window, memory_of, memory_planner
 from llmprune.planning.model_size import measure_size
-from llmprune.planning.notes import (
-    require_disk_for_hidden_states,
-)
+from llmprune.planning.notes import require_disk_for_hidden_states
 from llmprune.planning.planned_hidden import planned_hidden
 from llmprune.planning.planned_sizes import (
     PlannedCut,
@@ -53,6 +52,7 @@ from llmprune.planning.rounds import PlannedRound, RoundToPlan, with_rounds
 from llmprune.planning.self_generated import NOTHING_CHOSEN, ChosenNumbers, about_self_generated, settle_self_generated
 from llmprune.planning.sparsity import SparsityPlan, planned_sparsity
 from llmprune.planning.text_inputs import TextInputs
+from llmprune.planning.vocabulary import VocabularyPlan, planned_vocabulary
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.calibration_sources import CalibrationSource
 from llmprune.results.figures import Figures
@@ -84,6 +84,7 @@ class Plan(Figures):
     keep_kv_groups: int | None  # of attention heads, in each layer
     keep_hidden: int | None = None  # residual channels; None where all are kept
     budget: BudgetPlan | None = None  # where the shape is not chosen yet; the plan is then that of a nominal one
+    vocabulary: VocabularyPlan | None = None
     sparsity: SparsityPlan | None = None
     recovery: RecoveryPlan | None = None  # the training after the cut
     rounds: tuple[PlannedRound, ...] = ()  # of cut and training, where there are several
@@ -154,6 +155,7 @@ def plan_and_check(
     plan, anatomy = plan_structure(recipe, errors, starts=starts, elsewhere=elsewhere)
     run_checks(inputs, errors, elsewhere=elsewhere)
     if plan and not errors.found:
+        plan = with_vocabulary(plan, inputs)
         notes = (*plan.notes, *about_begin(inputs), *about_self_generated(asked, recipe), *inputs.recovery_notes)
         plan = plan.model_copy(update={"begin_of_text": planned_begin(inputs), "notes": notes})
     return PlanningOutcome(plan, anatomy, inputs, errors)
@@ -187,7 +189,8 @@ def plan_structure(
     planned = _planned_cut(own, base.anatomy, errors=errors)
     if planned is None or not complete:
         return None, base.anatomy
-    reads = ("model", "depth", "width", "experts", "hidden", "budget", "sparsity", "refit", "calibration", "recover")
+    cuts = ("depth", "width", "experts", "hidden", "budget", "vocabulary", "sparsity")
+    reads = ("model", *cuts, "refit", "calibration", "recover")
 
     def plan_on_machine() -> Plan:
         machine = this_machine(recipe.model, starts=starts, elsewhere=elsewhere)
@@ -267,6 +270,7 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         keep_experts=planned.experts,
         keep_kv_groups=kv_groups,
         keep_hidden=planned.hidden.size,
+        vocabulary=planned_vocabulary(recipe, base, stored=saved),
         sparsity=sparsity,
         calibration=recipe.calibration.shape(),
         calibration_sources=calibration_sources(recipe.calibration),

@@ -73,6 +73,7 @@ def round_recipes(recipe: Recipe, anatomy: Anatomy) -> tuple[Recipe, ...]:
         if number < recover.rounds:
             update |= {"evaluation": Evaluation(generation=None, perplexity=recipe.evaluation.perplexity), "hub": None}
             update["export"] = recipe.export.model_copy(update={"gguf": ()})
+            update["vocabulary"] = None  # all rounds share the dense model's tokens
         recipes.append(recipe.derived(update))
     return tuple(recipes)
 

@@ -31,6 +31,8 @@ def settle_self_generated(recipe: Recipe, *, starts: int = 1, chosen: ChosenNumb
     before, which stay. A model of unknown size is taken to fit. A recipe whose model cannot be read stays as it is:
     the plan reports that.
     """
+    if recipe.cuts_only_vocabulary and recipe.calibration.self_generated == "auto":
+        return _with(recipe, 0)  # nothing is scored or refit
     calibration, recovery = chosen.calibration, chosen.recovery
     recover = recipe.recover if recipe.recover and recipe.recover.data.self_generated == "auto" else None
     is_open = calibration is None and recipe.calibration.self_generated == "auto", recovery is None and recover
@@ -71,7 +73,7 @@ def _with_recovery(recipe: Recipe, generated: int) -> Recipe:
 
 def about_self_generated(recipe: Recipe, settled: Recipe) -> list[str]:
     """Return a note where the model would write windows itself but is too large for that."""
-    wanted = recipe.calibration.generated
+    wanted = 0 if recipe.cuts_only_vocabulary else recipe.calibration.generated
     notes = []
     if wanted and not settled.calibration.generated:
         notes.append(

@@ -12,7 +12,9 @@ from llmprune.data.begin_of_text import required_begin
 from llmprune.data.sources import local_bytes, require_present
 from llmprune.data.window_sources import require_shares
 from llmprune.planning.text_inputs import TextInputs
+from llmprune.planning.vocabulary import is_quick, vocabulary_sources
 from llmprune.recipe.calibration import TokenWindows
+from llmprune.recipe.recipe import Recipe
 
 # A plan reads local text up to this size, and so finds too little text, a missing column or a wrong encoding.
 READ_WHOLE = 32 * 10**6  # bytes of all sources together
@@ -90,6 +92,40 @@ def recovery_checks(inputs: TextInputs) -> list[Check]:
             Check(f"{place} text", place, ("recover", "calibration", "evaluation.perplexity", "model"), read, after)
         )
     return found
+
+
+def vocabulary_checks(inputs: TextInputs) -> list[Check]:
+    """Return the checks of a vocabulary's text: that its files exist, and of short text that tokens can be removed."""
+    recipe = inputs.recipe
+    if recipe.vocabulary is None:
+        return []
+    place, reads = "vocabulary", ("vocabulary", "calibration", "model")
+    found = [Check("vocabulary files", "vocabulary.keep_for", reads, lambda: _require_sources(recipe))]
+    if recipe.cuts_only_vocabulary and recipe.evaluation.requires_generation:
+        found.append(Check("vocabulary answers", "evaluation.generation", (place, "evaluation"), _refuse_answers))
+    if inputs.has_own_tokenizer and _is_quick(recipe):
+        after = ("config", "tokenizer", "vocabulary files")
+        found.append(Check("vocabulary", place, reads, lambda: inputs.vocabulary, after))
+    return found
+
+
+def _refuse_answers() -> None:
+    raise RecipeError(
+        "evaluation.generation: answers are compared token by token before the vocabulary is cut, and nothing else is; "
+        "remove it and bars on greedy agreement, and judge by evaluation.tasks"
+    )
+
+
+def _is_quick(recipe: Recipe) -> bool:
+    try:
+        return is_quick(recipe)
+    except LLMPruneError:  # the check of the files reports it
+        return False
+
+
+def _require_sources(recipe: Recipe) -> None:
+    for source in vocabulary_sources(recipe):
+        require_present(source)
 
 
 def _require_begin(windows: TokenWindows, inputs: TextInputs) -> None:

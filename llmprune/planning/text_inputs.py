@@ -19,6 +19,7 @@ from llmprune.data.recovery_windows import Part, RecoverySources, UsedText, abou
 from llmprune.data.window_sources import source_names, sources_of_windows, with_generated
 from llmprune.data.windows import TextWindows, load_windows
 from llmprune.evaluation.prompts import ModelLimits, Prompts, make_prompts
+from llmprune.planning.vocabulary import ChosenVocabulary, choose_vocabulary
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 
@@ -41,7 +42,7 @@ class TextInputs:
         """Return the inputs of one round of this recipe, with the tokenizer and the texts that were read already."""
         inputs = copy.copy(self)
         inputs.recipe, inputs.part = recipe, part
-        for name in ("config", "prompts"):
+        for name in ("config", "prompts", *([] if recipe.vocabulary else ["vocabulary"])):
             inputs.__dict__.pop(name, None)
         return inputs
 
@@ -51,7 +52,8 @@ class TextInputs:
         evaluation = self.recipe.evaluation
         recovery = self.recovery_settings if self.recipe.recover else None
         texts = [self.recipe.calibration, evaluation.perplexity, recovery]
-        return bool(evaluation.task_names or evaluation.requires_generation) or any(
+        reads_text = evaluation.task_names or evaluation.requires_generation or self.recipe.vocabulary
+        return bool(reads_text) or any(
             windows is not None and (windows.tokens is None or windows.bos is True) for windows in texts
         )
 
@@ -127,6 +129,20 @@ class TextInputs:
         if settings is None:
             return None
         return self._fitting(load_windows(settings, self.tokenizer, default_shape=settings.shape()))
+
+    @cached_property
+    def vocabulary(self) -> ChosenVocabulary | None:
+        """The tokens that the recipe keeps; None where it keeps all. Raises RecipeError where it cannot remove any."""
+        if self.recipe.vocabulary is None:
+            return None
+        assert self.tokenizer is not None, "the section needs one"
+        return choose_vocabulary(self.recipe, self.tokenizer, config=self.config)
+
+    @property
+    def counted_vocabulary(self) -> ChosenVocabulary | None:
+        """The tokens that the recipe keeps, if they are chosen already."""
+        found: ChosenVocabulary | None = self.__dict__.get("vocabulary")
+        return found
 
     @cached_property
     def recovery_settings(self) -> TokenWindows:

@@ -44,6 +44,7 @@ from llmprune.results.search_sentences import (
 from llmprune.results.sentences import describe_carried, describe_left
 from llmprune.results.size_table import size_rows, width_names
 from llmprune.results.templates import template_environment
+from llmprune.results.vocabulary_sentences import vocabulary_lines
 
 TAGS = ("pruned", "llmprune")
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
@@ -130,6 +131,7 @@ def write_card(
         rounds=round_table(report) if report.rounds else None,
         scores=[_score_row(score) for score in report.recovery_scores.scores] if report.recovery_scores else [],
         gain=describe_gain(report.recovery_scores) if report.recovery_scores else None,
+        vocabulary=[_cell(line) for line in vocabulary_lines(report, public_name)],
         inverted=any(not task.higher_is_better for task in report.tasks),
     )
     card = ModelCard(f"---\n{_metadata(repo_id, report, base=base, loading=loading)}\n---\n\n{body}")

@@ -36,12 +36,13 @@ from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe, validate_arguments
 from llmprune.results.formatting import count, percent, ranges
 from llmprune.results.load_report import load_report
-from llmprune.results.products import RECOVERY, ROUNDS
+from llmprune.results.products import RECOVERY, ROUNDS, VOCABULARY
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import RunFolder, file_fingerprint, fingerprint
 from llmprune.results.sentences import describe_missed_bars
 
 MORE_SAMPLES = "evaluation of more samples"  # name of the step in a report
+_MODEL = ("pruning.json", RECOVERY, VOCABULARY)  # facts about the model, written with it
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def publish_once(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report)
     def load(path: Path) -> Published:
         return Published.model_validate_json(path.read_text(encoding="utf-8"))
 
-    made = file_fingerprint(*(folder.path / name for name in ("pruning.json", RECOVERY, "evaluation.json")))
+    made = file_fingerprint(*(folder.path / name for name in (*_MODEL, "evaluation.json")))
     origin = fingerprint(made, recipe.text, recipe.overrides, hub.model_dump_json(), endpoint())
     return folder.produce("published", origin, file="published.json", load=load, make=make)
 
@@ -166,7 +167,7 @@ def refuse_fewer_samples(path: Path, evaluation: Evaluation) -> None:
 
 def _made_at(path: Path) -> float:
     """Return the time at which a run's model was written, in seconds since 1970."""
-    return max((path / name).stat().st_mtime for name in ("pruning.json", RECOVERY) if (path / name).is_file())
+    return max((path / name).stat().st_mtime for name in _MODEL if (path / name).is_file())
 
 
 def refusal(report: Report) -> str | None:

@@ -22,6 +22,7 @@ from llmprune.common.text_files import utf8
 from llmprune.criteria.base import DepthCriterion
 from llmprune.recipe.budget import Budget
 from llmprune.recipe.calibration import Calibration
+from llmprune.recipe.combinations import CHECKS
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.devices import DeviceChoice
 from llmprune.recipe.evaluation import Evaluation
@@ -35,6 +36,7 @@ from llmprune.recipe.recover import Recover
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.recipe.validation_messages import describe_problems, wrong_places
+from llmprune.recipe.vocabulary import Vocabulary
 from llmprune.recipe.width import Width
 from llmprune.recipe.yaml_reader import dump, read
 
@@ -70,6 +72,9 @@ class Recipe(Section):
         description="Size that the model must reach; the numbers of layers, neurons, heads and experts are searched. "
         "In place of depth, width, experts and hidden.",
     )
+    vocabulary: Vocabulary | None = Field(
+        None, description="Tokens to remove from embedding, head and tokenizer; left out: none."
+    )
     sparsity: Sparsity | None = Field(None, description="Weights set to zero in the layers that stay; left out: none.")
     refit: Annotated[Refit | None, BeforeValidator(_settings_or_false)] = Field(
         Refit(), description="Closed-form repair of the cut; false: none."
@@ -79,60 +84,13 @@ class Recipe(Section):
     export: Export = Field(Export(), description="Files of the result.")
     hub: Hub | None = Field(None, description="Repository that the result is pushed to; left out: none.")
 
-    @field_validator("budget", mode="after")
+    @field_validator("budget", "vocabulary", "recover", "hub", mode="after")
     @classmethod
-    def _instead_of_sizes(cls, budget: Budget | None, info: ValidationInfo) -> Budget | None:
-        """Refuse sizes that a user names beside a budget; the run itself adds those that its search has chosen."""
-        given = [name for name in ("depth", "width", "experts", "hidden") if info.data.get(name) is not None]
-        if budget is not None and given:
-            keys = ", ".join(
-                f"{name}.{key}"
-                for name in given
-                for key in type(info.data[name]).model_fields
-                if key in info.data[name].model_fields_set
-            )
-            raise ValueError(
-                f"chooses the shape, so {keys} cannot be set beside it; remove {' and '.join(given)}, or remove budget "
-                f"and keep {keys} (how an axis is scored stands in budget.axes)"
-            )
-        return budget
-
-    @field_validator("budget", mode="after")
-    @classmethod
-    def _without_images(cls, budget: Budget | None, info: ValidationInfo) -> Budget | None:
-        """Refuse images beside a search, which judges shapes on beginnings of windows."""
-        calibration = info.data.get("calibration")
-        if budget is not None and calibration is not None and calibration.has_images:
-            raise ValueError(
-                "judges shapes on beginnings of windows, which would cut images in two; search with text (remove "
-                "calibration's images_field), then give depth and width of the shape that was found, with images"
-            )
-        return budget
-
-    @field_validator("recover", mode="after")
-    @classmethod
-    def _with_text(cls, recover: Recover | None, info: ValidationInfo) -> Recover | None:
-        """Refuse a training without text: images calibrate only."""
-        calibration = info.data.get("calibration")
-        if recover is None or calibration is None or not calibration.has_images:
-            return recover
-        if recover.data.is_calibrations and all(source.images_field for source in calibration.text_sources()):
-            raise ValueError(
-                "trains on text, and each source of calibration has images; give recover.data, or add a source of text"
-            )
-        return recover
-
-    @field_validator("hub", mode="after")
-    @classmethod
-    def _one_model(cls, hub: Hub | None, info: ValidationInfo) -> Hub | None:
-        """Refuse one repository for several models."""
-        budget = info.data.get("budget")
-        if hub is not None and budget is not None and budget.family is not None:
-            raise ValueError(
-                f"names one repository, and budget.{budget.family} is a list that makes several models; remove hub "
-                "and push each with llmprune push RUN/members/1 --repo-id NAME"
-            )
-        return hub
+    def _fits_the_others(cls, section: Any, info: ValidationInfo) -> Any:
+        """Refuse a section beside others that it cannot be combined with."""
+        if section is not None and info.field_name is not None:
+            CHECKS[info.field_name](section, info.data)
+        return section
 
     _text: str = PrivateAttr("")
     _overrides: tuple[str, ...] = PrivateAttr(())
@@ -230,6 +188,12 @@ class Recipe(Section):
     def removes_parts(self) -> bool:
         """True where layers, neurons, heads, experts or residual channels may be removed."""
         return bool(self.depth or self.width or self.experts or self.hidden)
+
+    @property
+    def cuts_only_vocabulary(self) -> bool:
+        """True where tokens are removed and no layer is changed."""
+        others = (self.depth, self.width, self.experts, self.hidden, self.budget, self.sparsity, self.recover)
+        return self.vocabulary is not None and not any(others)
 
     @property
     def layer_criterion(self) -> DepthCriterion | None:

@@ -22,6 +22,7 @@ from llmprune.results.size_table import size_rows
 
 if TYPE_CHECKING:
     from llmprune.planning.plan import Plan
+    from llmprune.planning.vocabulary import VocabularyPlan
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -81,6 +82,8 @@ def _cut_lines(plan: Plan) -> Iterator[str]:
         yield f"Layers: {removed} to be removed, selected by {by}"
     elif plan.removed_layers:
         yield f"Layers: {ranges(sorted(plan.removed_layers))} to be removed"
+    if vocabulary := plan.vocabulary:
+        yield f"Vocabulary: {_tokens(vocabulary)}"
     if sparse := plan.sparsity:
         yield (
             f"Sparsity: {sparse.pattern} in {plural(sparse.matrices, 'matrix', many='matrices')}, "
@@ -95,6 +98,17 @@ def _tool_lines(plan: Plan) -> Iterator[str]:
         yield "The shape allows:"
         for clause in describe_next_tools(plan.next_tools):
             yield f"  {clause}"
+
+
+def _tokens(vocabulary: VocabularyPlan) -> str:
+    """Return the number of tokens kept, or that it is not known yet."""
+    each = f"each takes {plural(vocabulary.parameters_of_token, 'parameter')}"
+    if vocabulary.kept is None:
+        return f"the run counts the tokens of its text; until then the sizes are those of all of them, {each}"
+    kept = f"{vocabulary.kept:,} of {plural(vocabulary.tokens, 'token')} kept, {each}"
+    if vocabulary.coverage is None:
+        return kept
+    return f"{kept}; they make up {vocabulary.coverage:.2%} of held-out text, and {vocabulary.required:,} must stay"
 
 
 def _requirements(plan: Plan) -> Iterator[str]:

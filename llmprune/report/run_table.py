@@ -40,6 +40,7 @@ from llmprune.results.sentences import (
     describe_sparsity,
 )
 from llmprune.results.size_table import size_rows
+from llmprune.results.vocabulary_sentences import vocabulary_lines
 
 _STYLES = {"passed": "bold green", "failed": "bold red", "undecided": "bold yellow"}  # by state of the verdict
 
@@ -69,6 +70,8 @@ def print_summary(report: Report, console: Console) -> None:
         console.print(_labelled(Text("Search", "bold"), Text(sentence)))
     if report.recovery:
         _print_recovery(report, console)
+    for sentence in vocabulary_lines(report):
+        console.print(_labelled(Text("Vocabulary", "bold"), Text(sentence)))
     if report.sparsity:
         console.print(_labelled(Text("Sparsity", "bold"), Text(describe_sparsity(report.sparsity))))
     for sentence in describe_agreement(report.stability) if report.stability else ():

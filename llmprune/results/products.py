@@ -6,6 +6,8 @@ JOURNAL, PLAN, LOCK, BATCH_SIZES = "run.json", "plan.json", ".lock", "batch-size
 GENERATED_WINDOWS, RECOVERY_WINDOWS = "self-generated.safetensors", "recover-generated.safetensors"  # dense model's
 RECOVERY, REPAIRED = "recovery.json", "repaired"  # figures of the training, and the checkpoint from before it
 RECOVERY_LENGTH = "recover-windows.txt"  # the number to train on, where the recipe gives hours
+VOCABULARY, FULL_VOCABULARY = "vocabulary.json", "full-vocabulary"  # figures of its cut; the checkpoint from before
+VOCABULARY_STATE = "vocabulary.partial"  # unfinished checkpoint with fewer tokens
 ROUNDS, PREDICTIONS = "rounds", "predictions.partial"  # earlier rounds; in it, the dense model's predictions
 RECOVERY_WINDOWS_PARTS, RECOVERY_STATE = "recover-generated.partial", "recover.partial"  # unfinished ones
 LAYER_ORDER, SPEEDS = "layer-order.json", "speed-table.json"  # of a run with a budget
@@ -19,5 +21,5 @@ PRODUCTS = (
     "scores.safetensors", LAYER_ORDER, SPEEDS, SEARCH, FRONTIER, FAMILY, SEARCH_TRIALS, SEARCH_SO_FAR, "cut.json",
     "cut.safetensors", "source-check.json", "calibration-check.json", "pruning.json", RECOVERY, "evaluation.json",
     "report.json", "report.html", "published.json", "card", "model", "model.partial", REPAIRED, RECOVERY_LENGTH,
-    RECOVERY_STATE, HIDDEN_STATES, TASKS, GGUF, GGUF_FILES,
+    RECOVERY_STATE, VOCABULARY, FULL_VOCABULARY, VOCABULARY_STATE, HIDDEN_STATES, TASKS, GGUF, GGUF_FILES,
 )  # fmt: skip

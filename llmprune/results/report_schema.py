@@ -21,6 +21,7 @@ from llmprune.results.next_tools import NextTools
 from llmprune.results.prediction_heads import PredictionHeads
 from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
 from llmprune.results.search_figures import SearchFigures
+from llmprune.results.vocabulary_figures import VocabularyFigures
 
 
 class Size(Figures):
@@ -33,6 +34,7 @@ class Size(Figures):
     experts: int | None  # in each mixture; None without mixtures
     kv_groups: int | None = None  # key-value groups of each layer; None if the config does not count them
     hidden: int | None = None  # channels of the residual stream
+    vocabulary: int | None = None  # tokens; None where the run cuts none
     kv_bytes_per_token: int | None  # key-value cache of one token; None if unknown
 
 
@@ -185,6 +187,7 @@ class BaseFiles(Figures):
 
     carried: tuple[str, ...] = ()
     left: dict[str, str] = Field({})  # reason, by path
+    rewritten: tuple[str, ...] = ()  # for fewer tokens
 
 
 class GgufFigures(Figures):
@@ -215,6 +218,7 @@ class Report(Figures):
     layers: tuple[LayerFigures, ...]
     stability: StabilityFigures | None = None  # with --calibration-check and one source of text
     sources: SourceFigures | None = None  # where scores are summed by source, or with --calibration-check
+    vocabulary: VocabularyFigures | None = None
     sparsity: SparsityFigures | None = None
     search: SearchFigures | None = None  # for the shape, under a budget
     recovery: RecoveryFigures | None = None  # training after the cut, in the last round
@@ -253,4 +257,5 @@ class Report(Figures):
     @property
     def measures_quality(self) -> bool:
         """Check that the quality of the pruned model was measured: by tasks, perplexity or greedy agreement."""
-        return bool(self.tasks) or self.perplexity is not None or self.generation is not None
+        measured = self.vocabulary is not None and self.vocabulary.bits_per_byte is not None
+        return measured or bool(self.tasks) or self.perplexity is not None or self.generation is not None

@@ -35,6 +35,7 @@ def size_rows(dense: Size, pruned: Size) -> tuple[SizeRow, ...]:
         ),
         ("experts", dense.experts, pruned.experts, number),
         ("key-value heads", *heads, number),
+        ("tokens", dense.vocabulary, pruned.vocabulary, number),
         ("KV cache per token", dense.kv_bytes_per_token, pruned.kv_bytes_per_token, byte_size),
     ]
     return tuple(

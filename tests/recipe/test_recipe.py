@@ -23,9 +23,9 @@ dept: {remove: 3}
 Depth: {remove: 3}
     Depth: unknown key; did you mean 'depth'?
 zzz: 1
-    zzz: unknown key; valid keys: model, devices, calibration, depth, width, experts, budget, sparsity, refit, recover,
+    zzz: unknown key; valid keys: model, devices, calibration, depth, width, experts, budget, vocabulary, sparsity,
 7: 1
-    7: unknown key; valid keys: model, devices, calibration, depth, width, experts, budget, sparsity, refit, recover,
+    7: unknown key; valid keys: model, devices, calibration, depth, width, experts, budget, vocabulary, sparsity,
 depth: {remove: 3, kep: 2}
     depth.kep: unknown key; did you mean 'keep'?
 depth: {remove: 3, int: 2}

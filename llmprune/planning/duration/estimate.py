@@ -70,6 +70,15 @@ def run_work(recipe: Recipe, models: PlannedModels, *, recovery: Sequence[Part] 
     early = recipe.recover is not None and recipe.recover.tokens is not None  # hours are counted after pass 2
     written = [part for part in recovery if early and part.step == RECOVERY_GENERATED]
     verified = verification_work(models, tokens)
+    if recipe.cuts_only_vocabulary:
+        pruning = []
+    else:
+        pruning = [
+            pass2_part(recipe, models),
+            Part(step="saving", name="saving", work=saving),
+            Part(step="verification", name="verification", work=verified),
+        ]
+    cut = [Part(step="vocabulary", name="vocabulary", work=saving + verified)] if recipe.vocabulary else []
     trained = [Part(step=VERIFIED_AGAIN, name=VERIFIED_AGAIN, work=verified)] if recovery else []
     return RunWork(
         hidden=models.hidden,
@@ -79,11 +88,10 @@ def run_work(recipe: Recipe, models: PlannedModels, *, recovery: Sequence[Part] 
             *self_generated_parts(recipe, models),
             *written,
             *scoring_parts(recipe, models),
-            pass2_part(recipe, models),
-            Part(step="saving", name="saving", work=saving),
-            Part(step="verification", name="verification", work=verified),
+            *pruning,
             *(part for part in recovery if part not in written),
             *trained,
+            *cut,
             *evaluation_parts(recipe, models),
         ),
     )

@@ -37,6 +37,7 @@ from llmprune.results.sentences import (
 )
 from llmprune.results.size_table import size_rows
 from llmprune.results.templates import template_environment
+from llmprune.results.vocabulary_sentences import vocabulary_lines
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def render_page(report: Report) -> str:
         .get_template("page.html.j2")
         .render(
             report=report,
+            vocabulary=vocabulary_lines(report),
             sentence=_summary_sentence(report),
             tiles=_tiles(report),
             sizes=size_rows(report.dense, report.pruned),
@@ -127,6 +129,9 @@ def _summary_sentence(report: Report) -> str:
     for field in narrowed:
         which = f" ({field})" if len(dense.widths) > 1 else ""
         parts.append(f"MLPs narrowed from {dense.widths[field]:,} to {pruned.widths[field]:,} neurons{which}")
+    if report.vocabulary:
+        found = report.vocabulary
+        parts.append(f"{found.tokens - found.kept:,} of {plural(found.tokens, 'token')} removed")
     if report.sparsity:
         matrices = plural(report.sparsity.matrices, "matrix", many="matrices")
         parts.append(f"{report.sparsity.pattern} sparsity in {matrices}")

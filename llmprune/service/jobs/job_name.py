@@ -25,6 +25,8 @@ def default_name(recipe: Recipe) -> str:
     if recipe.hidden:
         kept = recipe.hidden.keep
         cuts.append(f"hidden {kept}" if isinstance(kept, int) else f"{_share(kept)} hidden")
+    if recipe.vocabulary:
+        cuts.append("fewer tokens")
     if recipe.sparsity:
         cuts.append(f"{recipe.sparsity.parsed} sparse")
     return printable(f"{model} {', '.join(cuts)}".strip())[:120]

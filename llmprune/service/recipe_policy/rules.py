@@ -59,28 +59,33 @@ _TEXT: dict[str, Rule] = {
     "name": _matches(_LABEL, "give a name of up to 120 characters, without a path"),
     "licence": _matches(_LABEL, "give the licence in up to 120 characters, without a path"),
 }
-RULES: dict[str, Rule] = {
-    "model.id": hub_id_or_path,
-    "model.revision": _revision,
-    "budget.speed_table": speed_table,
-    "recover.against": hub_id_or_path,
-    "recover.against_revision": _revision,
-    "model.device_map": _word,
-    "calibration.mix": _word,
-    "calibration.source_key": _tensor,
-    "recover.data.mix": _word,
-    "sparsity.pattern": _matches(_PATTERN, 'give N:M, such as "2:4"'),
-    "sparsity.targets[]": _matrix,
-    "sparsity.skip[]": _matrix,
-    "evaluation.tasks[]": _matches(_TASK, "give the name of an lm-eval task"),
-    "evaluation.suite": _word,
-    "evaluation.include_path": task_folder,
-} | {
-    f"{section}{entry}.{name}": rule
-    for section in ("calibration", "evaluation.perplexity", "recover.data")
-    for entry in ("", ".sources[]")
-    for name, rule in _TEXT.items()
-}
+_OTHER_KEYS = ("tokens", "key", "images_field")  # of token windows and images, which are no text
+RULES: dict[str, Rule] = (
+    {
+        "model.id": hub_id_or_path,
+        "model.revision": _revision,
+        "budget.speed_table": speed_table,
+        "recover.against": hub_id_or_path,
+        "recover.against_revision": _revision,
+        "model.device_map": _word,
+        "calibration.mix": _word,
+        "calibration.source_key": _tensor,
+        "recover.data.mix": _word,
+        "sparsity.pattern": _matches(_PATTERN, 'give N:M, such as "2:4"'),
+        "sparsity.targets[]": _matrix,
+        "sparsity.skip[]": _matrix,
+        "evaluation.tasks[]": _matches(_TASK, "give the name of an lm-eval task"),
+        "evaluation.suite": _word,
+        "evaluation.include_path": task_folder,
+    }
+    | {
+        f"{section}{entry}.{name}": rule
+        for section in ("calibration", "evaluation.perplexity", "recover.data")
+        for entry in ("", ".sources[]")
+        for name, rule in _TEXT.items()
+    }
+    | {f"vocabulary.keep_for[].{name}": rule for name, rule in _TEXT.items() if name not in _OTHER_KEYS}
+)
 MAPPING_RULES: dict[str, Rule] = {"model.device_map": _word, "evaluation.metrics": _word}
 # Refused as a whole. The arguments of a backend are addresses and code (model_args, trust_remote_code). A push at the
 # end of a run would use the operator's credentials, or a token stored for hours; finished jobs are pushed instead

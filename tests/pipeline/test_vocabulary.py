@@ -1,0 +1,100 @@
+"""Runs that cut the vocabulary: alone, and after layers and neurons."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.commands import command, perplexity_of, report_in, reused_steps, save_model, write_recipe
+from helpers.recipes import problems
+from helpers.trained_tokenizers import USED, trained_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmprune.cut.decision import Cut
+
+ROWS = 512
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model whose tokenizer has merges, and text of half of its words."""
+    folder: Path = tmp_path_factory.mktemp("vocabulary-run")
+    save_model(folder / "base", tokenizer=False, vocab_size=ROWS, tie_word_embeddings=True)
+    trained_tokenizer("bytes").save_pretrained(folder / "base")
+    (folder / "text.txt").write_text("\n\n".join(USED))
+    return folder
+
+
+def recipe_of(place: Path, name: str, **sections: object) -> Path:
+    """Write a recipe on the model, without layers and neurons to remove unless ``sections`` say so."""
+    left_out = {"depth": None, "width": None} | sections
+    return write_recipe(place / f"{name}.yaml", place / "base", place / "text.txt", **left_out)
+
+
+def test_vocabulary_alone(place: Path, in_one_process: None) -> None:
+    """Only embedding, head and files are written anew; the report has the figures of the cut, and a second run none."""
+    evaluation = perplexity_of(place / "text.txt")
+    recipe = recipe_of(place, "alone", vocabulary={"tokens": 320, "multiple": 32}, evaluation=evaluation)
+    planned = command("plan", recipe)
+    assert "Vocabulary: 320 of 512 tokens kept, each takes 32 parameters; they make up" in planned.out
+    done = command("run", recipe, "--output", place / "alone")
+    assert done.code == 0, done.err
+    report = report_in(place / "alone")
+    found = report["vocabulary"]
+    assert (found["kept"], found["tokens"], found["largest_logit_difference"]) == (320, ROWS, 0)
+    assert report["dense"]["parameters"] - report["pruned"]["parameters"] == (ROWS - 320) * 32
+    assert report["perplexity"] is None
+    assert all(bits > 0 for bits in found["bits_per_byte"])
+    assert report["base_files"]["rewritten"][0] == "tokenizer.json"
+    assert {"pass 1", "pass 2"}.isdisjoint(step["name"] for step in report["steps"])
+    base, model = (AutoModelForCausalLM.from_pretrained(place / name) for name in ("base", "alone/model"))
+    keep_K = Cut.load(place / "alone" / "cut.json").vocabulary
+    ids = AutoTokenizer.from_pretrained(place / "alone/model")(USED[0], return_tensors="pt").input_ids
+    assert keep_K is not None
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, base(keep_K[ids]).logits[..., keep_K])
+    assert command("run", recipe, "--output", place / "alone").code == 0
+    assert reused_steps(place / "alone") == {"vocabulary": True, "evaluation": True}
+
+
+def test_vocabulary_after_layers_and_neurons(place: Path, in_one_process: None) -> None:
+    """The rest of the run has the dense model's tokens; perplexity is that of the model before its tokens were cut."""
+    evaluation = perplexity_of(place / "text.txt", generation={"samples": 2, "prompt_tokens": 8, "new_tokens": 8})
+    sections = {"depth": {"remove": 1}, "width": {"neurons": 64}, "evaluation": evaluation}
+    recipe = recipe_of(place, "both", vocabulary={"coverage": 0.9, "multiple": 32}, **sections)
+    done = command("run", recipe, "--output", place / "both")
+    assert done.code == 0, done.err
+    report = report_in(place / "both")
+    assert report["pruned"]["layers"] == 3
+    assert report["pruned"]["vocabulary"] % 32 == 0
+    assert report["vocabulary"]["coverage"] >= 0.9
+    assert report["perplexity"]["pruned"] > 0
+    assert report["generation"] is not None
+    assert "are those of the model before its vocabulary was cut" in " ".join(done.out.split())
+    assert json.loads((place / "both/model/config.json").read_text())["vocab_size"] == report["pruned"]["vocabulary"]
+    assert (place / "both/full-vocabulary/config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "said"),
+    [
+        ({"tokens": 64}, "vocabulary: 128 of 512 tokens are fewer than the"),
+        ({"tokens": 600}, "vocabulary: all 512 tokens are kept"),
+        ({"keep_for": [{"dataset": "missing.txt"}], "keep": 0.5}, "vocabulary.keep_for: the data file missing.txt"),
+    ],
+)
+def test_a_plan_refuses(place: Path, vocabulary: dict[str, object], said: str) -> None:
+    """A vocabulary without the tokens that must stay, one that loses none, and text that does not exist."""
+    done = command("plan", recipe_of(place, "refused", vocabulary=vocabulary))
+    assert done.code != 0
+    assert said in " ".join(done.err.split())
+
+
+def test_a_recipe_has_one_target_and_no_budget() -> None:
+    """Coverage, tokens and keep exclude each other; a budget counts the whole vocabulary."""
+    recipe = "model: {id: org/model}\n"
+    assert "needs at most one of coverage, tokens, keep" in problems(f"{recipe}vocabulary: {{tokens: 9, keep: 0.5}}")[0]
+    both = f"{recipe}budget: {{parameters: 0.8}}\nvocabulary: {{keep: 0.5}}"
+    assert "vocabulary: is not part of a budget" in problems(both)[0]
