@@ -116,8 +116,9 @@ def _small(anatomy: Anatomy) -> list[dict[str, int]]:
     """Return config values that make the model quick to run, to be tried in turn."""
     widths = {group.field: PROOF_WIDTH for group in anatomy.groups if group.refusal is None}
     experts = anatomy.experts
-    few = {experts.field: FEW_EXPERTS} if experts and not experts.refusal and experts.count > FEW_EXPERTS else {}
-    return [widths | few, *([widths] if few else []), {}]
+    cut = experts.field if experts and not experts.refusal else ""
+    few = [widths | {cut: number} for number in FEW_EXPERTS if experts and cut and experts.count > number]
+    return [*few, widths, {}]
 
 
 def _proof(hidden: HiddenSize, representative: RepresentativeModel, *, small: dict[str, int]) -> HiddenSize | str:

@@ -3,7 +3,7 @@
 Pure functions choose it from scores and sizes. It is saved as ``cut.json``, with its index tensors in
 ``cut.safetensors``. The next run of the recipe reads it, also after it was edited by hand.
 
-Shapes: N layers, F neurons of a unit, G key-value groups, E experts, K neurons, groups, residual channels or tokens kept.
+Shapes: N layers, F neurons of a unit, G key-value groups, E experts, K neurons, groups, channels or tokens kept.
 """
 
 from __future__ import annotations

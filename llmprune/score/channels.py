@@ -22,7 +22,7 @@ from llmprune.anatomy.names import tensor_of
 from llmprune.anatomy.residual_channels import channels_read, readers_of
 from llmprune.anatomy.types import HiddenDim
 from llmprune.criteria.accumulators.mean_square import MeanSquare
-from llmprune.score.scorers import Scorer
+from llmprune.score.scorer import Scorer
 from llmprune.score.scores import Scores
 from llmprune.score.source_parts import SourceParts
 

@@ -96,5 +96,5 @@ def combine_sources(by_source: Sequence[Scores], rule: Combine) -> Scores:
         for kind in ("neurons", "experts", "heads", "hidden")
     )
     routed = {key: sum((one.routed[key] for one in by_source[1:]), start) for key, start in first.routed.items()}
-    combined = {"neurons": neurons, "experts": experts, "routed": routed, "heads": heads, "hidden": hidden}
-    return replace(first, layers=None, by_source=tuple(by_source), **combined)
+    combined = replace(first, layers=None, neurons=neurons, experts=experts, routed=routed, by_source=tuple(by_source))
+    return replace(combined, heads=heads, hidden=hidden)
