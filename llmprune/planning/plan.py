@@ -9,16 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from transformers import PreTrainedModel
-
-from llmprune.anatomy.layer_equivalence import check_layer_equivalence, sizes_that_change
-from llmprune.anatomy.meta_model import build_meta_model, find_layers
+from llmprune.anatomy.meta_model import find_layers
 from llmprune.anatomy.types import Anatomy, routed_units
-from llmprune.checkpoint.base_files import planned_files, require_expressible
+from llmprune.checkpoint.base_files import planned_files
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.stored_dtypes import kept_dtypes
 from llmprune.common.hub.client import resolve_revision
-from llmprune.cut.apply import cut_config, narrow_config
 from llmprune.planning.all_notes import is_exact, notes_of
 from llmprune.planning.base import Base, describe_base, dtype_name, require_complete
 from llmprune.planning.begin_of_text import about_begin, planned_begin
@@ -45,6 +41,7 @@ from llmprune.planning.planned_sizes import (
     planned_widths,
 )
 from llmprune.planning.prediction_heads import about_declared, with_prediction_heads
+from llmprune.planning.pruned_model import pruned_meta_model
 from llmprune.planning.recovery import RecoveryPlan, plan_recovery, recovery_shortage
 from llmprune.planning.reference import size_of_reference
 from llmprune.planning.round_recipes import has_rounds
@@ -234,7 +231,7 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
     """Return the plan of a cut. Raises ModelError and RecipeError where the cut is not possible."""
     dense, anatomy, dtype = base.dense, base.anatomy, base.dense.dtype
     keep, widths, kv_groups = planned.layers, planned.widths.kept, planned.heads.kv_groups
-    pruned = _pruned_meta_model(recipe, base, planned=planned)
+    pruned = pruned_meta_model(recipe, base, planned=planned)
     sparsity = planned_sparsity(
         recipe.sparsity,
         find_layers(pruned)[1],
@@ -286,23 +283,3 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         tasks=tuple(PlannedTask(name=name, limit=evaluation.limit_of(name)) for name in evaluation.task_names),
         notes=tuple(notes),
     )
-
-
-def _pruned_meta_model(recipe: Recipe, base: Base, *, planned: PlannedCut) -> PreTrainedModel:
-    """Build the pruned model without weights, and check that its layers are those of the dense model but for the cut.
-
-    Raises ModelError where no config, or not the base's own config file, can express the cut.
-    """
-    keep, widths, kv_groups = planned.layers, planned.widths.kept, planned.heads.kv_groups
-    config = cut_config(
-        base.config, base.anatomy, layers=keep, widths=widths, num_experts=planned.experts, kv_groups=kv_groups
-    )
-    config = narrow_config(config, base.anatomy, hidden_size=planned.hidden.size)
-    if base.has_files:
-        require_expressible(recipe.model, base.config, after=config, layers=keep)
-    pruned = build_meta_model(config, base.dense.dtype, trust_remote_code=recipe.model.trust_remote_code)
-    changing = sizes_that_change(
-        base.anatomy, widths, experts=planned.experts, kv_groups=kv_groups, hidden_size=planned.hidden.size
-    )
-    check_layer_equivalence(base.dense, pruned, keep=keep, changing=changing)
-    return pruned
