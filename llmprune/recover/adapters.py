@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from llmprune.anatomy.projections import projections_of
 from llmprune.recipe.recover import Lora
+
+if TYPE_CHECKING:  # peft imports every quantiser that is installed, which takes seconds and prints
+    from peft.tuners.lora import LoraLayer
 
 Tensors = dict[str, Tensor]
 
@@ -31,6 +33,9 @@ def add_adapters(layer: nn.Module, settings: Lora, *, zeros: Mapping[str, Tensor
     ``zeros``: those of the layer's parameters, by name. The random numbers of the factors are those of torch's global
     generator.
     """
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
     targets = [projection.name for projection in projections_of(layer)]
     if not targets:
         return
@@ -74,6 +79,10 @@ def merged(tensors: Tensors, layer: nn.Module, *, zeros: Mapping[str, Tensor]) -
     ``tensors``: those of the layer and of its adapters, by name; ``zeros``: as for ``add_adapters``.
     """
     made = {name.replace(_BASE, "."): value for name, value in tensors.items() if _LORA not in name}
+    if len(made) == len(tensors):
+        return made
+    from peft.tuners.lora import LoraLayer
+
     for name, module in layer.named_modules():
         if isinstance(module, LoraLayer):
             a_RI, b_OR = (tensors[f"{name}.{part}.default.weight"] for part in ("lora_A", "lora_B"))
