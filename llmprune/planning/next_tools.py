@@ -124,9 +124,23 @@ def sizes_for_tools(model: PreTrainedModel, anatomy: Anatomy) -> ToolSizes:
     )
 
 
-def cut_sizes(dense: ToolSizes, *, widths: Mapping[str, int], kv_groups: int | None, experts: int | None) -> ToolSizes:
-    """Return the sizes after a cut that keeps these units; fields without a cut may be left out of ``widths``."""
-    return replace(dense, widths={**dense.widths, **widths}, kv_groups=kv_groups, experts=experts)
+def cut_sizes(
+    dense: ToolSizes,
+    *,
+    widths: Mapping[str, int],
+    kv_groups: int | None,
+    experts: int | None,
+    hidden: int | None = None,
+) -> ToolSizes:
+    """Return the sizes after a cut that keeps these units; fields without a cut may be left out of ``widths``.
+
+    ``hidden``: residual channels kept; None: all. They are the inputs of every projection with as many.
+    """
+    cut = replace(dense, widths={**dense.widths, **widths}, kv_groups=kv_groups, experts=experts)
+    if hidden is None:
+        return cut
+    rows = {name: hidden if inputs == dense.hidden else inputs for name, inputs in dense.rows.items()}
+    return replace(cut, hidden=hidden, rows=rows)
 
 
 def next_tools(dense: ToolSizes, pruned: ToolSizes) -> NextTools:

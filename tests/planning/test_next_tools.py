@@ -99,6 +99,8 @@ def test_the_sizes_are_those_of_the_modules(family: str) -> None:
     sizes = sizes_for_tools(model, discover(config))
     assert (sizes.hidden, sizes.vocabulary) == (config.hidden_size, config.vocab_size)
     same = cut_sizes(sizes, widths={}, kv_groups=sizes.kv_groups, experts=sizes.experts)
+    narrower = cut_sizes(sizes, widths={}, kv_groups=sizes.kv_groups, experts=sizes.experts, hidden=sizes.hidden - 8)
+    assert {narrower.rows[name] for name, inputs in sizes.rows.items() if inputs == sizes.hidden} == {sizes.hidden - 8}
     found = next_tools(sizes, same)
     each = [found.tensor_parallel, found.vocabulary, *found.groups.values(), found.fp8_blocks]
     assert not any(one.lost for one in each)
