@@ -6,10 +6,8 @@ from llmprune.anatomy.meta_model import Config
 from llmprune.checkpoint.config_file import ConfigChange, edited_config
 from llmprune.checkpoint.copied_files import FileSelection, select_by_name, select_files
 from llmprune.checkpoint.download import file_sizes
-from llmprune.checkpoint.gguf import cache_folder
-from llmprune.checkpoint.location import folder_of, hub_commit
+from llmprune.checkpoint.location import conversion_of, folder_of, is_on_hub
 from llmprune.recipe.model import ModelSource
-from llmprune.recipe.text_source import PACKAGE_SCHEME
 
 
 def planned_files(source: ModelSource) -> FileSelection:
@@ -17,19 +15,11 @@ def planned_files(source: ModelSource) -> FileSelection:
 
     Raises ModelError for a file that is to be copied and cannot be read.
     """
-    if not _has_files(source):
-        return FileSelection((), {})
-    if hub_commit(source):
+    if conversion_of(source) is None and is_on_hub(source):
         return select_by_name(file_sizes(source.id, source.revision), source.trust_remote_code)
     return select_files(folder_of(source, "config"), source.trust_remote_code)
 
 
 def require_expressible(source: ModelSource, before: Config, *, after: Config, layers: tuple[int, ...]) -> None:
     """Raise ModelError where the base's config file cannot be edited to express the cut."""
-    if _has_files(source):
-        edited_config(ConfigChange(folder_of(source, "config"), before, after, layers, source.trust_remote_code))
-
-
-def _has_files(source: ModelSource) -> bool:
-    """Check that the model's files exist; those of a GGUF file in a package are made when it is first loaded."""
-    return not source.id.startswith(PACKAGE_SCHEME) or cache_folder(source.id).is_dir()
+    edited_config(ConfigChange(folder_of(source, "config"), before, after, layers, source.trust_remote_code))

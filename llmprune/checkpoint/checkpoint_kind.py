@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from llmprune.checkpoint.file_references import ADAPTER, INDEX, adapter_problem
+from llmprune.checkpoint.file_references import INDEX
 from llmprune.checkpoint.quantized.formats import quantization_of
 from llmprune.checkpoint.weight_headers import SINGLE, Headers
 from llmprune.common.errors import ModelError
@@ -35,11 +35,6 @@ _REMEDY = "prune the language model that it was trained from"
 
 def without_config(names: Collection[str], shown: str) -> ModelError:
     """Return the error for a folder or repository without a config.json. ``shown``: its name for the user."""
-    if ADAPTER in names:
-        return ModelError(
-            f"{shown} is an adapter ({ADAPTER}) without its base model; merge it into that model (peft: "
-            "merge_and_unload, save_pretrained) and give the folder of the merged model"
-        )
     inner = sorted({name.split("/")[0] for name in names if re.fullmatch(r"[^/]+/config\.json", name)})
     if len(inner) == 1 or "model" in inner:
         name = "model" if "model" in inner else inner[0]
@@ -48,10 +43,14 @@ def without_config(names: Collection[str], shown: str) -> ModelError:
         return ModelError(f"{shown} {what}, and its checkpoint is in {name}; give {shown.rstrip('/')}/{name}")
     if any(name.endswith(".gguf") for name in names):
         return ModelError(
-            f"{shown} holds a GGUF file and no config.json; give the checkpoint that it was made from: GGUF files are "
-            "read from installed packages only (package://MODULE/FILE.gguf)"
+            f"{shown} has no config.json and no GGUF file at its top; name the file in model.gguf, as folder/FILE.gguf"
         )
     return ModelError(f"the folder {shown} has no config.json; give the folder of a Hugging Face checkpoint")
+
+
+def has_own_weights(names: Collection[str]) -> bool:
+    """Check whether files at the top of a folder include a model's weights, as safetensors or pickled."""
+    return SINGLE in names or INDEX in names or any(_PICKLES.fullmatch(name) for name in names)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -68,7 +67,6 @@ def problems_of_kind(
     ``shown``: its name for the user; ``pickles``: pickled weights are read.
     """
     found = [
-        adapter_problem(shown) if ADAPTER in names else "",
         _pooling(names, shown) or _head(config, shown),
         _quantization(names, config, headers=headers, shown=shown),
         _pickled(names, config, shown=shown, read=pickles),

@@ -65,6 +65,22 @@ def snapshot(model_id: str, revision: str, *, part: Part, with_code: bool = Fals
         raise _explained(model_id, revision, part=part, error=error) from error
 
 
+def fetch(model_id: str, revision: str, *, names: list[str]) -> Path:
+    """Download files of a hub model, and check large ones; return its folder in the hub client's cache.
+
+    Raises ModelError and CheckpointError.
+    """
+    commit = commit_of(model_id, revision)
+    try:
+        folder = _fetch(model_id, commit, patterns=["config.json"])
+        _fetch_weights(model_id, commit, folder=folder, names=names)
+        return folder
+    except CheckpointError:
+        raise
+    except Exception as error:  # the hub client's errors have no base in common
+        raise _explained(model_id, revision, part="weights", error=error) from error
+
+
 def file_sizes(model_id: str, revision: str) -> dict[str, int]:
     """Return the size in bytes of every file of a hub model."""
     return _sizes(model_id, commit_of(model_id, revision))

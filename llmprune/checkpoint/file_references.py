@@ -50,12 +50,14 @@ class _Field:
     depth: int
 
 
-def require_own_names(folder: Path, shown: str, *, with_code: bool, with_tokenizer: bool) -> None:
+def require_own_names(
+    folder: Path, shown: str, *, with_code: bool, with_tokenizer: bool, is_adapter: bool = False
+) -> None:
     """Raise ModelError where a file of a checkpoint folder is a link out of it, or names something outside it.
 
     ``shown``: the model's name for the user; ``with_code``: its Python code is trusted, and so is its tokenizer;
-    ``with_tokenizer``: its tokenizer is to be loaded, so its files are checked too. Raises CheckpointError for an index
-    of weights files.
+    ``with_tokenizer``: its tokenizer is to be loaded, so its files are checked too; ``is_adapter``: it is an adapter,
+    whose base is checked on its own. Raises CheckpointError for an index of weights files.
     """
     outside = first_link_outside(_read_entries(folder), folder)
     if outside is not None:
@@ -63,7 +65,7 @@ def require_own_names(folder: Path, shown: str, *, with_code: bool, with_tokeniz
             f"{outside.relative_to(folder).as_posix()!r} of {shown} is a link that leads out of the model's folder, "
             "and only files inside it are read; put the file itself in its place"
         )
-    if (folder / ADAPTER).exists():
+    if not is_adapter and (folder / ADAPTER).exists():
         raise ModelError(adapter_problem(shown))
     for path in folder.glob("*.safetensors.index.json"):
         shard_names(path, shown)
@@ -77,10 +79,10 @@ def require_own_names(folder: Path, shown: str, *, with_code: bool, with_tokeniz
 
 
 def adapter_problem(shown: str) -> str:
-    """Return the reason why a checkpoint with an adapter is refused."""
+    """Return the reason why a checkpoint with weights and an adapter is refused."""
     return (
-        f"{shown} holds an adapter ({ADAPTER}), which names another model as its base; merge the adapter into that "
-        "model first, or remove its files where the weights are merged already"
+        f"{shown} holds an adapter ({ADAPTER}) beside weights of its own, so it is not clear whether these have it in "
+        "them already; remove the adapter's files where they have, or the weights to have it merged into its base"
     )
 
 

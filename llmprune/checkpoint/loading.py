@@ -28,32 +28,22 @@ from llmprune.checkpoint.disk_offload import offload_folder
 from llmprune.checkpoint.download import names_of
 from llmprune.checkpoint.file_names import FileNames
 from llmprune.checkpoint.file_references import unread_fields
-from llmprune.checkpoint.gguf import cache_folder, gguf_location
-from llmprune.checkpoint.location import folder_of, headers_of, quantization_of_source
+from llmprune.checkpoint.location import conversion_of, folder_of, headers_of, is_on_hub, quantization_of_source
 from llmprune.checkpoint.placement import DeviceMap, device_map_of_whole
-from llmprune.checkpoint.quantized.formats import CONFIG_FIELD
+from llmprune.checkpoint.quantized.quantizers import drop_quantization
 from llmprune.checkpoint.stored_dtypes import require_all, require_fitting
 from llmprune.checkpoint.weight_headers import Headers, main_dtype
 from llmprune.checkpoint.weights_reader import WeightsReader
 from llmprune.common.errors import CheckpointError, ModelError
 from llmprune.data.image_processor import ImageProcessor
 from llmprune.recipe.model import ModelSource
-from llmprune.recipe.text_source import PACKAGE_SCHEME
 
 logger = logging.getLogger(__name__)
 
 
 def load_config(source: ModelSource) -> Config:
     """Load the model's config, without its weights and their quantization. Raises ModelError where there is none."""
-    place, options = "", {}
-    if source.id.startswith(PACKAGE_SCHEME) and not cache_folder(source.id).is_dir():
-        path = gguf_location(source.id)
-        place, options = str(path.parent), {"gguf_file": path.name}
-    config: Config = _from_pretrained(AutoConfig, source, place=place or str(folder_of(source, "config")), **options)
-    for part in (config, text_config(config)):
-        if getattr(part, CONFIG_FIELD, None) is not None:  # weights are dequantized when they are read
-            delattr(part, CONFIG_FIELD)
-    return config
+    return drop_quantization(_from_pretrained(AutoConfig, source, place=str(folder_of(source, "config"))))
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -84,12 +74,9 @@ def load_processor(source: ModelSource, config: Config) -> ImageProcessor:
 def require_tokenizer(source: ModelSource) -> None:
     """Raise ModelError where the model has no tokenizer that can be loaded.
 
-    Of a hub model only the names of its files are checked, which are known with the config; a GGUF file always has a
-    tokenizer.
+    Of a hub model only the names of its files are checked, which are known with the config.
     """
-    if source.id.startswith(PACKAGE_SCHEME):
-        return
-    if Path(source.id).expanduser().is_dir():
+    if conversion_of(source) is not None or not is_on_hub(source):
         load_tokenizer(source)
         return
     names = names_of(source.id, source.revision)
@@ -147,7 +134,7 @@ def _load_plain(
 
 
 def compute_dtype(source: ModelSource, config: Config, *, found: Headers | None) -> torch.dtype:
-    """Return the type to compute in: the recipe's, the config's, or that of most weights. GGUF files give float32.
+    """Return the type to compute in: the recipe's, the config's, or that of most weights.
 
     Quantized weights whose config names no type give bfloat16.
 
@@ -157,7 +144,7 @@ def compute_dtype(source: ModelSource, config: Config, *, found: Headers | None)
         asked: torch.dtype = getattr(torch, source.dtype)
         return asked
     stated = getattr(config, "dtype", None) or getattr(text_config(config), "dtype", None)
-    if isinstance(stated, torch.dtype) and not source.id.startswith(PACKAGE_SCHEME):
+    if isinstance(stated, torch.dtype):
         return stated
     if quantization_of_source(source) is not None:
         return torch.bfloat16

@@ -1,15 +1,18 @@
-"""Locate the files of a recipe's model: in a folder, in the hub client's cache, or converted from a GGUF file."""
+"""Locate the files of a recipe's model: in a folder, in the hub client's cache, or converted from other files."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from llmprune.checkpoint.checkpoint_kind import names_in, without_config
-from llmprune.checkpoint.download import Part, commit_of, headers, names_of, snapshot
-from llmprune.checkpoint.file_references import require_own_names
-from llmprune.checkpoint.gguf import cache_folder, converted_folder
+from llmprune.checkpoint.adapter import ADAPTER_WEIGHTS, base_of, is_of_tokenizer, read_adapter
+from llmprune.checkpoint.checkpoint_kind import has_own_weights, names_in, without_config
+from llmprune.checkpoint.conversion import Conversion
+from llmprune.checkpoint.download import Part, commit_of, fetch, headers, names_of, snapshot
+from llmprune.checkpoint.file_references import ADAPTER, adapter_problem, require_own_names
+from llmprune.checkpoint.gguf import chosen_gguf, gguf_conversion, gguf_in_package, parts_in
 from llmprune.checkpoint.pickles import cache_folder as cache_folder_of_pickles
 from llmprune.checkpoint.pickles import converted_folder as converted_folder_of_pickles
 from llmprune.checkpoint.pickles import pickles_in
@@ -25,16 +28,18 @@ def folder_of(source: ModelSource, part: Part) -> Path:
 
     Raises ModelError where there is no such model, or where its files name others outside the folder.
     """
-    if source.id.startswith(PACKAGE_SCHEME):
-        return converted_folder(source.id)
+    conversion = conversion_of(source)
+    if conversion is not None:
+        return conversion.place(whole=part == "weights")
     folder = Path(source.id).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise without_config(names_in(folder), source.id)
     elif folder.exists():
-        raise ModelError(f"{source.id} is a file; give the folder of a Hugging Face checkpoint")
-    elif source.id.startswith(("/", ".", "~")) or source.id.count("/") > 1:
-        raise ModelError(f"the model folder {source.id} does not exist; give a hub id (org/name) or an existing folder")
+        raise ModelError(f"{source.id} is a file; give the folder of a Hugging Face checkpoint, or a .gguf file")
+    elif _is_path(source.id):
+        kind = "GGUF file" if source.id.endswith(".gguf") else "model folder"
+        raise ModelError(f"the {kind} {source.id} does not exist; give a hub id (org/name) or an existing folder")
     else:
         trusted = source.trust_remote_code
         folder = snapshot(source.id, source.revision, part=part, with_code=trusted, pickles=source.pickles)
@@ -55,22 +60,108 @@ def _pickles_of(source: ModelSource, folder: Path) -> list[str]:
 
 def reads_pickles(source: ModelSource) -> bool:
     """Check that a model is read from pickled weights, which the recipe asks for."""
-    if not source.pickles or source.id.startswith(PACKAGE_SCHEME):
+    if not source.pickles or conversion_of(source) is not None:
         return False
-    commit, folder = hub_commit(source), folder_of(source, "config")
-    names = names_of(source.id, source.revision) if commit else [path.name for path in folder.iterdir()]
+    folder = folder_of(source, "config")
+    names = names_of(source.id, source.revision) if is_on_hub(source) else [path.name for path in folder.iterdir()]
     return bool(pickles_in(folder, names, shown=source.id))
 
 
-def hub_commit(source: ModelSource) -> str | None:
-    """Return the commit of a hub model's revision; None for a folder or a GGUF file in a package."""
-    if source.id.startswith(PACKAGE_SCHEME) or Path(source.id).expanduser().exists():
+def conversion_of(source: ModelSource) -> Conversion | None:
+    """Return how a model's checkpoint is made from other files; None where it has one.
+
+    A hub model's list of files, an adapter and a GGUF file are downloaded for it, and no other weights. Raises
+    ModelError.
+    """
+    if source.id.startswith(PACKAGE_SCHEME):
+        _refuse_unused(source, gguf=source.gguf, base=source.base)
+        return gguf_conversion([gguf_in_package(source.id)])
+    folder = Path(source.id).expanduser()
+    if folder.is_file() and folder.suffix == ".gguf":
+        _refuse_unused(source, base=source.base)
+        names = chosen_gguf([path.name for path in folder.parent.iterdir()], folder.name, shown=str(folder.parent))
+        return gguf_conversion(parts_in(folder.parent, names, shown=str(folder.parent)))
+    if folder.exists() or _is_path(source.id):
+        if not folder.is_dir():
+            return None
+        names, fetched = [path.name for path in folder.iterdir()], None
+        if source.gguf is not None:
+            names += [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
+    else:
+        fetched = snapshot(source.id, source.revision, part="config")
+        names = names_of(source.id, source.revision)
+    return _conversion_in(source, names, folder=folder if fetched is None else None)
+
+
+def _conversion_in(source: ModelSource, names: Collection[str], *, folder: Path | None) -> Conversion | None:
+    """Return how the checkpoint of a folder or, without one, of a hub model is made, by the names of its files."""
+    top = [name for name in names if "/" not in name]
+    if source.gguf is None and ADAPTER in top:
+        if has_own_weights(top):
+            raise ModelError(adapter_problem(source.id))
+        return _adapter_conversion(source, top, folder=folder)
+    _refuse_unused(source, base=source.base)
+    if source.gguf is None and "config.json" in top:
         return None
-    return commit_of(source.id, source.revision)
+    wanted = chosen_gguf(names if source.gguf else top, source.gguf, shown=source.id)
+    if not wanted:
+        return None
+    place = folder or fetch(source.id, source.revision, names=wanted)
+    return gguf_conversion(parts_in(place, wanted, shown=source.id))
+
+
+def _adapter_conversion(source: ModelSource, names: Collection[str], *, folder: Path | None) -> Conversion:
+    """Return how an adapter and its base make one checkpoint."""
+    from llmprune.checkpoint.adapter_merge import AdapterBase, adapter_conversion
+
+    if folder is None:
+        wanted = [name for name in names if name in (ADAPTER, ADAPTER_WEIGHTS, "README.md") or is_of_tokenizer(name)]
+        folder = fetch(source.id, source.revision, names=wanted)
+    require_own_names(folder, source.id, with_code=False, with_tokenizer=True, is_adapter=True)
+    base = base_of(read_adapter(folder, source.id), source)
+    try:
+        if (Path(base.id).expanduser() / ADAPTER).is_file():
+            raise ModelError("it is an adapter too")
+        made = conversion_of(base)
+        if made is not None and made.base is not None:
+            raise ModelError(f"it is an adapter of {made.base} too")
+        folder_of(base, "config")
+        place = AdapterBase(base, identity(base), lambda whole: folder_of(base, "weights" if whole else "tokenizer"))
+    except ModelError as error:
+        raise ModelError(
+            f"{source.id} is an adapter whose base {base.id} cannot be used: {error}; to take another, such as a "
+            "folder on this machine, set model.base"
+        ) from error
+    return adapter_conversion(read_adapter(folder, source.id), place)
+
+
+def _refuse_unused(source: ModelSource, *, gguf: str | None = None, base: str | None = None) -> None:
+    """Raise ModelError for a key that this model has no use for."""
+    if gguf is not None:
+        raise ModelError(f"model.gguf: {source.id} names its GGUF file itself; remove gguf")
+    if base is not None:
+        raise ModelError(f"model.base: {source.id} is no adapter (it has no {ADAPTER}), so it has no base; remove base")
+
+
+def _is_path(model_id: str) -> bool:
+    return model_id.startswith(("/", ".", "~")) or model_id.count("/") > 1
+
+
+def is_on_hub(source: ModelSource) -> bool:
+    """Check that a model is on the hub, not in a folder, file or package of this machine."""
+    return not source.id.startswith(PACKAGE_SCHEME) and not Path(source.id).expanduser().exists()
+
+
+def hub_commit(source: ModelSource) -> str | None:
+    """Return the commit of a hub model's revision; None for a folder or a GGUF file of this machine."""
+    return commit_of(source.id, source.revision) if is_on_hub(source) else None
 
 
 def identity(source: ModelSource) -> str:
-    """Identify the base model for fingerprints: its commit, or a hash of its files' names, sizes and times."""
+    """Identify the base model for fingerprints: its commit, its content, or its files' names, sizes and times."""
+    conversion = conversion_of(source)
+    if conversion is not None:
+        return conversion.name
     commit = hub_commit(source)
     if commit:
         return commit
@@ -85,8 +176,8 @@ def bytes_on_disk(source: ModelSource) -> int:
 
 
 def raw_config(source: ModelSource) -> dict[str, Any]:
-    """Return a checkpoint's config.json unchanged; empty for a GGUF file, which has none."""
-    return {} if source.id.startswith(PACKAGE_SCHEME) else read_config(folder_of(source, "config"))
+    """Return a checkpoint's config.json unchanged."""
+    return read_config(folder_of(source, "config"))
 
 
 def quantization_of_source(source: ModelSource) -> Quantization | None:
@@ -99,15 +190,15 @@ def headers_of(source: ModelSource) -> Headers | None:
 
     Raises ModelError and CheckpointError.
     """
-    if source.id.startswith(PACKAGE_SCHEME):
-        folder = cache_folder(source.id)
-        return headers_of_folder(folder, source.id) if folder.is_dir() else None
+    conversion = conversion_of(source)
+    if conversion is not None:
+        return headers_of_folder(conversion.folder, source.id) if conversion.folder.is_dir() else None
     folder = folder_of(source, "config")
     pickles = _pickles_of(source, folder)
     if pickles:
         made = cache_folder_of_pickles(folder, pickles, trusted=source.trust_remote_code)
         return headers_of_folder(made, source.id) if made.is_dir() else None
-    if Path(source.id).expanduser().is_dir():
+    if not is_on_hub(source):
         return headers_of_folder(folder, source.id)
     found = headers(source.id, source.revision)
     return found or (None if source.pickles else found)

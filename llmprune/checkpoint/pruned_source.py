@@ -17,12 +17,12 @@ def pruned_source(base: ModelSource, folder: Path, *, layers: Sequence[int]) -> 
 
     ``layers``: indices of its layers in the base, by which a device map that names layers is translated.
     """
-    place = {"id": str(folder.absolute()), "revision": ModelSource(id=str(folder)).revision}
+    pruned = base.at(str(folder.absolute()))
     if not isinstance(base.device_map, dict):
-        return base.model_copy(update=place)
+        return pruned
     meta_model = build_meta_model(load_config(base), torch.float32, trust_remote_code=base.trust_remote_code)
     renamed = _renamed(base.device_map, find_layers(meta_model)[0], layers=layers)
-    return base.model_copy(update=place | {"device_map": renamed})
+    return pruned.model_copy(update={"device_map": renamed})
 
 
 def _renamed(devices: dict[str, int | str], layers_path: str, *, layers: Sequence[int]) -> dict[str, int | str]:

@@ -122,7 +122,7 @@ def bench(
 def anatomy(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="Hub id, folder (config.json suffices) or package://MODULE/FILE.gguf."),
+        typer.Argument(metavar="MODEL", help="Hub id, folder (config.json suffices), adapter or GGUF file."),
     ],
     as_json: Json = False,
 ) -> None:

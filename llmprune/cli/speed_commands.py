@@ -15,7 +15,7 @@ from llmprune.common.progress import lines_without_terminal
 def speed(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="Hub id, folder (config.json suffices) or package://MODULE/FILE.gguf."),
+        typer.Argument(metavar="MODEL", help="Hub id, folder (config.json suffices), adapter or GGUF file."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the table, as JSON.")],
     *,

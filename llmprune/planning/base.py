@@ -59,11 +59,12 @@ class Base:
         """Return notes on the types of the result's tensors."""
         dtype, notes = self.dense.dtype, []
         if recipe.model.pickles and not reads_pickles(recipe.model):
-            notes = [f"model.pickles has no effect: {recipe.model.id} has safetensors, which are read"]
+            notes = [f"model.pickles has no effect: the weights of {recipe.model.id} are not read from pickles"]
         if self.headers:
             types = describe_types(self.names, dtype, keep=recipe.model.dtype == "auto")
             return [*notes, *about_quantization(self.names), *types]
-        return [*notes, about_unread_weights(recipe, dtype_name(dtype), none=self.headers is not None)]
+        none, parameters = self.headers is not None, self.size.parameters
+        return [*notes, about_unread_weights(recipe, dtype_name(dtype), parameters=parameters, none=none)]
 
 
 def describe_base(recipe: Recipe, config: Config) -> Base:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.meta_model import Config, find_layers, text_config
 from llmprune.anatomy.types import Anatomy, routed_units
 from llmprune.checkpoint.file_names import FileNames
+from llmprune.checkpoint.location import conversion_of
 from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
 from llmprune.criteria.base import AblationCost, DepthCriterion
@@ -17,7 +18,6 @@ from llmprune.planning.sparsity import SparsityPlan
 from llmprune.planning.tool_compatibility import about_depth
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import EPOCHS, Refit
-from llmprune.recipe.text_source import PACKAGE_SCHEME
 from llmprune.results.formatting import plural, ranges
 
 
@@ -118,10 +118,14 @@ def about_quantization(names: FileNames) -> list[str]:
     ]
 
 
-def about_unread_weights(recipe: Recipe, dtype: str, *, none: bool) -> str:
-    """Return a note on the basis of the sizes where no weights file was read. ``none``: the folder has none."""
-    if recipe.model.id.startswith(PACKAGE_SCHEME):
-        return f"a GGUF file's weights are converted before they are cut: the sizes are those of {dtype}"
+def about_unread_weights(recipe: Recipe, dtype: str, *, parameters: int, none: bool) -> str:
+    """Return a note on the basis of the sizes where no weights file was read.
+
+    ``parameters``: of the dense model; ``none``: the folder has no weights file.
+    """
+    conversion = conversion_of(recipe.model)
+    if conversion is not None:
+        return conversion.note.format(dtype=dtype, memory=format_size(4 * parameters))
     computed = f"the sizes assume that all tensors are {dtype}"
     if recipe.model.pickles and not none:
         return f"pickled weights are converted to safetensors once, before they are cut: {computed}"

@@ -66,6 +66,8 @@ def _local_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield key and value of everything in a recipe that opens a local file or runs code."""
     if not _is_hub_id(recipe.model.id):
         yield "model.id", recipe.model.id
+    if recipe.model.base is not None and not _is_hub_id(recipe.model.base):
+        yield "model.base", recipe.model.base
     if recipe.recover is not None and recipe.recover.against is not None and not _is_hub_id(recipe.recover.against):
         yield "recover.against", recipe.recover.against
     if recipe.budget is not None and recipe.budget.speed_table is not None:

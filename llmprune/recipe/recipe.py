@@ -182,7 +182,7 @@ class Recipe(Section):
         """The dense model that the pruned one is trained towards and compared with: another only by ``against``."""
         if self.recover is None or self.recover.against is None:
             return self.model
-        return self.model.model_copy(update={"id": self.recover.against, "revision": self.recover.against_revision})
+        return self.model.at(self.recover.against, self.recover.against_revision)
 
     @property
     def removes_parts(self) -> bool:

@@ -15,9 +15,9 @@ from transformers.quantizers.quantizer_compressed_tensors import CompressedTenso
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 from transformers.quantizers.quantizer_mxfp4 import Mxfp4HfQuantizer
 
-from llmprune.anatomy.meta_model import quiet_transformers
+from llmprune.anatomy.meta_model import Config, quiet_transformers, text_config
 from llmprune.checkpoint.quantized.float8 import BlockScales
-from llmprune.checkpoint.quantized.formats import Quantization
+from llmprune.checkpoint.quantized.formats import CONFIG_FIELD, Quantization
 from llmprune.checkpoint.quantized.mxfp4 import ExpertBlocks
 from llmprune.checkpoint.quantized.operations import Dequantize, DequantizeAwq, DequantizeBitsAndBytes, DequantizeGptq
 from llmprune.checkpoint.quantized.schemes import DequantizeCompressedTensors
@@ -46,6 +46,14 @@ def quantizer_of(quantization: Quantization) -> HfQuantizer:
             "it in config.json, or prune the original in float32, bfloat16 or float16"
         ) from error
     return quantizer
+
+
+def drop_quantization(config: Config) -> Config:
+    """Return a config without the quantization of its weights, which are dequantized when they are read."""
+    for part in (config, text_config(config)):
+        if getattr(part, CONFIG_FIELD, None) is not None:
+            delattr(part, CONFIG_FIELD)
+    return config
 
 
 class _Float8(FineGrainedFP8HfQuantizer):  # type: ignore[misc]  # transformers has no types

@@ -26,7 +26,7 @@ _HUB_ID = re.compile(rf"{_NAME}(?:/{_NAME})?", re.ASCII)
 
 
 def hub_id_or_path(text: FreeText, settings: Settings) -> Path | None:
-    """Allow a hub id, one of PACKAGES, or a path under ``--allow-root``: a model's folder, a file of text."""
+    """Allow a hub id, one of PACKAGES, or a path under ``--allow-root``: a model's folder, a file of GGUF or text."""
     value, roots, is_data = text.value, settings.allow_roots, text.key.endswith("dataset")
     if value in PACKAGES:
         return None
@@ -38,7 +38,7 @@ def hub_id_or_path(text: FreeText, settings: Settings) -> Path | None:
         or any(_inside(value, root) is not None for root in roots)
     ):
         remedy = f"give a hub id{_or_under(roots, 'a file' if is_data else 'a folder')}"
-        return _allowed_path(value, settings, is_file=is_data, remedy=remedy)
+        return _allowed_path(value, settings, is_file=is_data or Path(value).suffix == ".gguf", remedy=remedy)
     if not _HUB_ID.fullmatch(value) or (is_data and value in BUILDERS):
         raise NotAllowedError("give a hub id such as org/name")
     return None

@@ -10,6 +10,7 @@ from llmprune.service.recipe_policy.free_text import FreeText, NotAllowedError, 
 from llmprune.service.settings import Settings
 
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]{0,120}", re.ASCII)
+_GGUF = re.compile(r"(?!.*\.\.)\w[\w.+-]{0,120}(/\w[\w.+-]{0,120}){0,4}", re.ASCII)  # below the model's own folder
 _WORD = re.compile(r"(?!.*\.\.)[\w.+:,-]{1,120}", re.ASCII)
 _TASK = re.compile(r"(?!.*\.ya?ml$)[\w+-][\w.+-]{0,119}", re.ASCII)  # no path and no glob: lm-eval would load both
 _COLUMN = re.compile(r"[^/\\\x00-\x1f]{1,120}")
@@ -64,6 +65,9 @@ RULES: dict[str, Rule] = (
     {
         "model.id": hub_id_or_path,
         "model.revision": _revision,
+        "model.gguf": _matches(_GGUF, "give the name of a GGUF file of the model"),
+        "model.base": hub_id_or_path,
+        "model.base_revision": _revision,
         "budget.speed_table": speed_table,
         "recover.against": hub_id_or_path,
         "recover.against_revision": _revision,
