@@ -24,6 +24,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from llmprune.anatomy.known_refusals import refused_model
+from llmprune.anatomy.model_kind import describe_kind
 from llmprune.common.errors import ModelError
 
 Config: TypeAlias = PretrainedConfig  # transformers' own name for it is about to change
@@ -52,8 +53,8 @@ def build_meta_model(
     """
     if config.is_encoder_decoder:
         raise ModelError(
-            f"a model of type {config.model_type!r} is not a causal decoder but has an encoder too; "
-            "llmprune prunes decoder-only language models"
+            f"a model of type {config.model_type!r} is not a causal decoder but "
+            f"{describe_kind(config.model_type, encodes=True)}; llmprune prunes decoder-only language models"
         )
     reason = refused_model(config)
     if reason:
@@ -70,8 +71,8 @@ def build_meta_model(
                 f"({type(error).__name__}: {error}); correct its config.json"
             ) from error
         raise ModelError(
-            f"a model of type {config.model_type!r} is not a causal decoder (transformers has no "
-            "AutoModelForCausalLM for it); llmprune prunes decoder-only language models"
+            f"a model of type {config.model_type!r} is not a causal decoder but {describe_kind(config.model_type)}; "
+            "llmprune prunes decoder-only language models"
         ) from error
     model.tie_weights()  # on the meta device, each tied parameter has become a separate one
     return model.eval()

@@ -22,6 +22,7 @@ _QUANTIZED = ("hf_quant_config.json", "quantization_config.json", "quantize_conf
 _PICKLES = re.compile(
     r"(pytorch_model|consolidated)[\w.-]*\.(bin|pth|pt)|model[\w.-]*\.(ckpt|h5|msgpack)|(flax|tf)_model.*"
 )
+PIPELINE = "model_index.json"
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _HEADS = {  # by mapping of transformers' auto classes: heads that do not predict the next token
     "SEQUENCE_CLASSIFICATION": "a classifier's or reward model's head",
@@ -35,6 +36,11 @@ _REMEDY = "prune the language model that it was trained from"
 
 def without_config(names: Collection[str], shown: str) -> ModelError:
     """Return the error for a folder or repository without a config.json. ``shown``: its name for the user."""
+    if PIPELINE in names:
+        return ModelError(
+            f"{shown} is a pipeline of diffusers ({PIPELINE}), which generates images, video or sound by several "
+            "models; llmprune prunes decoder-only language models"
+        )
     inner = sorted({name.split("/")[0] for name in names if re.fullmatch(r"[^/]+/config\.json", name)})
     if len(inner) == 1 or "model" in inner:
         name = "model" if "model" in inner else inner[0]

@@ -32,7 +32,7 @@ from llmprune.checkpoint.location import conversion_of, folder_of, headers_of, i
 from llmprune.checkpoint.placement import DeviceMap, device_map_of_whole
 from llmprune.checkpoint.quantized.quantizers import drop_quantization
 from llmprune.checkpoint.stored_dtypes import require_all, require_fitting
-from llmprune.checkpoint.weight_headers import Headers, main_dtype
+from llmprune.checkpoint.weight_headers import Headers, main_dtype, read_config
 from llmprune.checkpoint.weights_reader import WeightsReader
 from llmprune.common.errors import CheckpointError, ModelError
 from llmprune.data.image_processor import ImageProcessor
@@ -171,6 +171,12 @@ def _from_pretrained(auto: Any, source: ModelSource, *, place: str, **options: A
 def _explained(auto: Any, source: ModelSource, *, place: str, error: Exception) -> ModelError | CheckpointError:
     """Return an error that names the part that cannot be loaded, the cause and the remedy."""
     cause = _first_sentence(error)
+    fields = read_config(Path(place)) if auto is AutoConfig else {}
+    if fields and "model_type" not in fields:
+        what = f"a {fields['_class_name']} of diffusers" if "_class_name" in fields else "no checkpoint of transformers"
+        return ModelError(
+            f"{source.id} is {what} (its config.json has no model_type); give the folder of a language model"
+        )
     part = {AutoConfig: "config", AutoTokenizer: "tokenizer", AutoProcessor: "processor"}.get(auto, "weights")
     if "trust_remote_code" in str(error):
         return ModelError(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from llmprune.anatomy.types import Anatomy, MlpUnit, unit_key
-from llmprune.checkpoint.location import hub_commit, quantization_of_source
+from llmprune.checkpoint.location import conversion_of, hub_commit, quantization_of_source
 from llmprune.checkpoint.prediction_heads import describe_heads
 from llmprune.checkpoint.verify import SparseCounts, Verified
 from llmprune.common.devices import device_name
@@ -74,7 +74,8 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
     generation = measured.generation
     earlier, recovery = context.earlier.reports if context.earlier else (), results.recovery
     if recovery is not None and recipe.recover is not None:
-        recovery = recovery.model_copy(update={"against": recipe.recover.against})
+        against = recipe.reference.id if recipe.reference != recipe.model else None
+        recovery = recovery.model_copy(update={"against": against})
     skipped = plan.sparsity.skipped if plan.sparsity else ()
     layers = _layer_figures(context, results)
     return Report(
@@ -85,6 +86,7 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         provenance=_provenance(context),
         dense=plan.dense,
         pruned=pruned.size,
+        lineage=plan.lineage,
         layers=compose_layers([*(report.layers for report in earlier), layers]),
         vocabulary=results.vocabulary,
         sparsity=_sparsity_figures(recipe.sparsity, skipped, counts=pruned.verified.sparse, records=pruned.records),
@@ -276,9 +278,10 @@ def _provenance(context: RunContext) -> Provenance:
     """Return the origin of the result: model, data, seed, machine and versions."""
     recipe, inputs = context.whole_recipe, context.inputs
     commit, quantization = hub_commit(recipe.model), quantization_of_source(recipe.model)
-    text = inputs.calibration_text
+    text, conversion = inputs.calibration_text, conversion_of(recipe.model)
     return Provenance(
         model=recipe.model.id,
+        adapter_base=conversion.base if conversion else None,
         revision=recipe.model.revision if commit else None,
         commit=commit,
         quantization=quantization.describe() if quantization else None,

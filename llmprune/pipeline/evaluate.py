@@ -49,6 +49,7 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
 
     origin = fingerprint(
         inputs.identity,
+        inputs.reference_identity,
         file_fingerprint(folder.path / "pruning.json", folder.path / RECOVERY),
         *([file_fingerprint(folder.path / VOCABULARY)] if context.recipe.vocabulary else []),
         evaluation.model_dump_json(),

@@ -222,7 +222,8 @@ class RunInputs:
     @cached_property
     def identity(self) -> str:
         """Fingerprint of what every product depends on: the base model, the arithmetic, libraries and code."""
-        bases = {identity(source): None for source in (self.recipe.model, self.recipe.reference)}
+        sources = (self.recipe.model, *([self.recipe.reference] if self.recipe.recover else []))
+        bases = {identity(source): None for source in sources}
         libraries = torch.__version__, transformers.__version__
         return fingerprint(*bases, self.recipe.model.dtype, *libraries, code_fingerprint())
 

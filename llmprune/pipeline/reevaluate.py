@@ -26,6 +26,7 @@ from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.compose_report import recovery_scores
 from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
 from llmprune.pipeline.step_costs import measure_step
+from llmprune.planning.lineage import settle_first_base
 from llmprune.publish.push import MORE_SAMPLES, require_whole
 from llmprune.recipe.evaluation import LIMIT, Evaluation, limit_override
 from llmprune.recipe.recipe import Recipe
@@ -65,7 +66,7 @@ def _evaluate_again(folder: RunFolder, limit: int | None) -> tuple[Report, Recip
     documents = [(task.group or task.task, task.documents) for task in old.tasks]
     samples = next_limit(old.gate, before.evaluation, documents=documents, wanted=limit)
     overrides = [one for one in old.overrides if not _sets_limit(one)]
-    recipe = Recipe.parse(old.recipe_text, [*overrides, limit_override(samples)])
+    recipe = settle_first_base(Recipe.parse(old.recipe_text, [*overrides, limit_override(samples)]))
     if is_first_process():
         check_tasks(recipe.evaluation)
         require_whole(folder.path / "model", old.pruned.parameters)

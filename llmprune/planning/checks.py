@@ -22,7 +22,7 @@ from llmprune.evaluation.prompts import require_windows
 from llmprune.planning.budget.cost import require_windows_to_search
 from llmprune.planning.devices import require_devices
 from llmprune.planning.gguf import require_gguf
-from llmprune.planning.reference import require_matching_layers, require_same_tokens
+from llmprune.planning.reference import key_of_reference, require_matching_layers, require_same_tokens
 from llmprune.planning.text_checks import (
     Check,
     is_readable,
@@ -117,8 +117,9 @@ def checks_of(inputs: TextInputs) -> list[Check]:
     found += recovery_checks(inputs)
     found += vocabulary_checks(inputs)
     if recipe.reference != recipe.model:
-        against = ("recover.against", "recover.against_revision", *model)
-        found.append(Check("against", "recover.against", against, lambda: require_same_tokens(recipe), ("config",)))
+        key = key_of_reference(recipe)
+        against = (key, f"{key}_revision", *model)
+        found.append(Check("against", key, against, lambda: require_same_tokens(recipe), ("config",)))
         hidden = "recover.hidden_states"
         layers = partial(require_matching_layers, recipe)
         found.append(Check("hidden states", hidden, (hidden, *against), layers, ("config",)))

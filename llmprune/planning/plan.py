@@ -27,6 +27,7 @@ from llmprune.planning.device_memory import BatchSizes, DeviceMemory
 from llmprune.planning.duration.estimate import Durations, run_work
 from llmprune.planning.duration.parts import PlannedModels, RunWork
 from llmprune.planning.duration.recovering import recovery_parts
+from llmprune.planning.lineage import lineage_of, settle_first_base
 from llmprune.planning.lost_tools import with_next_tools
 from llmprune.planning.machine import Machine, this_machine
 from llmprune.planning.memory import Memory, bytes_of_window, memory_of, memory_planner
@@ -43,7 +44,7 @@ from llmprune.planning.planned_sizes import (
 from llmprune.planning.prediction_heads import about_declared, with_prediction_heads
 from llmprune.planning.pruned_model import pruned_meta_model
 from llmprune.planning.recovery import RecoveryPlan, plan_recovery, recovery_shortage
-from llmprune.planning.reference import size_of_reference
+from llmprune.planning.reference import size_of_reference, without_reference
 from llmprune.planning.round_recipes import has_rounds
 from llmprune.planning.rounds import PlannedRound, RoundToPlan, with_rounds
 from llmprune.planning.self_generated import NOTHING_CHOSEN, ChosenNumbers, about_self_generated, settle_self_generated
@@ -53,6 +54,7 @@ from llmprune.planning.vocabulary import VocabularyPlan, planned_vocabulary
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.calibration_sources import CalibrationSource
 from llmprune.results.figures import Figures
+from llmprune.results.lineage import Ancestor, describe_lineage
 from llmprune.results.next_tools import NextTools
 from llmprune.results.prediction_heads import PredictionHeads
 from llmprune.results.report_schema import BaseFiles, Size
@@ -73,6 +75,7 @@ class Plan(Figures):
     dtype: str
     dense: Size
     pruned: Size
+    lineage: tuple[Ancestor, ...] = ()  # models from the first base to the one that is pruned
     parameters_exact: bool  # False where layers differ in size and the scores choose which are removed
     removed_layers: tuple[int, ...] | None  # None where the scores choose them
     keep_layers: int
@@ -147,6 +150,9 @@ def plan_and_check(
     """
     resolve_revision.cache_clear()
     errors = ErrorCollector(wrong, problems)
+    against = ("recover.against", "evaluation.against")
+    _, settled = errors.attempt(against[1], (*against, "model"), work=lambda: settle_first_base(recipe))
+    recipe = settled or without_reference(recipe)
     asked, recipe = recipe, recipe if elsewhere else settle_self_generated(recipe, starts=starts, chosen=generated)
     inputs = TextInputs(recipe)
     plan, anatomy = plan_structure(recipe, errors, starts=starts, elsewhere=elsewhere)
@@ -247,6 +253,8 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
     size = measure_size(
         pruned, anatomy.widths | widths, experts=planned.experts, kv_groups=kv_groups, stored=saved, layers=keep
     )
+    lineage = lineage_of(recipe.model, base.size.parameters) if base.has_files else ()
+    chain = describe_lineage(lineage)
     memory = memory_of(recipe, dense, pruned=pruned, anatomy=anatomy, widths=widths)
     evaluation = recipe.evaluation
     planner = memory_planner(recipe, dense, pruned=pruned, anatomy=anatomy, memory=memory, machine=machine)
@@ -260,6 +268,7 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         dtype=dtype_name(dtype),
         dense=base.size if recipe.reference == recipe.model else size_of_reference(recipe),
         pruned=size,
+        lineage=lineage,
         parameters_exact=is_exact(recipe.depth, dense),
         removed_layers=recipe.depth.layers if recipe.depth else (),
         keep_layers=len(keep),
@@ -281,5 +290,5 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         work=run_work(recipe, models, recovery=training),
         base_files=BaseFiles(carried=files.copied, left=files.left_out),
         tasks=tuple(PlannedTask(name=name, limit=evaluation.limit_of(name)) for name in evaluation.task_names),
-        notes=tuple(notes),
+        notes=(*([chain] if chain else []), *notes),
     )

@@ -12,14 +12,27 @@ from llmprune.results.report_schema import Size
 _PROBE = "One text, with numbers (12.5) and code: `x = [i for i in range(3)]`.\n\nÜber 日本."
 
 
+def without_reference(recipe: Recipe) -> Recipe:
+    """Return the recipe without another model to compare with, where that cannot be found."""
+    sections = {"recover": recipe.recover, "evaluation": recipe.evaluation}
+    return recipe.with_chosen(
+        {name: section.model_copy(update={"against": None}) for name, section in sections.items() if section}
+    )
+
+
+def key_of_reference(recipe: Recipe) -> str:
+    """Return the recipe's key that names another model to compare with."""
+    return "recover.against" if recipe.recover and recipe.recover.against else "evaluation.against"
+
+
 def size_of_reference(recipe: Recipe) -> Size:
-    """Return the sizes of the model ``recover.against``. Raises ModelError where it cannot be read."""
+    """Return the sizes of the model ``against``. Raises ModelError where it cannot be read."""
     other = recipe.model_copy(update={"model": recipe.reference})
     return describe_base(other, load_config(other.model)).size
 
 
 def require_same_tokens(recipe: Recipe) -> None:
-    """Raise RecipeError where the model ``recover.against`` reads other tokens than the model that is trained."""
+    """Raise RecipeError where the model ``against`` reads other tokens than the model that is trained."""
     own, other = (text_config(load_config(source)).vocab_size for source in (recipe.model, recipe.reference))
     if own != other:
         raise _other_tokens(recipe, f"has {other:,} tokens in its vocabulary, not {own:,}")
@@ -50,6 +63,6 @@ def require_matching_layers(recipe: Recipe) -> None:
 
 def _other_tokens(recipe: Recipe, fault: str) -> RecipeError:
     return RecipeError(
-        f"{recipe.reference.id} {fault}, and {recipe.model.id} can only be trained on predictions of its own tokens; "
+        f"{recipe.reference.id} {fault}, and {recipe.model.id} can only be compared with a model of the same tokens; "
         "give the model that it was pruned from"
     )

@@ -28,6 +28,7 @@ from llmprune.results.formatting import (
     short_model_name,
     span,
 )
+from llmprune.results.lineage import Ancestor, describe_lineage
 from llmprune.results.recovery_figures import RecoveryScore
 from llmprune.results.recovery_sentences import describe_gain
 from llmprune.results.report_schema import Report, Size
@@ -116,6 +117,7 @@ def write_card(
         widths=_width_sentence(report.dense, report.pruned),
         licence=base.card.get("license"),
         quantised="Q8_0" if report.next_tools and report.next_tools.k_quants.broken else "Q4_K_M",
+        lineage=describe_lineage(report.lineage, report.pruned.parameters, name=_public_ancestor),
         smaller=report.pruned.parameters < report.dense.parameters,
         fence=_fence(report.recipe_text),
         mean_interval=span(report.retention.interval if report.retention else None),
@@ -185,6 +187,10 @@ def _eval_results(report: Report) -> list[Any]:
             for model, value in (("pruned", figures.pruned), ("dense base model", figures.dense))
         ]
     return results
+
+
+def _public_ancestor(one: Ancestor) -> str:
+    return public_name(one.name, local=one.commit is None)
 
 
 def _width_sentence(dense: Size, pruned: Size) -> str:

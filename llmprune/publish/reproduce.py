@@ -70,6 +70,8 @@ def _local_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "model.base", recipe.model.base
     if recipe.recover is not None and recipe.recover.against is not None and not _is_hub_id(recipe.recover.against):
         yield "recover.against", recipe.recover.against
+    if recipe.evaluation.against is not None and not _is_hub_id(recipe.evaluation.against):
+        yield "evaluation.against", recipe.evaluation.against
     if recipe.budget is not None and recipe.budget.speed_table is not None:
         yield "budget.speed_table", recipe.budget.speed_table
     for section, windows in _windows(recipe):

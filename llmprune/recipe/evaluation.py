@@ -112,6 +112,14 @@ class Evaluation(Section):
     generation: Annotated[Generation | None, BeforeValidator(_settings_or_false)] = Field(
         Generation(), description="Greedy answers of both models, which every run compares; false: none."
     )
+    against: str | None = Field(
+        None,
+        min_length=1,
+        description="Hub id or folder of the dense model that scores, perplexity and answers are compared with, where "
+        "`model` is already pruned; first_base: the hub model that it was first pruned from, by llmprune's record in "
+        "its folder or repository. Left out: `recover.against`, else `model` itself. A training learns from it too.",
+    )
+    against_revision: str = Field("main", description="Branch, tag or commit of the hub model `against`.")
     suite: str | None = Field(
         None,
         description="Set of lm-eval tasks with limits: general, which takes about an hour on one GPU for a model of "

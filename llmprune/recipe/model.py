@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from llmprune.common.paths import is_plain_path
 from llmprune.common.schema import Section, Size
 
+FIRST_BASE = "first_base"  # in place of a model: that from which a model that is pruned again was first pruned
+
 
 def _device_key(value: Any) -> Any:
     """Return a device's number as an int: YAML gives ``0`` as an int and ``--set`` as text."""

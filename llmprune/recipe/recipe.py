@@ -92,6 +92,20 @@ class Recipe(Section):
             CHECKS[info.field_name](section, info.data)
         return section
 
+    @field_validator("evaluation", mode="after")
+    @classmethod
+    def _one_reference(cls, evaluation: Evaluation, info: ValidationInfo) -> Evaluation:
+        """Refuse two models to compare with."""
+        recover = info.data.get("recover")
+        if recover is None or None in (recover.against, evaluation.against):
+            return evaluation
+        names = [(one.against, one.against_revision) for one in (recover, evaluation)]
+        if names[0] != names[1]:
+            raise ValueError(
+                "against is another model than recover.against, and one run compares with one; remove one of the two"
+            )
+        return evaluation
+
     _text: str = PrivateAttr("")
     _overrides: tuple[str, ...] = PrivateAttr(())
 
@@ -180,9 +194,10 @@ class Recipe(Section):
     @property
     def reference(self) -> ModelSource:
         """The dense model that the pruned one is trained towards and compared with: another only by ``against``."""
-        if self.recover is None or self.recover.against is None:
-            return self.model
-        return self.model.at(self.recover.against, self.recover.against_revision)
+        for section in (self.recover, self.evaluation):
+            if section is not None and section.against is not None:
+                return self.model.at(section.against, section.against_revision)
+        return self.model
 
     @property
     def removes_parts(self) -> bool:

@@ -148,8 +148,9 @@ class Recover(Section):
     against: str | None = Field(
         None,
         min_length=1,
-        description="Hub id or folder of the dense model, where `model` is already pruned; left out: `model` itself. "
-        "Scores, perplexity and answers are then compared with this model's.",
+        description="Hub id or folder of the dense model, where `model` is already pruned, or first_base as in "
+        "`evaluation.against`; left out: `evaluation.against`, else `model` itself. Scores, perplexity and answers are "
+        "then compared with this model's.",
     )
     against_revision: str = Field("main", description="Branch, tag or commit of the hub model `against`.")
     data: RecoveryText = Field(RecoveryText(), description="Text to train on; left out: the calibration's sources.")

@@ -24,7 +24,7 @@ _MOVING = "next.moving"  # the old products are removed
 _NAMES_SHOWN = 4
 
 # Recipe keys that locate the model and the text. Their contents are compared by fingerprints.
-_LOCATIONS = ("model.id", "model.revision", "calibration.")
+_LOCATIONS = ("model.id", "model.revision", "model.gguf", "model.base", "model.base_revision", "calibration.")
 # Keys of the calibration that change the model although the text that is read stays the same.
 _TREATMENTS = frozenset(f"calibration.{key}" for key in ("batch_size", "combine", "self_generated", "source_key"))
 

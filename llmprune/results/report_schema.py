@@ -17,6 +17,7 @@ from llmprune.results.evaluation_figures import (
     TaskFigures,
 )
 from llmprune.results.figures import SCHEMA_VERSION, Figures
+from llmprune.results.lineage import Ancestor
 from llmprune.results.next_tools import NextTools
 from llmprune.results.prediction_heads import PredictionHeads
 from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
@@ -165,6 +166,7 @@ class Provenance(Figures):
     """Inputs and environment of the run."""
 
     model: str
+    adapter_base: str | None = None  # that the model, an adapter, was merged into
     revision: str | None
     commit: str | None
     quantization: str | None = None  # of the base's weights, which were dequantized
@@ -215,6 +217,7 @@ class Report(Figures):
     provenance: Provenance
     dense: Size
     pruned: Size
+    lineage: tuple[Ancestor, ...] = ()  # models from the first base to the one that this run pruned
     layers: tuple[LayerFigures, ...]
     stability: StabilityFigures | None = None  # with --calibration-check and one source of text
     sources: SourceFigures | None = None  # where scores are summed by source, or with --calibration-check

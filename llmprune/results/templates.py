@@ -25,6 +25,7 @@ from llmprune.results.formatting import (
     speedup,
     times,
 )
+from llmprune.results.lineage import describe_lineage
 from llmprune.results.next_tools import describe_next_tools
 from llmprune.results.recovery_sentences import (
     describe_divergence,
@@ -60,8 +61,8 @@ def template_environment(package: str, folder: str = "", *, escape: bool = True)
     )
     environment.filters.update(
         bar=describe_bar, carried=describe_carried, count=count, duration=duration, fixed=fixed,
-        greedy_agreement=describe_greedy_agreement, left=describe_left, metric=metric_name,
-        next_tools=describe_next_tools, number=number,
+        greedy_agreement=describe_greedy_agreement, left=describe_left, lineage=describe_lineage,
+        metric=metric_name, next_tools=describe_next_tools, number=number,
         percent=percent, plural=plural, probability=probability, ranges=ranges, recovery=describe_recovery,
         recovery_divergence=describe_divergence, recovery_gain=describe_gain,
         recovery_problems=describe_recovery_problems, rounds=describe_rounds, rough_duration=rough_duration,

@@ -12,7 +12,9 @@ from helpers.commands import save_model
 from helpers.hub.server import Hub
 from helpers.tiny import structure_of
 from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING
 
+from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.checkpoint.loading import load_tokenizer
 from llmprune.common.errors import ModelError
 from llmprune.planning.plan import plan_and_check
@@ -44,15 +46,17 @@ KINDS: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
         {},
         ["no safetensors", "pytorch_model-0", "model.pickles: true"],
     ),
-    "adapter": (["adapter_config.json"], {}, ["holds an adapter", "merge the adapter"]),
+    "adapter": (["adapter_config.json", "model.safetensors"], {}, ["holds an adapter", "beside weights of its own"]),
     "sentencepiece": (["tokenizer.model"], {}, ["tokenizer.model", "pip install sentencepiece", "tokenizer.json"]),
 }
 # Files of a folder without a config.json, and parts of the refusal.
 WITHOUT_CONFIG = {
-    "bare-adapter": (["adapter_config.json", "adapter_model.safetensors"], ["is an adapter", "merge_and_unload"]),
+    "bare-adapter": (["adapter_config.json", "adapter_model.safetensors"], ["is an adapter of kind None"]),
     "run": (["recipe.yaml", "model/config.json"], ["is the folder of a run", "give {shown}/model"]),
     "inner": (["0_Transformer/config.json", "x.txt"], ["give {shown}/0_Transformer"]),
-    "gguf": (["x.gguf"], ["GGUF file and no config.json", "the checkpoint that it was made from"]),
+    "gguf": (["x.gguf", "y.gguf"], ["has 2 GGUF models; name one in model.gguf: x.gguf, y.gguf"]),
+    "inner gguf": (["Q8/x.gguf"], ["no GGUF file at its top", "model.gguf"]),
+    "images": (["model_index.json", "unet/config.json"], ["is a pipeline of diffusers"]),
     "nothing": ([], ["has no config.json; give the folder"]),
 }
 
@@ -118,6 +122,26 @@ def test_a_repository_with_only_an_adapter_is_recognised(hub: Hub) -> None:
     """The repository has no config.json."""
     hub.add_repo("org/adapter", _files(["adapter_config.json", "adapter_model.safetensors"], None))
     assert "org/adapter is an adapter" in _refusal("org/adapter")
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("t5", "an encoder-decoder for text"),
+        ("whisper", "a speech or audio model with an encoder"),
+        ("wav2vec2", "a speech or audio model"),
+        ("vits", "a speech or audio generator"),
+        ("clip", "an encoder of images and texts"),
+        ("vit", "a vision model"),
+        ("sam", "a vision model"),
+        ("modernbert", "a text encoder"),
+        ("timesfm", "a model of time series"),
+    ],
+)
+def test_a_model_that_is_no_decoder_is_named_as_what_it_is(family: str, said: str) -> None:
+    """Its auto classes tell."""
+    with pytest.raises(ModelError, match=f"'{family}' is not a causal decoder but {said}"):
+        build_meta_model(CONFIG_MAPPING[family]())
 
 
 def test_weights_in_eight_bits_are_recognised_by_their_headers(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ RULES: dict[str, Rule] = (
         "budget.speed_table": speed_table,
         "recover.against": hub_id_or_path,
         "recover.against_revision": _revision,
+        "evaluation.against": hub_id_or_path,
+        "evaluation.against_revision": _revision,
         "model.device_map": _word,
         "calibration.mix": _word,
         "calibration.source_key": _tensor,
