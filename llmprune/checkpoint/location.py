@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,19 @@ def conversion_of(source: ModelSource) -> Conversion | None:
     if folder.exists() or _is_path(source.id):
         if not folder.is_dir():
             return None
-        names, fetched = [path.name for path in folder.iterdir()], None
+        names = [path.name for path in folder.iterdir()]
         if source.gguf is not None:
             names += [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
     else:
-        fetched = snapshot(source.id, source.revision, part="config")
-        names = names_of(source.id, source.revision)
-    return _conversion_in(source, names, folder=folder if fetched is None else None)
+        return _conversion_in(source, _names_at(source.id, commit_of(source.id, source.revision)), folder=None)
+    return _conversion_in(source, names, folder=folder)
+
+
+@lru_cache
+def _names_at(model_id: str, commit: str) -> tuple[str, ...]:
+    """Return the names of the files of a hub model, asked for once."""
+    snapshot(model_id, commit, part="config")
+    return tuple(names_of(model_id, commit))
 
 
 def _conversion_in(source: ModelSource, names: Collection[str], *, folder: Path | None) -> Conversion | None:

@@ -59,7 +59,8 @@ class Repo:
 
     def commit(self, ref: str, tree: dict[str, File], message: str) -> str:
         """Let ``ref`` point at a new commit with this tree."""
-        sha = hashlib.sha1(f"{self.name}{ref}{len(self.commits)}{message}".encode()).hexdigest()
+        blobs = sorted((path, file.blob) for path, file in tree.items())
+        sha = hashlib.sha1(f"{self.name}{ref}{len(self.commits)}{message}{blobs}".encode()).hexdigest()
         self.commits[sha] = tree
         self.refs[ref] = sha
         self.messages.append(message)
