@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from llmprune.checkpoint.conversion import Conversion, digest_of
-from llmprune.checkpoint.gguf_parts import GGUF_PACKAGE, first_parts, join_parts, names_of_parts, tensor_names
+from llmprune.checkpoint.gguf_parts import (
+    GGUF_PACKAGE,
+    first_parts,
+    has_tensors,
+    join_parts,
+    names_of_parts,
+    tensor_names,
+)
 from llmprune.common.errors import CheckpointError, LLMPruneError, ModelError, did_you_mean
 from llmprune.common.files import write_text
 from llmprune.common.paths import is_inside, is_plain_path
@@ -102,13 +109,13 @@ def _describe(parts: Sequence[Path], folder: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     with _explained(parts[0]):
-        names, options = set(tensor_names(parts)), _place(parts[0])
-        if not names:
+        options = _place(parts[0])
+        if not has_tensors(parts):
             raise ModelError(f"{parts[0].name} holds a vocabulary and no weights; give the file of a model")
         config = AutoConfig.from_pretrained(**options)
         tokenizer = AutoTokenizer.from_pretrained(**options)
-        # read from the names of all tensors: the output matrix may be in another part than the config
-        config.tie_word_embeddings = "output.weight" not in names
+        if len(parts) > 1:  # the output matrix may be in another part than the config
+            config.tie_word_embeddings = "output.weight" not in set(tensor_names(parts))
     _save_config(config, folder)
     GenerationConfig.from_model_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

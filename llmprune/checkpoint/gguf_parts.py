@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from llmprune.common.errors import CheckpointError
 
 GGUF_PACKAGE = "pip install 'llmprune[gguf]'"
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_HEAD = struct.Struct("<4sIQ")
 _OF_SPLIT, _OF_FILE = "split.", "GGUF."  # keys of one part alone: of the split, and of the reader itself
 
 
@@ -25,6 +27,16 @@ def names_of_parts(name: str) -> list[str]:
 def first_parts(names: Collection[str]) -> list[str]:
     """Return the GGUF files among files, sorted; of a split one the name of its first part alone, missing or not."""
     return sorted({names_of_parts(name)[0] for name in names if name.endswith(".gguf")})
+
+
+def has_tensors(parts: Sequence[Path]) -> bool:
+    """Check by the heads of the files that they have tensors: magic, version, number of tensors."""
+    for path in parts:
+        with path.open("rb") as file:
+            head = file.read(_HEAD.size)
+        if len(head) < _HEAD.size or _HEAD.unpack(head)[2]:  # a file that is cut short is reported by its reader
+            return True
+    return False
 
 
 def tensor_names(parts: Sequence[Path]) -> Iterator[str]:
