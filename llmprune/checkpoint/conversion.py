@@ -31,7 +31,8 @@ class Conversion:
     ``name``: of its folder, with a hash of the content; ``shown``: what is converted, for the user; ``note``: of a plan
     before it is converted, where ``{dtype}`` is the type of the computation, ``{memory}`` the bytes of the weights in
     float32; ``describe`` and ``convert``: write the config and the tokenizer, or the whole checkpoint, into a folder;
-    ``base``: hub id or folder of the model that an adapter is merged into.
+    ``base``: hub id or folder of the model that an adapter is merged into; ``is_base_pickled``: its weights are read
+    from pickles.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Conversion:
     describe: Callable[[Path], None]
     convert: Callable[[Path], None]
     base: str | None = None
+    is_base_pickled: bool = False
 
     @property
     def folder(self) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from llmprune.checkpoint.adapter import ADAPTER_WEIGHTS, base_of, is_of_tokenizer, read_adapter
-from llmprune.checkpoint.checkpoint_kind import has_own_weights, names_in, without_config
+from llmprune.checkpoint.checkpoint_kind import has_own_weights, names_in, problems_of_kind, without_config
 from llmprune.checkpoint.conversion import Conversion
 from llmprune.checkpoint.download import Part, commit_of, fetch, headers, names_of, snapshot
 from llmprune.checkpoint.file_references import ADAPTER, adapter_problem, require_own_names
@@ -60,9 +61,12 @@ def _pickles_of(source: ModelSource, folder: Path) -> list[str]:
 
 
 def reads_pickles(source: ModelSource) -> bool:
-    """Check that a model is read from pickled weights, which the recipe asks for."""
-    if not source.pickles or conversion_of(source) is not None:
+    """Check that a model, or an adapter's base, is read from pickled weights, which the recipe asks for."""
+    if not source.pickles:
         return False
+    conversion = conversion_of(source)
+    if conversion is not None:
+        return conversion.is_base_pickled
     folder = folder_of(source, "config")
     names = names_of(source.id, source.revision) if is_on_hub(source) else [path.name for path in folder.iterdir()]
     return bool(pickles_in(folder, names, shown=source.id))
@@ -132,14 +136,24 @@ def _adapter_conversion(source: ModelSource, names: Collection[str], *, folder: 
         made = conversion_of(base)
         if made is not None and made.base is not None:
             raise ModelError(f"it is an adapter of {made.base} too")
-        folder_of(base, "config")
+        if made is None:
+            _require_readable(base)
         place = AdapterBase(base, identity(base), lambda whole: folder_of(base, "weights" if whole else "tokenizer"))
     except ModelError as error:
         raise ModelError(
             f"{source.id} is an adapter whose base {base.id} cannot be used: {error}; to take another, such as a "
             "folder on this machine, set model.base"
         ) from error
-    return adapter_conversion(read_adapter(folder, source.id), place)
+    return replace(adapter_conversion(read_adapter(folder, source.id), place), is_base_pickled=reads_pickles(base))
+
+
+def _require_readable(base: ModelSource) -> None:
+    """Raise ModelError where the files of an adapter's base are none that can be pruned."""
+    folder = folder_of(base, "config")
+    names = _names_at(base.id, commit_of(base.id, base.revision)) if is_on_hub(base) else names_in(folder)
+    problems = problems_of_kind(names, read_config(folder), headers=None, shown=base.id, pickles=base.pickles)
+    if problems:
+        raise ModelError("; also: ".join(problems))
 
 
 def _refuse_unused(source: ModelSource, *, gguf: str | None = None, base: str | None = None) -> None:

@@ -13,13 +13,15 @@ import pytest
 import torch
 from helpers.commands import VOCABULARY, save_model
 from helpers.hub.server import Hub
+from helpers.quantized import fp8
 from helpers.tiny import tiny_tokenizer
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmprune.checkpoint import adapter_merge
-from llmprune.checkpoint.loading import load_config, load_tokenizer
-from llmprune.checkpoint.location import conversion_of, folder_of, identity
+from llmprune.checkpoint.loading import load_config, load_model, load_tokenizer
+from llmprune.checkpoint.location import conversion_of, folder_of, identity, quantization_of_source, reads_pickles
 from llmprune.common.errors import CheckpointError, ModelError
 from llmprune.recipe.model import ModelSource
 
@@ -120,6 +122,25 @@ def test_a_fine_tune_with_added_tokens_brings_its_tokenizer_and_its_rows(bases: 
     assert (identity(source), folder_of(source, "config")) == (before, place)
     (adapter / "tokenizer_config.json").write_text("{}")
     assert identity(source) != before
+
+
+def test_a_quantized_base_is_dequantized_and_a_pickled_one_read_if_asked_for(tmp_path: Path) -> None:
+    """The merged checkpoint is neither; it equals that of an ordinary base with the same values."""
+    fp8(tmp_path / "fp8")
+    load_model(ModelSource(id=str(tmp_path / "fp8"))).save_pretrained(tmp_path / "plain")
+    tensors = load_file(tmp_path / "plain" / "model.safetensors")
+    shutil.copytree(tmp_path / "plain", tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(tensors, tmp_path / "pickled" / "pytorch_model.bin")
+    adapter = tmp_path / "adapter"
+    wanted = _trained(tmp_path / "plain", _lora(), adapter).merge_and_unload().state_dict()
+    for name in ("fp8", "pickled"):
+        source = ModelSource(id=str(adapter), base=str(tmp_path / name), pickles=True)
+        assert reads_pickles(source) is (name == "pickled")
+        found = load_model(source).state_dict()
+        assert [one for one, value in wanted.items() if not torch.equal(found[one], value)] == []
+        assert quantization_of_source(source) is None
+    with pytest.raises(ModelError, match=r"whose base .*pickled cannot be used.*set model\.pickles: true"):
+        load_config(ModelSource(id=str(adapter), base=str(tmp_path / "pickled")))
 
 
 def test_an_adapter_of_the_hub_names_its_base_there(hub: Hub, bases: Path, tmp_path: Path) -> None:
