@@ -23,9 +23,9 @@ dept: {remove: 3}
 Depth: {remove: 3}
     Depth: unknown key; did you mean 'depth'?
 zzz: 1
-    zzz: unknown key; valid keys: model, devices, calibration, depth, width, experts, budget, vocabulary, sparsity,
+    zzz: unknown key; valid keys: model, devices, calibration, depth, width, experts, hidden, budget, vocabulary,
 7: 1
-    7: unknown key; valid keys: model, devices, calibration, depth, width, experts, budget, vocabulary, sparsity,
+    7: unknown key; valid keys: model, devices, calibration, depth, width, experts, hidden, budget, vocabulary,
 depth: {remove: 3, kep: 2}
     depth.kep: unknown key; did you mean 'keep'?
 depth: {remove: 3, int: 2}
@@ -43,7 +43,7 @@ evaluation: {perplexity: {dataset: x, sample: 2}}
 calibration: {sources: [{dataset: x, wieght: 2}]}
     calibration.sources.0.wieght: unknown key
 export: {'a b': 1}
-    export.'a b': unknown key; valid keys: max_shard_size
+    export.'a b': unknown key; valid keys: prediction_heads, max_shard_size, gguf
 criterion: angular
     criterion: unknown key here; it is a key of depth, width, experts
 sparsity: {pattern: '2:4', criterion: {kind: wanda}}

@@ -60,7 +60,7 @@ _TEXT: dict[str, Rule] = {
     "name": _matches(_LABEL, "give a name of up to 120 characters, without a path"),
     "licence": _matches(_LABEL, "give the licence in up to 120 characters, without a path"),
 }
-_OTHER_KEYS = ("tokens", "key", "images_field")  # of token windows and images, which are no text
+_OTHER_KEYS = ("tokens", "key")  # of token windows, which are no text
 RULES: dict[str, Rule] = (
     {
         "model.id": hub_id_or_path,
