@@ -84,9 +84,13 @@ class Decoder:
 
     def model_inputs(self, ids_BL: Tensor) -> dict[str, Tensor]:
         """Return the arguments of the model's forward for a batch of windows, on the device of the embeddings."""
-        inputs = {"input_ids": ids_BL} if self.images is None else self.images.model_inputs(ids_BL)
-        dtypes = {name: self.skeleton.dtype for name, value in inputs.items() if value.is_floating_point()}
-        return {name: value.to(self.device, dtypes.get(name), non_blocking=True) for name, value in inputs.items()}
+        if self.images is None:
+            return {"input_ids": ids_BL.to(self.device, non_blocking=True)}
+        dtype = self.skeleton.dtype
+        return {
+            name: value.to(self.device, dtype if value.is_floating_point() else value.dtype)
+            for name, value in self.images.model_inputs(ids_BL).items()
+        }
 
     def tensors(self, index: int) -> Tensors:
         """Return a layer's tensors on its device, in a dict of the caller's own.

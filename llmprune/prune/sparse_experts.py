@@ -149,7 +149,7 @@ class _Inputs:
             for hidden_TD in self._some_tokens(width, device):
                 others.add(self._inputs(expert, hidden_TD, activations=activations))
             others.reduce()
-            weight = float(own.weight / own.count) if own.count else 1.0
+            weight = float(own.weight) / float(own.count) if own.count else 1.0
             own.moments += others.moments * (lacking * weight / max(float(others.count), 1.0))
         return own.finished()
 

@@ -57,13 +57,15 @@ class SparsityMethod(Variant, ABC):
         ``moments``: XᵀX [I, I], its diagonal [I] where the method requires only that, or None.
         """
 
-    @abstractmethod
     def importance(self, weight_OI: Tensor, moments: Tensor | None) -> Tensor:
         """Return the increase of the squared error if a weight is pruned, as the method estimates it, [O, I].
 
         It judges orders of the inputs (``input_order``). ``moments``: as in ``prune``, or XᵀX where the kept weights
-        are solved again.
+        are solved again. By default the squared weights times the energy of their inputs (Wanda, arXiv 2306.11695).
         """
+        if moments is None:
+            return weight_OI.square()
+        return weight_OI.square() * (moments.diagonal() if moments.ndim == 2 else moments)
 
     def operations(self, outputs: int, inputs: int) -> float:
         """Return the float32 operations of pruning a matrix of this shape, where they are many."""

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("in_one_process")
         (with_config(model_type="frobnicator"), ["config", "`frobnicator`"]),
         (with_config(hidden_size="32"), ["config", "'hidden_size' expected int, got str"]),
         (with_config(num_attention_heads=5, head_dim=None), ["config", "not a multiple of the number of attention"]),
-        (with_config(quantization_config={"quant_method": "gptq", "bits": 4}), ["quantized (gptq)", "prune the orig"]),
+        (with_config(quantization_config={"quant_method": "vptq"}), ["are quantized", "vptq", "prune the orig"]),
         (with_config(auto_map={"AutoConfig": "a.B"}, model_type="own"), ["own Python code", "trust_remote_code"]),
         pytest.param(with_config(hidden_act="nonsense"), ["'nonsense'"]),
         (lambda folder: (folder / "config.json").write_text("{"), ["config", "not a valid JSON"]),
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("in_one_process")
             ["'bert'", "not a causal decoder", "both direct"],
         ),
         (lambda folder: tiny_config("t5").save_pretrained(folder), ["'t5' is not a causal decoder"]),
-        (as_pickle, ["never pickles", "convert the checkpoint to safetensors"]),
+        (as_pickle, ["no safetensors weights file", "or set model.pickles: true"]),
     ],
     ids=[
         "unknown", "wrong-type", "impossible", "quantized", "own-code", "activation", "no-json", "no-config",

@@ -75,8 +75,9 @@ def test_every_family_gets_the_pattern(family: str) -> None:
         assert record.matrices
         assert record.error_refit is not None
         for matrix in record.matrices:
-            weight = written[new][f"{matrix.name}.weight"]
-            weight_OI = weight.T if transposed[matrix.name] else weight
+            stack = written[new].get(matrix.name)  # of experts, whose inputs are the last dimension
+            weight = written[new][f"{matrix.name}.weight"] if stack is None else stack
+            weight_OI = weight.T if transposed.get(matrix.name) else weight
             assert ((weight_OI != 0).reshape(-1, 8).sum(1) <= 2).all()
             assert matrix.kept == pytest.approx(0.25, abs=0.01)
 
