@@ -24,6 +24,7 @@ _BOUND.bind(("127.0.0.1", 0))
 os.environ["HF_ENDPOINT"] = "http://{}:{}".format(*_BOUND.getsockname())
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 os.environ.pop("HF_HUB_OFFLINE", None)
 
 from helpers.hub.server import Hub  # noqa: E402  # after the address of the hub

@@ -44,7 +44,8 @@ def seconds_of_imports() -> float | None:
 
 
 def quiet_libraries() -> None:
-    """Disable the progress bars of libraries unless standard error is a terminal."""
+    """Disable the progress bars of libraries unless standard error is a terminal, and the counting of loaded text."""
+    count_no_loads()
     if PlainConsole(stderr=True).is_terminal:
         return
     import transformers.utils.logging
@@ -56,3 +57,13 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if "datasets" in sys.modules:
         sys.modules["datasets"].disable_progress_bars()
+
+
+def count_no_loads() -> None:
+    """Have datasets send no request to its counter when it reads a file, here and in processes that are started.
+
+    Files of this machine are nobody's concern, and without a network each process waits seconds for the name server.
+    """
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # read when datasets is imported
+    if "datasets" in sys.modules and os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] == "0":
+        sys.modules["datasets"].config.HF_UPDATE_DOWNLOAD_COUNTS = False

@@ -16,6 +16,7 @@ from llmprune.common.hub.client import resolve_revision
 from llmprune.common.hub.errors import is_hub_error, is_unreachable
 from llmprune.common.hub.explanations import explain
 from llmprune.common.hub.secrets import redact, redact_error
+from llmprune.common.libraries import count_no_loads
 from llmprune.common.paths import is_plain_path
 from llmprune.common.text_files import fault_of, require_text_file, unread_kind
 from llmprune.data.dataset_cards import archives_refused, require_own_data, without_media
@@ -51,6 +52,7 @@ def load_text(source: TextSource) -> Dataset | IterableDataset:
     """Return the rows of a source. Hub data is streamed unless the split has a slice. Raises CalibrationError."""
     import datasets
 
+    count_no_loads()
     with _explained(source), _quiet(), archives_refused(source.dataset):
         if source.dataset.startswith(PACKAGE_SCHEME):
             return _package_text(source)

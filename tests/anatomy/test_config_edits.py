@@ -197,7 +197,7 @@ def test_shared_keys_and_values_are_refused() -> None:
         ("t5gemma2", "encoder"),
         ("zamba", "share weights"),
         ("paligemma", "attend in both directions"),
-        ("clip", "AutoModel"),
+        ("clip", "an encoder of images and texts"),
     ],
 )
 def test_no_decoder_is_refused(family: str, message: str) -> None:

@@ -219,3 +219,12 @@ def test_a_pattern_that_matches_no_file(pattern: str) -> None:
     assert local_bytes(source) == 0
     with pytest.raises(CalibrationError, match=r"package and pattern|package://MODULE/NAME"):
         require_present(source)
+
+
+def test_reading_a_file_sends_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's counter of loads is asked nothing, also where the variable that turns it off is not set."""
+    (tmp_path / "text.txt").write_text("one\n\ntwo\n")
+    monkeypatch.delenv("HF_UPDATE_DOWNLOAD_COUNTS", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
+    monkeypatch.setattr(datasets.load, "get_session", lambda: pytest.fail("a request"))
+    assert load_text(TextSource(dataset=str(tmp_path / "text.txt"))).num_rows == 2
