@@ -53,15 +53,17 @@ class ErrorCollector:
     def attempt(self, place: str, reads: Iterable[str], *, work: Callable[[], T]) -> tuple[bool, T | None]:
         """Return (True, value) of work that depends on the keys ``reads``; (False, None) where it fails or is skipped.
 
-        An LLMPruneError is collected, with ``place`` in front of its message. Work that depends on a wrong key is
-        skipped.
+        An LLMPruneError is collected, with ``place`` in front of its message; one that other work has raised too, once.
+        Work that depends on a wrong key is skipped.
         """
         if any(_overlap(key, wrong) for key in reads for wrong in self.wrong):
             return False, None
         try:
             return True, work()
         except LLMPruneError as error:
-            self._errors.append(_placed(place, error))
+            placed = _placed(place, error)
+            if str(placed) not in map(str, self._errors):
+                self._errors.append(placed)
             return False, None
 
     def raise_all(self, source: str = "") -> None:
