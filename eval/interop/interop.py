@@ -33,9 +33,10 @@ from common import write_record  # noqa: E402
 from helpers.tiny import sentencepiece_like_tokenizer, write_sentencepiece_model  # noqa: E402
 
 from llmprune import Recipe, run  # noqa: E402
-from llmprune.checkpoint.gguf import converted_folder  # noqa: E402
+from llmprune.checkpoint.location import folder_of  # noqa: E402
 from llmprune.evaluation.next_tools.base import NotChecked, Subject  # noqa: E402
 from llmprune.evaluation.next_tools.registry import CHECKS  # noqa: E402
+from llmprune.recipe.model import ModelSource  # noqa: E402
 from llmprune.testing import tiny_model  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "interop.json"
@@ -76,7 +77,7 @@ def save_dense(family: str, folder: Path) -> None:
         write_sentencepiece_model(folder / "tokenizer.model")
         ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
     else:
-        source = converted_folder(SMOLLM)
+        source = folder_of(ModelSource(id=SMOLLM), "tokenizer")
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(source / name, folder / name)
