@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -125,11 +126,16 @@ def outcomes(folder: Path) -> dict[str, dict[str, str]]:
         except NotChecked as reason:
             found[name] = {"state": "not checked", "told": str(reason)}
         except Exception as error:  # any error of a tool is a row
-            text = " ".join(f"{type(error).__name__}: {error}".split())
+            text = " ".join(_printable(f"{type(error).__name__}: {error}").split())
             found[name] = {"state": "fails", "told": text[:300]}
         gc.collect()
         print(f"  {name}: {found[name]['state']}: {found[name]['told'][:150]}", flush=True)
     return found
+
+
+def _printable(text: str) -> str:
+    """Return an error's text without colours of a terminal and without this machine's path of llama.cpp."""
+    return re.sub(r"\x1b?\[\d+m", "", text).replace(os.environ["LLAMA_CPP"], "LLAMA_CPP")
 
 
 def add_versions() -> None:
