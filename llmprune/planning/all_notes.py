@@ -14,7 +14,7 @@ from llmprune.planning.planned_sizes import PlannedCut
 from llmprune.planning.recovery_notes import about_recovery
 from llmprune.planning.settings_without_effect import settings_without_effect
 from llmprune.planning.sparsity import SparsityPlan
-from llmprune.planning.tool_compatibility import about_head_size, about_layer_count
+from llmprune.planning.tool_compatibility import about_derived_widths, about_head_size, about_layer_count
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.recipe import Recipe
 
@@ -48,6 +48,7 @@ def _about_cut(recipe: Recipe, base: Base, *, planned: PlannedCut, pruned: PreTr
         *about_scores(recipe, anatomy, keep=planned.layers),
         *about_layer_count(base.dense, pruned),
         *about_head_size(config, raw, heads=anatomy.heads, kept=planned.heads.kv_groups),
+        *about_derived_widths(anatomy, planned.widths.kept),
         *about_base(recipe, config),
         *about_judgement(recipe, anatomy, keep=planned.layers),
     ]

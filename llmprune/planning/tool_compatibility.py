@@ -1,8 +1,8 @@
 """Warn where other tools would misread the pruned model, because they derive a value that its config states.
 
 transformers and vLLM read lists by layer and the size of a head from config.json. llama.cpp's conversion to GGUF
-derives the kinds of layers from a period, Gemma's attention scale from the number of layers, and the size of a head
-from hidden_size and the number of heads, where the original models allow that.
+derives the kinds of layers from a period, Gemma's attention scale from the number of layers, the size of a head from
+hidden_size and the number of heads, and GPT-2's width from its hidden size, where the original models allow that.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from llmprune.anatomy.types import Anatomy, Heads, LayerPattern
 from llmprune.cut.layer_choice import first_break
 
 _SCALE = "query_pre_attn_scalar"
+_DERIVED_WIDTHS = {"n_inner": "4 × n_embd"}  # fields that llama.cpp's converter does not read, by what it writes
 
 
 def about_patterns(patterns: Sequence[LayerPattern], keep: Sequence[int]) -> list[str]:
@@ -123,6 +124,16 @@ def about_head_size(config: Config, raw: Mapping[str, Any], *, heads: Heads | No
         f"the base's config.json leaves {name} to hidden_size / num_attention_heads, and the result's must state "
         f"{name}: {size}; transformers, vLLM and llama.cpp (GGUF) read it there, and tools that compute it refuse the "
         "result or misread it"
+    ]
+
+
+def about_derived_widths(anatomy: Anatomy, widths: Mapping[str, int]) -> list[str]:
+    """Return a note for each narrowed width that llama.cpp derives. ``widths``: neurons kept, by config field."""
+    return [
+        f"llama.cpp's conversion to GGUF takes {derived} for the MLP width of this model type and does not read "
+        f"{field}, so that it cannot load the result; for GGUF leave the width out and remove layers"
+        for field, derived in _DERIVED_WIDTHS.items()
+        if widths.get(field, 0) and widths[field] < anatomy.widths.get(field, 0)
     ]
 
 

@@ -31,7 +31,7 @@ from llmprune.cut.layer_choice import choose_in_pattern, kinds_of, possible_coun
 from llmprune.pipeline.run import run
 from llmprune.planning.plan import Plan
 from llmprune.planning.planned_sizes import planned_layers
-from llmprune.planning.tool_compatibility import about_depth, about_head_size, about_layer_count
+from llmprune.planning.tool_compatibility import about_depth, about_derived_widths, about_head_size, about_layer_count
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.recipe import Recipe
 from llmprune.score.ablation import layer_ablation_scores
@@ -275,3 +275,13 @@ def test_a_plan_has_the_note_on_the_head_size(tmp_path: Path) -> None:
     fields = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
     notes = _plan(tmp_path, "width: {heads: 2}", "phi3", **fields).notes
     assert any("the config of this model type has no head_dim" in note for note in notes)
+
+
+def test_a_width_that_llama_cpp_derives_is_noted() -> None:
+    """GPT-2's narrower MLP cannot be loaded there; whole ones, and widths that it reads, need no note."""
+    gpt2 = discover(tiny_config("gpt2"))
+    width = gpt2.widths["n_inner"]
+    (note,) = about_derived_widths(gpt2, {"n_inner": width // 2})
+    assert "takes 4 × n_embd for the MLP width of this model type and does not read n_inner" in note
+    assert not about_derived_widths(gpt2, {"n_inner": width})
+    assert not about_derived_widths(discover(tiny_config("llama")), {"intermediate_size": 8})
