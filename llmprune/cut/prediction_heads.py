@@ -32,7 +32,7 @@ from llmprune.cut.decision import Cut
 
 @dataclass(frozen=True)
 class HeadsDecision:
-    """What becomes of a base's prediction heads.
+    """Decision on a base's prediction heads: kept, narrowed, or left out with the reason.
 
     ``layers``: those that lose units with the decoder's, empty where nothing but decoder layers is removed; ``reason``:
     why the heads are not kept, None where they are.

@@ -10,7 +10,7 @@ from llmprune.results.formatting import plural
 
 
 class PredictionHeads(Figures):
-    """What becomes of heads that predict further tokens. ``tensors``, ``bytes``: in the base's files."""
+    """Outcome for the heads that predict further tokens. ``tensors``, ``bytes``: in the base's files."""
 
     fields: tuple[str, ...]  # of the base's config that declare them
     tensors: int

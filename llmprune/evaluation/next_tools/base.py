@@ -84,7 +84,7 @@ class ToolCheck:
 
     @property
     def absent(self) -> str | None:
-        """How to install the tool; None where it is installed."""
+        """Command that installs the tool; None where it is installed."""
         if all(find_spec(module) for module in self.modules):
             return self.missing()
         return self.install
