@@ -37,8 +37,8 @@ from llmprune.anatomy.residual_channels import (
     mix_inputs,
     readers_of,
     scaled_norm,
-    select_entries,
 )
+from llmprune.anatomy.selection import select_along
 from llmprune.anatomy.types import HiddenDim, HiddenSize
 
 _TOKENS = 12
@@ -89,7 +89,7 @@ def _prove(wide: PreTrainedModel, narrow: PreTrainedModel, *, dims: list[HiddenD
     tensors = _own_tensors(wide)
     expected = _logits(wide, tensors)
     if not equal_up_to_rounding(
-        _logits(wide, select_entries(tensors, kept_channels(dims, order_D))), expected, tolerance=_TOLERANCE
+        _logits(wide, select_along(tensors, kept_channels(dims, order_D))), expected, tolerance=_TOLERANCE
     ):
         return "its logits depend on the order of the channels"
     reason = _linear_readers(wide, tensors, dims=dims, expected=expected)

@@ -13,22 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from llmprune.anatomy.names import tensor_of
+from llmprune.anatomy.selection import select_along
 from llmprune.anatomy.types import HiddenDim
 
 _ROWS_AT_ONCE = 2**14  # of a weight that is converted
 
 
-def select_entries(tensors: Mapping[str, Tensor], kept: Mapping[str, tuple[int, Tensor]]) -> dict[str, Tensor]:
-    """Return tensors of which some are cut. ``kept``: by name, a dimension and the indices that stay along it."""
-    cut = dict(tensors)
-    for name, (dim, keep_K) in kept.items():
-        if name in cut:
-            cut[name] = cut[name].index_select(dim, keep_K.to(cut[name].device))
-    return cut
-
-
 def kept_channels(dims: Iterable[HiddenDim], keep_K: Tensor) -> dict[str, tuple[int, Tensor]]:
-    """Return the channels that stay in each tensor, for ``select_entries``."""
+    """Return the channels that stay in each tensor, for ``select_along``."""
     return {one.name: (one.dim, keep_K) for one in dims}
 
 
@@ -105,7 +97,7 @@ def cut_channels(
     A norm divides by the root of the mean over all channels, so its weight is multiplied by √(size / K).
     """
     dims = list(dims)
-    cut = select_entries(tensors, kept_channels(dims, keep_K))
+    cut = select_along(tensors, kept_channels(dims, keep_K))
     for one in dims:
         if one.role == "scales" and one.name in cut:
             cut[one.name] = scaled_norm(cut[one.name], one, factor=(size / len(keep_K)) ** 0.5)
