@@ -8,7 +8,7 @@ from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.cut.decision import Cut
 from llmprune.data.recovery_windows import RecoveryWindows
 from llmprune.pipeline.calibration_check import check_calibration
-from llmprune.pipeline.compose_report import RunResults, compose_report
+from llmprune.pipeline.compose_report import compose_report
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.evaluate import evaluate
 from llmprune.pipeline.export import export_as_requested
@@ -17,6 +17,7 @@ from llmprune.pipeline.options import RunOptions
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint, prune_checkpoint
 from llmprune.pipeline.recover import RecoveredCheckpoint, recover_checkpoint
 from llmprune.pipeline.recovery_text import windows_of_tokens
+from llmprune.pipeline.run_results import RunResults
 from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.self_generated import add_self_generated
 from llmprune.pipeline.source_check import check_sources, compares_sources

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.projections import projections_of
-from llmprune.planning.width_rounding import K_QUANT_ROW
+from llmprune.recipe.width_rounding import K_QUANT_ROW
 from llmprune.results.next_tools import Degrees, NextTools, Rows
 
 if TYPE_CHECKING:

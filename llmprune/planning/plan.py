@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
+from transformers import PreTrainedModel
+
 from llmprune.anatomy.meta_model import find_layers
 from llmprune.anatomy.types import Anatomy, routed_units
 from llmprune.checkpoint.base_files import planned_files
@@ -33,14 +35,8 @@ from llmprune.planning.machine import Machine, this_machine
 from llmprune.planning.memory import Memory, bytes_of_window, memory_of, memory_planner
 from llmprune.planning.model_size import measure_size
 from llmprune.planning.notes import require_disk_for_hidden_states
-from llmprune.planning.planned_hidden import planned_hidden
-from llmprune.planning.planned_sizes import (
-    PlannedCut,
-    planned_experts,
-    planned_heads,
-    planned_layers,
-    planned_widths,
-)
+from llmprune.planning.planned_cut import planned_cut
+from llmprune.planning.planned_sizes import PlannedCut
 from llmprune.planning.prediction_heads import about_declared, with_prediction_heads
 from llmprune.planning.pruned_model import pruned_meta_model
 from llmprune.planning.recovery import RecoveryPlan, plan_recovery, recovery_shortage
@@ -189,7 +185,7 @@ def plan_structure(
         if opened is None:
             return None, base.anatomy
     own = opened.recipe if opened else recipe
-    planned = _planned_cut(own, base.anatomy, errors=errors)
+    planned = planned_cut(own, base.anatomy, errors=errors)
     if planned is None or not complete:
         return None, base.anatomy
     cuts = ("depth", "width", "experts", "hidden", "budget", "vocabulary", "sparsity")
@@ -197,14 +193,7 @@ def plan_structure(
 
     def plan_on_machine() -> Plan:
         machine = this_machine(recipe.model, starts=starts, elsewhere=elsewhere)
-        plan = _plan(own, base, planned=planned, machine=machine)
-        if not has_rounds(own):
-            return plan
-
-        def plan_one(one: RoundToPlan) -> Plan:
-            return _plan(one.recipe, one.base, planned=one.planned, machine=machine)
-
-        return with_rounds(plan, own, base=base, plan_one=plan_one)
+        return _plan_with_rounds(own, base, planned=planned, machine=machine)
 
     _, plan = errors.attempt("model", reads, work=plan_on_machine)
     if plan and opened:
@@ -217,20 +206,16 @@ def plan_structure(
     return plan, base.anatomy
 
 
-def _planned_cut(recipe: Recipe, anatomy: Anatomy, *, errors: ErrorCollector) -> PlannedCut | None:
-    """Return the layers and units that the recipe keeps; None where an error was collected."""
-    model = "model"
-    _, keep = errors.attempt("depth", ("depth", model), work=lambda: planned_layers(recipe.depth, anatomy))
-    _, widths = errors.attempt("width", ("width", model), work=lambda: planned_widths(recipe.width, anatomy))
-    mixtures, kept_experts = errors.attempt(
-        "experts", ("experts", model), work=lambda: planned_experts(recipe.experts, anatomy)
-    )
-    _, kept_heads = errors.attempt("width.heads", ("width", model), work=lambda: planned_heads(recipe.width, anatomy))
-    reads = ("hidden", "sparsity", "recover", model)
-    _, hidden = errors.attempt("hidden", reads, work=lambda: planned_hidden(recipe, anatomy))
-    if keep is None or widths is None or kept_heads is None or hidden is None or not mixtures:
-        return None
-    return PlannedCut(keep, widths, kept_experts, kept_heads, hidden)
+def _plan_with_rounds(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) -> Plan:
+    """Return the plan of all rounds of a cut, or of its only one."""
+    plan = _plan(recipe, base, planned=planned, machine=machine)
+    if not has_rounds(recipe):
+        return plan
+
+    def plan_one(one: RoundToPlan) -> Plan:
+        return _plan(one.recipe, one.base, planned=one.planned, machine=machine)
+
+    return with_rounds(plan, recipe, base=base, plan_one=plan_one)
 
 
 def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) -> Plan:
@@ -238,14 +223,7 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
     dense, anatomy, dtype = base.dense, base.anatomy, base.dense.dtype
     keep, widths, kv_groups = planned.layers, planned.widths.kept, planned.heads.kv_groups
     pruned = pruned_meta_model(recipe, base, planned=planned)
-    sparsity = planned_sparsity(
-        recipe.sparsity,
-        find_layers(pruned)[1],
-        experts=planned.experts,
-        units=[routed_units(anatomy, layer) for layer in keep],
-        calibration=recipe.calibration.shape(),
-        refit=recipe.refit is not None,
-    )
+    sparsity = _planned_sparsity(recipe, pruned, anatomy=anatomy, planned=planned)
     notes = notes_of(recipe, base, planned=planned, pruned=pruned, sparsity=sparsity)
     require_disk_for_hidden_states(recipe, anatomy.num_layers * bytes_of_window(recipe, dense))
     files = planned_files(recipe.model)
@@ -254,7 +232,6 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         pruned, anatomy.widths | widths, experts=planned.experts, kv_groups=kv_groups, stored=saved, layers=keep
     )
     lineage = lineage_of(recipe.model, base.size.parameters) if base.has_files else ()
-    chain = describe_lineage(lineage)
     memory = memory_of(recipe, dense, pruned=pruned, anatomy=anatomy, widths=widths)
     evaluation = recipe.evaluation
     planner = memory_planner(recipe, dense, pruned=pruned, anatomy=anatomy, memory=memory, machine=machine)
@@ -290,5 +267,19 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         work=run_work(recipe, models, recovery=training),
         base_files=BaseFiles(carried=files.copied, left=files.left_out),
         tasks=tuple(PlannedTask(name=name, limit=evaluation.limit_of(name)) for name in evaluation.task_names),
-        notes=(*([chain] if chain else []), *notes),
+        notes=(*([chain] if (chain := describe_lineage(lineage)) else []), *notes),
+    )
+
+
+def _planned_sparsity(
+    recipe: Recipe, pruned: PreTrainedModel, *, anatomy: Anatomy, planned: PlannedCut
+) -> SparsityPlan | None:
+    """Return the matrices of the pruned model that the recipe makes sparse."""
+    return planned_sparsity(
+        recipe.sparsity,
+        find_layers(pruned)[1],
+        experts=planned.experts,
+        units=[routed_units(anatomy, layer) for layer in planned.layers],
+        calibration=recipe.calibration.shape(),
+        refit=recipe.refit is not None,
     )

@@ -17,10 +17,10 @@ from llmprune.common.errors import RecipeError
 from llmprune.criteria.base import WidthCriterion
 from llmprune.cut.layer_choice import choose_in_pattern, first_break, possible_counts
 from llmprune.planning.planned_hidden import ALL_CHANNELS, PlannedHidden
-from llmprune.planning.width_rounding import round_width, width_step
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.experts import Experts
 from llmprune.recipe.width import Width
+from llmprune.recipe.width_rounding import round_width, width_step
 from llmprune.results.formatting import ranges
 
 

@@ -23,7 +23,6 @@ from llmprune.planning.planned_sizes import (
 )
 from llmprune.planning.recovery_notes import require_a_step
 from llmprune.planning.self_generated import window_length
-from llmprune.planning.width_rounding import width_step
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.evaluation import Evaluation
 from llmprune.recipe.experts import Experts
@@ -31,6 +30,7 @@ from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.recover import Recover
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.recipe.width import Width
+from llmprune.recipe.width_rounding import width_step
 
 
 def has_rounds(recipe: Recipe) -> bool:

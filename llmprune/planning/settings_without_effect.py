@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from llmprune.anatomy.types import Anatomy
 from llmprune.planning.planned_sizes import PlannedCut
 from llmprune.planning.sparsity import SparsityPlan
-from llmprune.planning.width_rounding import round_width, width_step
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.width import Width
+from llmprune.recipe.width_rounding import round_width, width_step
 from llmprune.results.formatting import ranges
 
 _STEP = 0.001  # of the fractions that are proposed

@@ -20,7 +20,8 @@ Shapes: N windows, B batch, L sequence length, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -101,20 +102,48 @@ class Pruning:
         """
         folds = folds or Folds.of(len(windows_NL), None)
         steps = steps_of(self.cut, self.anatomy, refit=self.refit, sparsity=self.sparsity)
-        mine_NL = windows_of_process(windows_NL)
-        dense = LayerwiseForward(self.dense, mine_NL, batch_size=batch_size, store=store)
-        pruned = LayerwiseForward(self.pruned, mine_NL, batch_size=batch_size, store=store)
-        require_same_calls(dense, pruned, layers=self.cut.layers)
-        narrow = None
-        if self.narrow is not None:
-            narrow = LayerwiseForward(self.narrow, mine_NL, batch_size=batch_size, store=store)
-            require_same_calls(pruned, narrow, layers=range(len(self.pruned)))
         progress = snapshots.load() if snapshots else Progress()
         records, scales = list(progress.records), ResidualScales(progress.scales)
+        run = self._context(windows_NL, batch_size, store=store, folds=folds, scales=scales)
+        streams = [one.hidden_states for one in (run.dense, run.pruned)]
+        if run.narrow is not None:
+            streams.append(run.narrow.forward.hidden_states)
+        if snapshots and records:
+            snapshots.restore(streams)
+        elif steps[0].uses_dense:
+            for index in range(steps[0].old):
+                pass_dense(run, index)
+        for new in track(range(len(records), len(steps)), self.title):
+            records.append(self._prune_layer(run, steps[new]))
+            if snapshots:
+                snapshots.save(Progress(records, scales.known), streams)
+        if run.narrow is None:
+            return records, run.pruned
+        if self.refit is not None:
+            repair_outside(run.narrow, run.pruned)
+        return records, run.narrow.forward
+
+    def _context(
+        self,
+        windows_NL: Tensor,
+        batch_size: int,
+        *,
+        store: HiddenStateStore | None,
+        folds: Folds,
+        scales: ResidualScales,
+    ) -> Pass2Context:
+        """Return what all layers share: the forward passes at their first layer, and what is measured only once."""
+        mine_NL = windows_of_process(windows_NL)
+        forward = partial(LayerwiseForward, batch_size=batch_size, store=store)
+        dense, pruned, narrow = forward(self.dense, mine_NL), forward(self.pruned, mine_NL), None
+        require_same_calls(dense, pruned, layers=self.cut.layers)
+        if self.narrow is not None:
+            narrow = forward(self.narrow, mine_NL)
+            require_same_calls(pruned, narrow, layers=range(len(self.pruned)))
         norms = FollowingNorms(scales)
         topologies = TopologyCache(self.anatomy, scales, norms=norms)
         judged = WindowGroups(folds.of_windows_N, batch_size, weights=folds.weights)
-        run = Pass2Context(
+        return Pass2Context(
             cut=self.cut,
             refit=self.refit,
             dense=dense,
@@ -129,21 +158,6 @@ class Pruning:
             training=self._training_windows(mine_NL, folds, batch_size=batch_size, store=store),
             narrow=None if narrow is None else self._narrow_stream(narrow, judged, topologies=topologies),
         )
-        streams = [one.hidden_states for one in (dense, pruned, narrow) if one is not None]
-        if snapshots and records:
-            snapshots.restore(streams)
-        elif steps[0].uses_dense:
-            for index in range(steps[0].old):
-                pass_dense(run, index)
-        for new in track(range(len(records), len(steps)), self.title):
-            records.append(self._prune_layer(run, steps[new]))
-            if snapshots:
-                snapshots.save(Progress(records, scales.known), streams)
-        if run.narrow is None:
-            return records, pruned
-        if self.refit is not None:
-            repair_outside(run.narrow, pruned)
-        return records, run.narrow.forward
 
     def _narrow_stream(
         self, narrow: LayerwiseForward, folds: WindowGroups, *, topologies: TopologyCache
@@ -181,7 +195,7 @@ class Pruning:
             self._advance(run, work, outputs=outputs)
             if run.narrow is None:
                 self._finish(run, step, layer=layer)
-        return self._with_narrow_error(work.outcome.record(step.old), narrow_error)
+        return work.outcome.record(step.old).with_narrow_error(narrow_error, repaired=self.refit is not None)
 
     def _pass_untouched(self, run: Pass2Context, step: LayerStep, *, weights: LayerWeights) -> LayerRecord:
         """Write a layer before the first cut of layers or units; its hidden states are the dense ones."""
@@ -194,7 +208,7 @@ class Pruning:
             dense = run.dense.hidden_states
             for batch in range(len(dense)):
                 run.pruned.advance(batch, dense.at(batch, dense.device))
-        return self._with_narrow_error(LayerRecord(step.old, 0.0, None), narrow_error)
+        return LayerRecord(step.old, 0.0, None).with_narrow_error(narrow_error, repaired=self.refit is not None)
 
     def _finish(self, run: Pass2Context, step: LayerStep, *, layer: nn.Module) -> float | None:
         """Write a layer whose weights are final; where channels are removed, cut them out of it first.
@@ -209,16 +223,9 @@ class Pruning:
             self._write_final(step, own)
         return error
 
-    def _with_narrow_error(self, record: LayerRecord, error: float | None) -> LayerRecord:
-        """Return the record with the error of the narrow layer as that after all repairs."""
-        if error is None:
-            return record
-        if self.refit is None:
-            return replace(record, error_cut=error)
-        return replace(record, error_cut=record.error_cut or None, error_refit=error)
-
     def _write_final(self, step: LayerStep, layer: nn.Module) -> None:
-        self._write(step, tensors_of(layer))
+        if self.write is not None and is_first_process():
+            self.write(step.new, tensors_of(layer))
         if self.follow is not None:
             self.follow(step.new, layer)
 
@@ -290,7 +297,3 @@ class Pruning:
         if work.step.uses_dense:
             sum_over_processes(error.reducible_state())
             work.outcome.error = error.value()
-
-    def _write(self, step: LayerStep, tensors: Tensors) -> None:
-        if self.write is not None and is_first_process():
-            self.write(step.new, tensors)

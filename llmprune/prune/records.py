@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -73,3 +73,14 @@ class LayerRecord:
         matrices = tuple(MatrixRecord(**one) for one in values["matrices"])
         experts = values["experts"] and ExpertsRecord(**values["experts"])
         return cls(**values | {"block": block, "experts": experts, "matrices": matrices})
+
+    def with_narrow_error(self, error: float | None, *, repaired: bool) -> LayerRecord:
+        """Return the record with the error of the layer without its removed channels; None: no channels are removed.
+
+        ``repaired``: the error is that after all repairs.
+        """
+        if error is None:
+            return self
+        if not repaired:
+            return replace(self, error_cut=error)
+        return replace(self, error_cut=self.error_cut or None, error_refit=error)

@@ -17,8 +17,8 @@ from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.planning.lost_tools import about_lost_tools
 from llmprune.planning.next_tools import ToolSizes, cut_sizes, next_tools, sizes_for_tools
 from llmprune.planning.plan import Plan
-from llmprune.planning.width_rounding import K_QUANT_ROW
 from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.width_rounding import K_QUANT_ROW
 from llmprune.results.next_tools import Degrees, NextTools, Rows, describe_next_tools
 from llmprune.testing import tiny_config
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmprune.planning.width_rounding import round_width, width_step
+from llmprune.recipe.width_rounding import round_width, width_step
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from llmprune.evaluation.bench.random_models import meta_model, random_models
 from llmprune.evaluation.bench.speed_prediction import generation_seconds
 from llmprune.evaluation.bench.speed_subject import SpeedSubject
 from llmprune.recipe.evaluation import Speed
+from llmprune.recipe.width_rounding import round_width
 from llmprune.results.speed_table import PartAt, PartTimes, SpeedTable, uncertainty
 
 _FRACTIONS = (0.4, 0.7)  # of the neurons
@@ -235,7 +236,7 @@ def _points(subject: SpeedSubject, layer_bytes: int) -> _Points:
     shallow = None if half is None else replace(dense, layers=half)
     widths: dict[float, Shape] = {}
     for fraction in _FRACTIONS if sizes.widths else ():
-        kept = {field: _rounded(fraction * width, width) for field, width in sizes.widths.items()}
+        kept = {field: round_width(fraction * width, width) for field, width in sizes.widths.items()}
         exact = sum(kept[field] / width for field, width in sizes.widths.items()) / len(kept)
         if exact < 1:
             widths[exact] = replace(dense, widths=tuple(sorted(kept.items())))
@@ -265,12 +266,6 @@ def _depths(subject: SpeedSubject, layer_bytes: int) -> tuple[int, int | None]:
     most = max(int(layer_bytes / each), 2 * period)
     full = count - period * max(math.ceil((count - most) / period), 0)
     return full, full - period * max(full // 2 // period, 1)
-
-
-def _rounded(wanted: float, width: int) -> int:
-    """Return the multiple of 128 nearest to a width, or of the largest power of two that divides the dense width."""
-    step = min(width & -width, 128)
-    return max(round(wanted / step), 1) * step
 
 
 def _near_half(possible: Sequence[int], count: int) -> int:

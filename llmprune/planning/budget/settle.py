@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from llmprune.anatomy.types import Anatomy
 from llmprune.cut.shape import Shape
-from llmprune.planning.width_rounding import width_step
 from llmprune.recipe.budget import Axes, ExpertsAxis, HeadsAxis, MlpAxis
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.experts import Experts
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.width import Width
+from llmprune.recipe.width_rounding import width_step
 
 
 def is_open(recipe: Recipe) -> bool:

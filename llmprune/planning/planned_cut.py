@@ -1,0 +1,25 @@
+"""The layers and units that a recipe keeps, with the errors of every section collected."""
+
+from __future__ import annotations
+
+from llmprune.anatomy.types import Anatomy
+from llmprune.planning.checks import ErrorCollector
+from llmprune.planning.planned_hidden import planned_hidden
+from llmprune.planning.planned_sizes import PlannedCut, planned_experts, planned_heads, planned_layers, planned_widths
+from llmprune.recipe.recipe import Recipe
+
+
+def planned_cut(recipe: Recipe, anatomy: Anatomy, *, errors: ErrorCollector) -> PlannedCut | None:
+    """Return the layers and units that the recipe keeps; None where an error was collected."""
+    model = "model"
+    _, keep = errors.attempt("depth", ("depth", model), work=lambda: planned_layers(recipe.depth, anatomy))
+    _, widths = errors.attempt("width", ("width", model), work=lambda: planned_widths(recipe.width, anatomy))
+    mixtures, kept_experts = errors.attempt(
+        "experts", ("experts", model), work=lambda: planned_experts(recipe.experts, anatomy)
+    )
+    _, kept_heads = errors.attempt("width.heads", ("width", model), work=lambda: planned_heads(recipe.width, anatomy))
+    reads = ("hidden", "sparsity", "recover", model)
+    _, hidden = errors.attempt("hidden", reads, work=lambda: planned_hidden(recipe, anatomy))
+    if keep is None or widths is None or kept_heads is None or hidden is None or not mixtures:
+        return None
+    return PlannedCut(keep, widths, kept_experts, kept_heads, hidden)
