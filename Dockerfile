@@ -43,7 +43,7 @@ FROM python:3.12-slim
 
 # Open to any user, for --user lets the runs belong to the caller.
 RUN useradd --uid 1000 --home-dir /cache --no-create-home llmprune \
-    && install --directory --mode 1777 /cache /work /work/runs
+    && install --directory --mode 1777 /cache /data /work /work/runs
 
 COPY --from=build /opt/llmprune /opt/llmprune
 COPY recipes /work/recipes

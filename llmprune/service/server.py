@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import signal
 import socket
 import sqlite3
@@ -20,7 +21,7 @@ from llmprune.common.errors import OutputError, RecipeError
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.listening import listening
-from llmprune.service.logs import kept, log_with_time
+from llmprune.service.logs import audit_command, kept, log_with_time
 from llmprune.service.settings import Settings, is_loopback
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _SUPERVISOR = (sys.executable, "-m", "llmprune.service.supervisor")
 _RESTART_AFTER = 0.5  # seconds
+_FIRST = "first"  # name of the first token
 _MAX_HEADERS = 48 * 1024  # bytes of a request's line and headers: the line holds a recipe's overrides
 
 
@@ -142,6 +144,25 @@ def open_tokens(settings: Settings) -> Tokens:
             with _locked(settings.data_dir):
                 database.migrate()
     return Tokens(database)
+
+
+def write_first_token(settings: Settings, file: Path) -> None:
+    """Make an admin's token and write it where only this user reads it, if there is no token yet.
+
+    For containers, in which nobody can run ``token create`` before the service starts. Raises OutputError where the
+    file cannot be written; then no token is made.
+    """
+    tokens = open_tokens(settings)
+    if tokens.records():
+        return
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
+            os.fchmod(opened.fileno(), 0o600)
+            opened.write(tokens.create(_FIRST, "admin") + "\n")
+    except OSError as error:
+        raise OutputError(f"--first-token-file {file}: it cannot be written: {error}; give another") from error
+    audit_command(settings.data_dir, action="token create", token=_FIRST, role="admin")
+    logger.warning("the token of the admin %r is in %s; delete the file when you have it", _FIRST, file)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from llmprune.recipe.recipe import Recipe
 from llmprune.service.api import error_responses, jobs, outputs, recipes, status
 from llmprune.service.api.auth import AuthMiddleware
 from llmprune.service.api.dependencies import Service
+from llmprune.service.api.machine_metrics import MachineCollector
 from llmprune.service.api.metrics import Metrics, MetricsMiddleware
 from llmprune.service.api.recipe_queue import RecipeQueue
 from llmprune.service.api.requests_log import RequestsLogMiddleware
@@ -59,6 +60,7 @@ def create_app(
     )
     app.state.service = service
     app.state.metrics = Metrics(service.jobs)
+    app.state.metrics.registry.register(MachineCollector(service))
     token = Depends(HTTPBearer(auto_error=False, description="A token of llmprune token create."))
     for router in (recipes.router, jobs.router, outputs.router, status.router):
         app.include_router(router, dependencies=[token])

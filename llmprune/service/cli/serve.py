@@ -77,6 +77,12 @@ LendHubToken = Annotated[
     bool,
     typer.Option("--lend-hub-token", help="Jobs and plans use your hub token and cache, private repositories too."),
 ]
+FirstToken = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Where there is no token yet, make one of the admin 'first' and write it into this file."
+    ),
+]
 
 
 def serve(
@@ -100,6 +106,7 @@ def serve(
     max_queued: MaxQueued = 1000,
     share_jobs: ShareJobs = False,
     lend_hub_token: LendHubToken = False,
+    first_token_file: FirstToken = None,
 ) -> None:
     """Serve pruning jobs over HTTP and in the browser."""
     from llmprune.service import server
@@ -118,6 +125,8 @@ def serve(
         max_queued=max_queued, share_jobs=share_jobs, lend_hub_token=lend_hub_token,
         **({} if memory_limit is None else {"memory_limit": _size(memory_limit)}),
     )  # fmt: skip
+    if first_token_file is not None:
+        server.write_first_token(settings, first_token_file)
     server.serve(settings)
 
 
