@@ -49,6 +49,15 @@ MIXTURES = [
 GROUPED = {"n_routed_experts": 12, "n_group": 3, "topk_group": 2, "num_experts_per_tok": 2}
 
 
+# One family of each way to build a layer, for tests that run a layer and need not know its names: norms before, behind
+# and on both sides, parallel attention and MLP, fused projections, Conv1D, multipliers, convolutions, state spaces,
+# shared and routed experts, latent and linear attention, layers of one mixer.
+DISTINCT = [
+    *("llama", "gemma2", "exaone4", "gpt_neox", "falcon", "phi3", "gpt2", "granite", "lfm2", "bamba"),
+    *("mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "llama4_text", "qwen3_next", "nemotron_h"),
+]
+
+
 DEPTH_ONLY = [
     "mamba",
     "bloom",

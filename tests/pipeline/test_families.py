@@ -14,7 +14,16 @@ from helpers.checkpoints import prune_and_save
 from helpers.commands import states
 from helpers.decoders import dense_decoder
 from helpers.devices import simulated_devices
-from helpers.families import DEPTH_AND_WIDTH, DEPTH_ONLY, KEPT_LAYERS, KEPT_WIDTHS, MIXTURES, RELOAD, WHOLE_HEADS
+from helpers.families import (
+    DEPTH_AND_WIDTH,
+    DEPTH_ONLY,
+    DISTINCT,
+    KEPT_LAYERS,
+    KEPT_WIDTHS,
+    MIXTURES,
+    RELOAD,
+    WHOLE_HEADS,
+)
 from helpers.placements import spread
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -95,7 +104,7 @@ def test_reload_equals_memory(family: str, cases: dict[str, Case]) -> None:
     assert reloaded["cached"] == reloaded["uncached"]
 
 
-@pytest.mark.parametrize("family", DEPTH_AND_WIDTH + MIXTURES + DEPTH_ONLY)
+@pytest.mark.parametrize("family", [*DISTINCT, "mamba", "bloom"])
 def test_a_split_model_is_pruned_alike(family: str, cases: dict[str, Case], tmp_path: Path) -> None:
     """Of layers on two devices, on the CPU and on disk the cut, the logits and all files are those of the CPU."""
     case = cases[family]
