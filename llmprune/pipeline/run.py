@@ -243,6 +243,7 @@ def _check_requirements(recipe: Recipe, plan: Plan, *, output: Path, options: Ru
         require_begun(output)
     fetch_tasks(recipe.evaluation)
     needed = _disk_needed(plan) + gguf_bytes(plan.pruned.parameters, recipe.export.gguf)
+    needed += plan.disk if recipe.export.requantize else 0
     require_space(output, needed, written=bytes_at_hand(output, fresh=options.fresh))
     _log_devices(recipe)
 

@@ -17,6 +17,7 @@ from llmprune.pipeline.options import RunOptions
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint, prune_checkpoint
 from llmprune.pipeline.recover import RecoveredCheckpoint, recover_checkpoint
 from llmprune.pipeline.recovery_text import windows_of_tokens
+from llmprune.pipeline.requantize import requantize_as_requested
 from llmprune.pipeline.run_results import RunResults
 from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.self_generated import add_self_generated
@@ -62,7 +63,7 @@ def run_steps(context: RunContext, options: RunOptions) -> Report:
     )
     report = broadcast_from_first(compose_report(context, results))
     write_report(context.folder, report)
-    report = export_as_requested(context, report)
+    report = requantize_as_requested(context, export_as_requested(context, report))
     if context.earlier and context.among and is_first_process():
         remove(context.among.predictions)
     return push_as_requested(context.whole_recipe, context.folder, report=report)

@@ -23,6 +23,7 @@ from llmprune.planning.budget.cost import require_windows_to_search
 from llmprune.planning.devices import require_devices
 from llmprune.planning.gguf import require_gguf
 from llmprune.planning.reference import key_of_reference, require_matching_layers, require_same_tokens
+from llmprune.planning.requantizing import require_quantized
 from llmprune.planning.text_checks import (
     Check,
     is_readable,
@@ -98,6 +99,8 @@ def run_checks(inputs: TextInputs, errors: ErrorCollector, *, elsewhere: bool, c
         errors.attempt("devices", placed, work=lambda: require_devices(inputs.recipe))
         if inputs.recipe.export.gguf:
             errors.attempt("export.gguf", ("export", "model"), work=lambda: require_gguf(inputs.recipe))
+    if inputs.recipe.export.requantize:
+        errors.attempt("export.requantize", ("export", "model"), work=lambda: require_quantized(inputs.recipe.model))
     for check in checks_of(inputs):
         ready = all(name in passed for name in check.after)
         if ready and errors.attempt(check.place, check.reads, work=check.run)[0]:

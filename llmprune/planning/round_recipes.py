@@ -72,7 +72,7 @@ def round_recipes(recipe: Recipe, anatomy: Anatomy) -> tuple[Recipe, ...]:
         update["recover"] = own.model_copy(update=against) if number > 1 else own
         if number < recover.rounds:
             update |= {"evaluation": Evaluation(generation=None, perplexity=recipe.evaluation.perplexity), "hub": None}
-            update["export"] = recipe.export.model_copy(update={"gguf": ()})
+            update["export"] = recipe.export.model_copy(update={"gguf": (), "requantize": False})
             update["vocabulary"] = None  # all rounds share the dense model's tokens
         recipes.append(recipe.derived(update))
     return tuple(recipes)

@@ -41,6 +41,12 @@ class Export(Section):
         "where they are installed.",
     )
 
+    requantize: bool = Field(
+        False,
+        description="Also write the result in the format that the base is quantized in (FP8, compressed-tensors, "
+        "bitsandbytes), into the folder quantized.",
+    )
+
     @field_validator("gguf")
     @classmethod
     def _once(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:

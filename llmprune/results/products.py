@@ -16,10 +16,12 @@ SEARCH_TRIALS, SEARCH_SO_FAR = "search.partial", "search-so-far.json"  # trials 
 MEMBERS, FAMILY = "members", "family.html"  # runs of a family, and the page that compares them
 HIDDEN_STATES, TASKS = "dense.partial", "tasks"  # cache that pass 1 writes for pass 2; results of each finished task
 GGUF, GGUF_FILES = "gguf.json", "gguf"  # figures of the exported files, and their folder
+QUANTIZED, QUANTIZED_MODEL = "quantized.json", "quantized"  # figures of the result in its base's format, and its folder
 PRODUCTS = (
     "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS, RECOVERY_WINDOWS, RECOVERY_WINDOWS_PARTS,
     "scores.safetensors", LAYER_ORDER, SPEEDS, SEARCH, FRONTIER, FAMILY, SEARCH_TRIALS, SEARCH_SO_FAR, "cut.json",
     "cut.safetensors", "source-check.json", "calibration-check.json", "pruning.json", RECOVERY, "evaluation.json",
     "report.json", "report.html", "published.json", "card", "model", "model.partial", REPAIRED, RECOVERY_LENGTH,
     RECOVERY_STATE, VOCABULARY, FULL_VOCABULARY, VOCABULARY_STATE, HIDDEN_STATES, TASKS, GGUF, GGUF_FILES,
+    QUANTIZED, QUANTIZED_MODEL, f"{QUANTIZED_MODEL}.partial",
 )  # fmt: skip

@@ -36,7 +36,7 @@ def has_model(home: Path) -> bool:
 
 def recipe_of_model(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe's values that determine the model, by dotted path: no evaluation, exports, hub or hardware."""
-    others: dict[str, Any] = {"evaluation": True, "hub": True, "devices": True, "export": {"gguf"}}
+    others: dict[str, Any] = {"evaluation": True, "hub": True, "devices": True, "export": {"gguf", "requantize"}}
     hardware = {"model": {"device_map", "max_memory"}, "calibration": {"stream_memory", "stream_disk"}}
     values = recipe.model_dump(mode="json", exclude=others | hardware)
     return dict(_flat(values, ""))

@@ -200,6 +200,15 @@ class GgufFigures(Figures):
     bytes: int
 
 
+class RequantizedFigures(Figures):
+    """The result in its base's quantized format, in the folder ``quantized``."""
+
+    format: str
+    weights: int  # that are quantized
+    bytes: int
+    divergence: float  # KL divergence from the unquantized result in nats per token, on calibration text
+
+
 class Report(Figures):
     """The whole report of one run: ``report.json``.
 
@@ -243,6 +252,7 @@ class Report(Figures):
     next_tools: NextTools | None = None  # that the pruned model's shape allows
     base_files: BaseFiles = BaseFiles()
     gguf: tuple[GgufFigures, ...] = ()
+    requantized: RequantizedFigures | None = None
     files: dict[str, str]
 
     @property

@@ -16,17 +16,16 @@ from helpers.quantized import (
     FP8_BY_MATRIX,
     GPTQ,
     Stored,
+    bitsandbytes,
+    compressed,
     edit,
     fp8,
     grouped,
     mxfp4,
-    quantize,
 )
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    BitsAndBytesConfig,
     CompressedTensorsConfig,
     FineGrainedFP8Config,
     Mxfp4Config,
@@ -232,36 +231,10 @@ def test_a_run_prunes_a_quantized_mixture_into_a_plain_checkpoint(
     assert any("the base is quantized by fp8" in warning for warning in report.warnings)
 
 
-COMPRESSED = {
-    "int4": ("pack-quantized", {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 16}),
-    "fp8": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
-    "int8": ("int-quantized", {"num_bits": 8, "type": "int", "strategy": "channel"}),
-}
-
-
-def _compressed(folder: Path, kind: str, family: str) -> Path:
-    """Save a model as compressed-tensors compresses it."""
-    compressors = pytest.importorskip("compressed_tensors.compressors")
-    quantization = pytest.importorskip("compressed_tensors.quantization")
-    name, arguments = COMPRESSED[kind]
-    scheme = quantization.QuantizationScheme(targets=["Linear"], weights=quantization.QuantizationArgs(**arguments))
-    compressor = compressors.BaseCompressor.get_value_from_registry(name)
-
-    def store(path: str, weight: Tensor) -> Stored:
-        largest = weight.unflatten(1, (-1, arguments.get("group_size", weight.shape[1]))).abs().amax(-1)
-        scale = largest / (448 if arguments["type"] == "float" else 2 ** (arguments["num_bits"] - 1) - 1)
-        made = compressor.compress({"weight": weight, "weight_scale": scale}, scheme)
-        return {path.removesuffix("weight") + part: tensor.contiguous() for part, tensor in made.items()}
-
-    group = {"group_0": {"targets": ["Linear"], "weights": scheme.weights.model_dump(mode="json"), "format": name}}
-    settings = {"quant_method": "compressed-tensors", "format": name, "config_groups": group, "ignore": ["lm_head"]}
-    return quantize(folder, settings | {"quantization_status": "compressed"}, store, family=family)
-
-
 @pytest.mark.parametrize(("kind", "family"), [("int4", "llama"), ("int4", "qwen3_moe"), ("fp8", "qwen3_moe")])
 def test_compressed_tensors_are_decompressed_by_their_library(kind: str, family: str, tmp_path: Path) -> None:
     """Packed and plain, and experts too; to the bit as in transformers."""
-    _compressed(tmp_path, kind, family)
+    compressed(tmp_path, kind, family)
     config = CompressedTensorsConfig(dequantize=True)
     expected = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, dtype="auto").state_dict()
     assert _same(_walked(tmp_path), expected)
@@ -276,12 +249,7 @@ def test_compressed_tensors_are_decompressed_by_their_library(kind: str, family:
 @pytest.mark.parametrize("settings", [{"load_in_8bit": True}, {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}])
 def test_bitsandbytes_is_dequantized_by_its_library(settings: dict[str, Any], tmp_path: Path) -> None:
     """In eight and in four bits; to the bit as ``dequantize`` of the whole model."""
-    pytest.importorskip("bitsandbytes")
-    tiny_model("llama", hidden_size=64).bfloat16().save_pretrained(tmp_path / "plain")
     options = {"dtype": "auto", "device_map": "cpu"}
-    config = BitsAndBytesConfig(**settings)
-    AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=config, **options).save_pretrained(
-        tmp_path / "base"
-    )
+    bitsandbytes(tmp_path / "base", settings)
     expected = AutoModelForCausalLM.from_pretrained(tmp_path / "base", **options).dequantize().state_dict()
     assert _same(_walked(tmp_path / "base"), expected)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.integrations.finegrained_fp8 import Fp8Quantize
 
 from llmprune.testing import tiny_model
@@ -106,3 +109,41 @@ def edit(folder: Path, change: Callable[[Stored], Stored]) -> None:
     """Change the tensors of a saved model."""
     path = folder / "model.safetensors"
     save_file(change(load_file(path)), path, {"format": "pt"})
+
+
+COMPRESSED = {
+    "int4": ("pack-quantized", {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 16}),
+    "fp8": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
+    "int8": ("int-quantized", {"num_bits": 8, "type": "int", "strategy": "channel"}),
+}
+
+
+def compressed(folder: Path, kind: str, family: str) -> Path:
+    """Save a model as compressed-tensors compresses it."""
+    compressors = pytest.importorskip("compressed_tensors.compressors")
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    name, arguments = COMPRESSED[kind]
+    scheme = quantization.QuantizationScheme(targets=["Linear"], weights=quantization.QuantizationArgs(**arguments))
+    compressor = compressors.BaseCompressor.get_value_from_registry(name)
+
+    def store(path: str, weight: Tensor) -> Stored:
+        largest = weight.unflatten(1, (-1, arguments.get("group_size", weight.shape[1]))).abs().amax(-1)
+        scale = largest / (448 if arguments["type"] == "float" else 2 ** (arguments["num_bits"] - 1) - 1)
+        made = compressor.compress({"weight": weight, "weight_scale": scale}, scheme)
+        return {path.removesuffix("weight") + part: tensor.contiguous() for part, tensor in made.items()}
+
+    group = {"group_0": {"targets": ["Linear"], "weights": scheme.weights.model_dump(mode="json"), "format": name}}
+    settings = {"quant_method": "compressed-tensors", "format": name, "config_groups": group, "ignore": ["lm_head"]}
+    return quantize(folder, settings | {"quantization_status": "compressed"}, store, family=family)
+
+
+def bitsandbytes(folder: Path, settings: Mapping[str, Any], *, intermediate_size: int = 128) -> Path:
+    """Save a model as bitsandbytes quantizes it."""
+    pytest.importorskip("bitsandbytes")
+    with TemporaryDirectory() as plain:
+        tiny_model(
+            "llama", hidden_size=64, head_dim=16, intermediate_size=intermediate_size
+        ).bfloat16().save_pretrained(plain)
+        options = {"dtype": "auto", "device_map": "cpu", "quantization_config": BitsAndBytesConfig(**settings)}
+        AutoModelForCausalLM.from_pretrained(plain, **options).save_pretrained(folder)
+    return folder
