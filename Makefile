@@ -9,7 +9,7 @@ LLAMA_CPP_READY := $(LLAMA_CPP)/.ready
 SITE := llmprune/service/web/site
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart serve check test lint types docs pytest bench-gpu older llama-cpp wheel wheel-test release constraints clean
+.PHONY: help quickstart serve check test lint client types docs pytest bench-gpu older llama-cpp wheel wheel-test release constraints clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ test: lint types docs pytest  ## lint, types, documentation and all tests
 lint: $(READY)  ## check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+client: $(READY)  ## make the blocking client of the service from the asynchronous one
+	$(BIN)/python .ci/sync_client.py
 
 types: $(READY)  ## check types
 	$(BIN)/mypy

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmprune.common.errors import (
+        AccessDenied,
         CalibrationError,
         CheckpointError,
         DeviceError,
@@ -21,32 +22,50 @@ if TYPE_CHECKING:
         EvaluationError,
         GateNotMet,
         HubError,
+        JobFailed,
         LLMPruneError,
         ModelError,
+        NotFound,
         NumericalError,
         OutputError,
         PeerError,
         RecipeError,
+        ServiceBusy,
+        ServiceError,
+        ServiceUnreachable,
+        StateConflict,
         VerificationError,
     )
     from llmprune.pipeline.run import run
     from llmprune.planning.plan import Plan, make_plan
     from llmprune.recipe.recipe import Recipe
+    from llmprune.results.report_page import ReportPage
     from llmprune.results.report_schema import Report
+    from llmprune.service.client.aio.client import AsyncClient
+    from llmprune.service.client.aio.job import AsyncJobHandle
+    from llmprune.service.client.sync.client import Client
+    from llmprune.service.client.sync.job import JobHandle
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccessDenied",
+    "AsyncClient",
+    "AsyncJobHandle",
     "CalibrationError",
     "CheckpointError",
+    "Client",
     "DeviceError",
     "DeviceMemoryError",
     "DiskError",
     "EvaluationError",
     "GateNotMet",
     "HubError",
+    "JobFailed",
+    "JobHandle",
     "LLMPruneError",
     "ModelError",
+    "NotFound",
     "NumericalError",
     "OutputError",
     "PeerError",
@@ -54,15 +73,25 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Report",
+    "ReportPage",
+    "ServiceBusy",
+    "ServiceError",
+    "ServiceUnreachable",
+    "StateConflict",
     "VerificationError",
     "make_plan",
     "run",
 ]
 
 _HOMES = {
+    "AsyncClient": "llmprune.service.client.aio.client",
+    "AsyncJobHandle": "llmprune.service.client.aio.job",
+    "Client": "llmprune.service.client.sync.client",
+    "JobHandle": "llmprune.service.client.sync.job",
     "Plan": "llmprune.planning.plan",
     "Recipe": "llmprune.recipe.recipe",
     "Report": "llmprune.results.report_schema",
+    "ReportPage": "llmprune.results.report_page",
     "make_plan": "llmprune.planning.plan",
     "run": "llmprune.pipeline.run",
 }

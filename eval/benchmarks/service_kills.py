@@ -21,8 +21,8 @@ from helpers.service import free_port, kill, start, supervisor_of
 from safetensors.torch import save_file
 from service_requests import submit_under, wait_for
 
-from llmprune.service.cli.answers import ServiceError
-from llmprune.service.cli.client import ENDED, Client
+from llmprune.common.errors import ServiceError
+from llmprune.service.client.sync.client import Client
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.processes import MARK, processes_of_job
 from llmprune.testing import tiny_model
@@ -109,7 +109,7 @@ class Ordeal:
         with Client(self.client.server) as client:
             while not self.over.wait(self.chance.uniform(0.0, 2.0)):
                 try:
-                    counts = client.jobs(limit=1)["counts"]
+                    counts = client.page(limit=1).counts
                 except ServiceError:
                     continue
                 if counts["queued"] + counts["running"] < 4:
@@ -127,7 +127,7 @@ class Ordeal:
         """Kill one; bring back what does not come back by itself."""
         processes = wait_for(self._processes) if victim not in ("service", "supervisor") else []
         job = processes[0].environ()[MARK] if processes else None
-        doing = self.client.job(job)["step"] if job else None
+        doing = self.client.job(job).shown.step if job else None
         struck = {"victim": victim, "doing": doing}
         if victim in ("run", "keeper"):
             (*_, target) = (one for one in processes if kind_of(one.cmdline()) == victim)
@@ -152,7 +152,7 @@ class Ordeal:
 
     def _processes(self) -> list[psutil.Process]:
         """The keeper and the run of one running job."""
-        running = [job["id"] for job in self.client.jobs(state=["running"])["jobs"]]
+        running = [job.id for job in self.client.jobs(state="running")]
         for job in self.chance.sample(running, len(running)):
             with contextlib.suppress(psutil.Error):
                 found = [process for process in processes_of_job(job) if kind_of(process.cmdline())]
@@ -162,28 +162,28 @@ class Ordeal:
 
     def _fails_and_is_tried_again(self, job: str) -> str:
         """A job whose process is killed fails and says why, unless it was faster."""
-        ended = wait_for(lambda: found if (found := self.client.job(job))["state"] in ENDED else None)
-        if ended["state"] == "succeeded":
+        ended = wait_for(lambda: found if (found := self.client.job(job)).shown.ended else None)
+        if ended.state == "succeeded":
             return "had ended"
-        if ended["state"] != "failed" or "was killed" not in ended["error"]:
+        if ended.state != "failed" or "was killed" not in ended.shown.error:
             self.wrong.append(f"job {job} is {ended['state']} after a kill: {ended['error']}")
-        self.client.retry(job)
+        ended.retry()
         return "failed, tried again"
 
     def judge(self, expected: list[str], census: Census) -> dict[str, Any]:
         """Hold every job against what it must have come to."""
-        known = {job["id"]: job for job in self.client.jobs(limit=500)["jobs"]}
-        ended = {job: known.get(job, {"state": "lost"})["state"] for job in self.jobs}
+        known = {job.id: job.shown for job in self.client.jobs(limit=500)}
+        ended = {job: known[job].state if job in known else "lost" for job in self.jobs}
         logs = [(self.settings.folder(job) / "log.txt").read_text() for job in self.jobs]
         equal = [results(self.settings.run_folder(job)) == expected[which] for job, which in self.jobs.items()]
-        too_often = [job for job in self.jobs if known[job]["attempts"] > 1 + self.interrupted[job]]
+        too_often = [job for job in self.jobs if known[job].attempts > 1 + self.interrupted[job]]
         keepers, runs = (max(n for (_, one), n in census.most.items() if one == kind) for kind in ("keeper", "run"))
         well = {*ended.values()} == {"succeeded"} and all(equal) and not (self.wrong or too_often)
         return {
             "jobs": len(self.jobs),
             "ended": dict(Counter(ended.values())),
             "strangers": len(known.keys() - self.jobs.keys()),
-            "attempts": sum(known[job]["attempts"] for job in self.jobs),
+            "attempts": sum(known[job].attempts for job in self.jobs),
             "more_attempts_than_interruptions": len(too_often),
             "looks_at_processes": census.looks,
             "most_keepers_of_a_job_at_once": keepers,
@@ -219,7 +219,7 @@ def measure_kills(folder: Path, arguments: argparse.Namespace) -> None:
                 print(kills[-1], flush=True)
             ordeal.over.set()
             submitting.join()
-            wait_for(lambda: not any(client.jobs()["counts"][state] for state in ("queued", "running")), 1800)
+            wait_for(lambda: not any(client.page().counts[state] for state in ("queued", "running")), 1800)
             figures = ordeal.judge(expected, census)
         finally:
             ordeal.over.set()

@@ -19,7 +19,8 @@ from common import record
 from helpers.service import free_port, start
 from service_requests import submit_under, wait_for
 
-from llmprune.service.cli.client import Client
+from llmprune.service.client.calls import Call
+from llmprune.service.client.sync.client import Client
 from llmprune.service.jobs.job import JobSummary
 from llmprune.service.settings import Settings
 
@@ -65,11 +66,11 @@ def measure_load(folder: Path, _: argparse.Namespace) -> None:
     server = start(settings)
     try:
         with Client(f"http://127.0.0.1:{settings.port}") as client:
-            template = client.submit(load_recipe(0))["id"]
-            wait_for(lambda: client.job(template)["state"] == "succeeded")
+            template = client.submit(load_recipe(0)).id
+            wait_for(lambda: client.job(template).state == "succeeded")
             fill_table(settings, template)
             figures: dict[str, Any] = {"load_average_before": round(busy, 1)}
-            figures |= {"jobs_in_table": sum(client.jobs()["counts"].values()), "alone": ask_all(client, template)}
+            figures |= {"jobs_in_table": sum(client.page().counts.values()), "alone": ask_all(client, template)}
             figures["submissions"] = submit_at_once(client, template)
             figures["with_them_in_the_queue"] = ask_all(client, template)
     finally:
@@ -80,22 +81,22 @@ def measure_load(folder: Path, _: argparse.Namespace) -> None:
 
 def ask_all(client: Client, job: str) -> dict[str, Any]:
     """Requests that people and pages send all the time."""
-    newest = client.jobs(limit=1)["next"]
+    newest = client.page(limit=1).next or 0
     questions: dict[str, Callable[[], object]] = {
         "show": lambda: client.job(job),
-        "list": lambda: client.jobs(),
-        "list_deep": lambda: client.jobs(before=newest - 5_000),
-        "list_by_state": lambda: client.jobs(state=["succeeded"]),
-        "search": lambda: client.jobs(search="nothing is called so"),
+        "list": client.page,
+        "list_deep": lambda: client.page(before=newest - 5_000),
+        "list_by_state": lambda: client.page(state=["succeeded"]),
+        "search": lambda: client.page(search="nothing is called so"),
         "queue": client.queue,
-        "page": lambda: client._send("GET", "/"),
+        "page": lambda: client.connection.answer(Call("GET", "/", str)),
     }
     return {name: summary([milliseconds(ask) for _ in range(100)]) for name, ask in questions.items()}
 
 
 def submit_at_once(client: Client, job: str) -> dict[str, Any]:
     """Every client sends its share, each submission twice under one key, while another one lists and shows."""
-    before = sum(client.jobs()["counts"].values())
+    before = sum(client.page().counts.values())
     texts = [load_recipe(number) for number in range(1, SUBMISSIONS + 1)]
     ready, taken, answered, lists, shows = threading.Barrier(CLIENTS + 1), [], [], [], []
 
@@ -115,12 +116,12 @@ def submit_at_once(client: Client, job: str) -> dict[str, Any]:
     ready.wait()
     begin = time.perf_counter()
     while any(thread.is_alive() for thread in threads):
-        lists.append(milliseconds(client.jobs))
+        lists.append(milliseconds(client.page))
         shows.append(milliseconds(lambda: client.job(job)))
     for thread in threads:
         thread.join()
     lasted = time.perf_counter() - begin
-    there = {found["id"]: client.job(found["id"])["recipe"] for found in client.jobs(limit=500)["jobs"][:SUBMISSIONS]}
+    there = {found.id: client.job(found.id).refresh().recipe for found in client.page(limit=500).jobs[:SUBMISSIONS]}
     return {
         "clients": CLIENTS,
         "sent": len(texts),
@@ -129,7 +130,7 @@ def submit_at_once(client: Client, job: str) -> dict[str, Any]:
         "submit": summary(taken),
         "list_meanwhile": summary(lists),
         "show_meanwhile": summary(shows),
-        "added": sum(client.jobs()["counts"].values()) - before,
+        "added": sum(client.page().counts.values()) - before,
         "lost": sum(there.get(first) != text for text, first, _ in answered) + len(texts) - len(answered),
         "doubled": len(there) - len(set(there.values())) + sum(first != second for _, first, second in answered),
     }

@@ -7,14 +7,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from llmprune.service.cli.answers import SubmittedJob
-from llmprune.service.cli.client import Client
+from llmprune.service.client.sync.client import Client
 
 
 def submit_under(client: Client, key: str, text: str) -> str:
     """The id of the job that a recipe becomes under an idempotency key."""
-    headers = {"Content-Type": "application/yaml", "Idempotency-Key": key}
-    return str(client._json(SubmittedJob, "POST", path="/v1/jobs", content=text, headers=headers)["id"])
+    return client.submit(text, key=key).id
 
 
 def wait_for(reached: Callable[[], Any], seconds: float = 600.0) -> Any:

@@ -14,6 +14,13 @@
     ├── DeviceError          exit 1   a GPU is out of memory, or failed
     │   └── DeviceMemoryError  exit 1  a single window does not fit into a GPU's memory
     ├── PeerError            exit 1   another process of the run failed, or is at another step
+    ├── ServiceError         exit 1   the service refused a request, or its answer cannot be read
+    │   ├── ServiceUnreachable  exit 1  nothing answers at its address, or the connection broke
+    │   ├── ServiceBusy      exit 1   it has no room for the request now
+    │   ├── AccessDenied     exit 1   the token is missing, wrong, or may not do this
+    │   ├── NotFound         exit 1   it has no such job or file, or the caller may not read it
+    │   ├── StateConflict    exit 1   the job's state does not allow the request
+    │   └── JobFailed        exit 1   the job ended without success
     └── GateNotMet           exit 3   the retention is below the gate, or not certain to reach it
 
 Each message names the problem, its place, the limit and the remedy. Errors of the program itself are
@@ -106,6 +113,36 @@ class DeviceMemoryError(DeviceError):
 
 class PeerError(LLMPruneError):
     """Another process of this run failed, died, or is at another step."""
+
+
+class ServiceError(LLMPruneError):
+    """The service refused a request, or its answer cannot be read. ``status``: of its answer; None without one."""
+
+    status: int | None = None
+
+
+class ServiceUnreachable(ServiceError):
+    """Nothing answers at the service's address, or the connection broke again and again."""
+
+
+class ServiceBusy(ServiceError):
+    """The service has no room for the request now: too many requests or jobs, or a full disk."""
+
+
+class AccessDenied(ServiceError):
+    """The token is missing or wrong, or its owner may not do this."""
+
+
+class NotFound(ServiceError):
+    """The service has no such job or file, or the caller may not read it."""
+
+
+class StateConflict(ServiceError):
+    """The job's state does not allow the request, such as the cancellation of an ended job."""
+
+
+class JobFailed(ServiceError):
+    """The job ended without success: it failed, was cancelled, or did not pass its gate."""
 
 
 class TrainingStopped(KeyboardInterrupt):

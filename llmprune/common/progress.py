@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.progress import (
@@ -73,6 +74,33 @@ class _Lines:
 
 _lines: _Lines | None = None
 _forecast: Forecast | None = None
+_listener: Callable[[Reported], None] | None = None
+
+
+@dataclass(frozen=True)
+class Reported:
+    """Progress of a step. ``done`` of ``total`` items, such as layers; ``detail``: how it stands, in words.
+
+    ``seconds``: since the step began; ``run_seconds_left``: of the whole run. None where unknown.
+    """
+
+    step: str
+    done: int | None = None
+    total: int | None = None
+    seconds: float | None = None
+    detail: str | None = None
+    run_seconds_left: float | None = None
+
+
+@contextmanager
+def listening(listener: Callable[[Reported], None]) -> Iterator[None]:
+    """Hand every report of progress to a function while the context lasts."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
 
 
 @contextmanager
@@ -143,20 +171,18 @@ def report_progress(
         left = seconds / done * (total - done) if seconds and done and total else None
         _lines.note(step, done, total=total, left=left, detail=detail)
     path = os.environ.get(PROGRESS_FILE)
-    if not path:
+    if not path and _listener is None:
         return
     whole = time_left()
-    content = {
-        "step": step,
-        "done": done,
-        "total": total,
-        "seconds": seconds,
-        "detail": detail,
-        "run_seconds_left": round(whole.seconds, 1) if whole is not None and whole.is_complete else None,
-    }
+    left_in_all = round(whole.seconds, 1) if whole is not None and whole.is_complete else None
+    reported = Reported(step, done, total, seconds, detail, left_in_all)
+    if _listener is not None:
+        _listener(reported)
+    if not path:
+        return
     with suppress(OSError):  # a full disk must not end the run here
         temporary = Path(f"{path}.partial")
-        temporary.write_text(json.dumps(content))
+        temporary.write_text(json.dumps(asdict(reported)))
         temporary.replace(path)
 
 

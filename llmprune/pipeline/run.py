@@ -24,6 +24,7 @@ from llmprune.common.files import folder_size, require_space
 from llmprune.common.hub.secrets import redact_logs
 from llmprune.common.libraries import quiet_libraries, seconds_of_imports
 from llmprune.common.local_processes import is_own_process
+from llmprune.common.notebook import progress_in_notebook
 from llmprune.common.process_memory import bound_kernel_caches, keep_freed_memory
 from llmprune.common.progress import expecting, report_progress
 from llmprune.evaluation.lm_eval.tasks import fetch_tasks
@@ -76,7 +77,8 @@ def run(
     LLMPruneError; GateNotMet only after the report is written.
     """
     options = RunOptions(fresh=fresh, measure_forward=measure_forward, calibration_check=calibration_check)
-    return run_to_report(recipe, Path(output), options=options).require_gate()
+    with progress_in_notebook(f"Pruning {recipe.model.id}"):
+        return run_to_report(recipe, Path(output), options=options).require_gate()
 
 
 def run_to_report(recipe: Recipe, output: Path, *, options: RunOptions) -> FinishedRun:

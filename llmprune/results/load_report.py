@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -23,17 +24,27 @@ def load_report(folder: Path) -> Report:
         raise OutputError(f"{folder} has no report.json; {_remedy(folder)}")
     try:
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text)
-        version = found.get("schema_version") if isinstance(found, dict) else None
-        if version != SCHEMA_VERSION:
-            raise OutputError(
-                f"{path} has schema {version}, and this version of llmprune reads {SCHEMA_VERSION}; "
-                "run the recipe again with this version"
-            )
-        return Report.model_validate_json(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
-        reason = f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else error
-        raise OutputError(f"{path} cannot be read ({reason}); run the recipe again") from error
+        return parse_report(json.loads(text), str(path))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise OutputError(f"{path} cannot be read ({error}); run the recipe again") from error
+
+
+def parse_report(found: Any, source: str, *, extra: Literal["forbid", "ignore"] = "forbid") -> Report:
+    """Return the report in the JSON data of a ``report.json``. ``extra``: treatment of fields that it should not have.
+
+    Raises OutputError for another schema version, and for wrong fields. ``source``: for the message.
+    """
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version != SCHEMA_VERSION:
+        raise OutputError(
+            f"{source} has schema {version}, and this version of llmprune reads {SCHEMA_VERSION}; "
+            "run the recipe again with this version"
+        )
+    try:
+        return Report.model_validate(found, extra=extra)
+    except ValidationError as error:
+        wrong = f"{error.error_count()} fields are wrong"
+        raise OutputError(f"{source} cannot be read ({wrong}); run the recipe again") from error
 
 
 def _remedy(folder: Path) -> str:

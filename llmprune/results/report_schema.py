@@ -17,6 +17,7 @@ from llmprune.results.evaluation_figures import (
     TaskFigures,
 )
 from llmprune.results.figures import SCHEMA_VERSION, Figures
+from llmprune.results.inline_report import inline_report
 from llmprune.results.lineage import Ancestor
 from llmprune.results.next_tools import NextTools
 from llmprune.results.prediction_heads import PredictionHeads
@@ -254,6 +255,10 @@ class Report(Figures):
     gguf: tuple[GgufFigures, ...] = ()
     requantized: RequantizedFigures | None = None
     files: dict[str, str]
+
+    def _repr_html_(self) -> str:
+        """Return the report as a notebook shows it."""
+        return inline_report(self)
 
     @property
     def removed_layers(self) -> tuple[int, ...]:

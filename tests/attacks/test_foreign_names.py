@@ -10,13 +10,13 @@ import httpx2 as httpx
 import pytest
 import yaml
 from helpers.hub.server import Hub
+from helpers.service_answers import ENDED
 
-from llmprune.common.errors import HubError, RecipeError
+from llmprune.common.errors import HubError, RecipeError, ServiceError
 from llmprune.common.paths import is_plain_path
 from llmprune.publish.provenance import fetch_record
 from llmprune.publish.reproduce import recorded_recipe
-from llmprune.service.cli.answers import ServiceError
-from llmprune.service.cli.client import Client
+from llmprune.service.client.sync.client import Client
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def serving(name: str) -> Client:
         if request.url.path.endswith("/artifacts"):
             return httpx.Response(200, json=[{"name": name, "bytes": 4}])
         if request.url.path.endswith(JOB):
-            return httpx.Response(200, json={"state": "succeeded", "ran_seconds": 1, "exit_code": 0, "error": None})
+            return httpx.Response(200, json=ENDED)
         return httpx.Response(200, text="evil")
 
     return Client("http://service", transport=httpx.MockTransport(answer))
@@ -56,7 +56,7 @@ def test_a_service_writes_only_into_the_folder(tmp_path: Path, name: str) -> Non
         made.mkdir()
     (folder / "link").symlink_to(outside)
     with serving(name.format(outside=outside)) as client, pytest.raises(ServiceError, match="is outside"):
-        client.fetch(JOB, folder)
+        client.job(JOB).fetch(folder)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["link", "outside", "results"]
 
 

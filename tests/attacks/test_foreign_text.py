@@ -12,13 +12,14 @@ import httpx2 as httpx
 import pytest
 from helpers.commands import Outcome, command, save_model
 from helpers.service import RECIPE, YAML, ServiceHarness
+from helpers.service_answers import ENDED
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from llmprune.common.console import PlainConsole
 from llmprune.common.printing import LOG_FORMAT, LineFormatter, printable, printable_message
-from llmprune.service.cli.client import Client
+from llmprune.service.client.sync.client import Client
 from llmprune.service.jobs.store import _write_event
 from llmprune.service.jobs.submission import default_name
 
@@ -29,9 +30,8 @@ HOSTILE = (
 )
 
 JOB = "0123456789ab"
-PUSHED = {
-    **{"state": "succeeded", "ran_seconds": 1.0, "error": None, "exit_code": 0},
-    "published": {"files": 3, "url": HOSTILE},
+PUSHED = ENDED | {
+    "published": {"repo_id": "org/x", "commit": "c", "url": HOSTILE, "pull_request": None, "files": 3, "bytes": 9}
 }
 
 
@@ -142,13 +142,13 @@ def test_messages_of_a_hostile_service_are_printed_as_escapes(monkeypatch: pytes
         if "/artifacts/" in request.url.path:
             return httpx.Response(200, content=b"ok")
         if request.url.path.endswith("/push"):
-            return httpx.Response(201, json={"id": JOB})
+            return httpx.Response(201, json=ENDED)
         if request.url.path.endswith("/events"):
             return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, text="")
         if request.url.path.endswith(f"/jobs/{JOB}"):
             return httpx.Response(200, json=PUSHED)
         if request.url.path.endswith("/cancel"):
-            return httpx.Response(200, json={"state": HOSTILE})
+            return httpx.Response(200, json=ENDED | {"state": HOSTILE})
         return httpx.Response(409, json={"detail": f"{HOSTILE}\nllmprune: done", "problems": []})
 
     monkeypatch.setattr(
@@ -159,7 +159,7 @@ def test_messages_of_a_hostile_service_are_printed_as_escapes(monkeypatch: pytes
     token = tmp_path / "token.txt"
     token.write_text("hf_of_the_test")
     pushed = command("push-job", JOB, "--repo-id", "org/x", "--hub-token-file", token)
-    assert (fetched.code, cancelled.code, refused.code, pushed.code) == (1, 0, 1, 0)
+    assert (fetched.code, cancelled.code, refused.code, pushed.code) == (1, 1, 1, 0)
     for outcome in (fetched, cancelled, refused, pushed):
         assert not unprintable(outcome.out + outcome.err)
     assert r"the service named the file 'a\x1b[2J\u202eb'" in fetched.err

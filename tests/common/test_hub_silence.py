@@ -13,7 +13,7 @@ from helpers.hub.server import Hub as Server
 
 from llmprune.checkpoint.loading import load_config, load_model
 from llmprune.common import waiting
-from llmprune.common.errors import LLMPruneError
+from llmprune.common.errors import LLMPruneError, ServiceError
 from llmprune.common.hub import time_limits
 from llmprune.common.hub.explanations import endpoint
 from llmprune.data.sources import load_text
@@ -22,7 +22,7 @@ from llmprune.publish.upload import additions, upload
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.text_source import TextSource
-from llmprune.service.cli.client import Client, ServiceError
+from llmprune.service.client.sync.client import Client
 
 BASE = ModelSource(id="org/base")
 HUB = Hub(repo_id="org/pruned")
@@ -96,7 +96,7 @@ def test_a_silent_service_is_named_too(caplog: pytest.LogCaptureFixture) -> None
         socket.create_server(("127.0.0.1", 0)) as server,
         Client(f"http://127.0.0.1:{server.getsockname()[1]}") as client,
     ):
-        client._http.timeout = 0.2
+        client.connection.http.timeout = 0.2
         with pytest.raises(ServiceError, match="does not finish its answer"):
             client.queue()
     assert f"waiting for {client.server}" in caplog.text

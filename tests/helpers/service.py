@@ -18,7 +18,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from llmprune.service.api.app import create_app
-from llmprune.service.cli.client import ENDED, Client
+from llmprune.service.client.sync.client import Client
+from llmprune.service.jobs.job import ENDED
 from llmprune.service.planner.planner import Planner
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.supervisor import Supervisor

@@ -18,7 +18,7 @@ from helpers.browser import CHROMIUM, FOCUSED, MINUTE, PHONE, WIDE, faults_of_ac
 from helpers.service import recipe, served
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from llmprune.service.cli.client import Client
+from llmprune.service.client.sync.client import Client
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.settings import Settings
@@ -79,8 +79,8 @@ def fill_in(page: Page) -> None:
 @pytest.fixture(scope="module")
 def pruned(live: tuple[Client, Settings]) -> str:
     """A finished job."""
-    job: str = live[0].submit(recipe(name="looked-at"), name="looked at")["id"]
-    assert list(live[0].watch(job))[-1]["state"] == "succeeded"
+    job: str = live[0].submit(recipe(name="looked-at"), name="looked at").id
+    assert live[0].job(job).wait().state == "succeeded"
     return job
 
 
@@ -110,7 +110,7 @@ def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> N
 
 def test_the_list_is_refreshed_in_place(page: Page, live: tuple[Client, Settings]) -> None:
     """The row of a running job changes in the table, and its contents appear nowhere else on the page."""
-    job = live[0].submit(recipe(layers=8, pause=1), name="in the list")["id"]
+    job = live[0].submit(recipe(layers=8, pause=1), name="in the list").id
     page.goto("/")
     expect(page.locator(f"#job-{job}")).to_contain_text(re.compile("layer [2-8] of 8"))
     assert page.get_by_role("link", name="in the list").count() == 1
@@ -119,8 +119,8 @@ def test_the_list_is_refreshed_in_place(page: Page, live: tuple[Client, Settings
 
 def test_compare_two_runs(page: Page, live: tuple[Client, Settings], pruned: str) -> None:
     """Two ticked jobs are in the chart and in the table of the comparison."""
-    other = live[0].submit(recipe(name="other"), name="the other")["id"]
-    assert list(live[0].watch(other))[-1]["state"] == "succeeded"
+    other = live[0].submit(recipe(name="other"), name="the other").id
+    assert live[0].job(other).wait().state == "succeeded"
     page.goto("/")
     for name in ("looked at", "the other"):
         page.get_by_label(f"Compare {name}").check()
@@ -135,7 +135,7 @@ def test_compare_two_runs(page: Page, live: tuple[Client, Settings], pruned: str
 
 def test_cancel_and_retry(page: Page, live: tuple[Client, Settings]) -> None:
     """The Cancel button ends a running job with its processes, and Retry queues it again."""
-    job = live[0].submit(recipe(pause=60), name="endless")["id"]
+    job = live[0].submit(recipe(pause=60), name="endless").id
     page.goto(f"/jobs/{job}")
     expect(page.locator("#live")).to_contain_text("layer 1 of 2")
     page.get_by_role("button", name="Cancel").click()
@@ -162,7 +162,7 @@ def test_by_keyboard_alone(page: Page, live: tuple[Client, Settings]) -> None:
     tab_to(page, "Submit")
     page.keyboard.press("Enter")
     expect(page.locator("#live .state")).to_have_text("succeeded")
-    assert live[0].job(page.url.rsplit("/", 1)[-1])["recipe"] == recipe(by="keyboard")
+    assert live[0].job(page.url.rsplit("/", 1)[-1]).refresh().recipe == recipe(by="keyboard")
 
 
 def test_form_and_editor_follow_each_other(page: Page) -> None:
@@ -260,8 +260,8 @@ def test_every_page_is_accessible_on_a_phone(
     browser: Browser, live: tuple[Client, Settings], pruned: str, scheme: Any
 ) -> None:
     """At 390 pixels no page scrolls sideways, and axe finds no fault, in light and dark colours."""
-    failed = live[0].submit(recipe(exit=1), name="a-name-without-a-single-space-that-is-much-longer-than-a-phone")["id"]
-    assert list(live[0].watch(failed))[-1]["state"] == "failed"
+    failed = live[0].submit(recipe(exit=1), name="a-name-without-a-single-space-that-is-much-longer-than-a-phone").id
+    assert live[0].job(failed).wait().state == "failed"
     context = browser.new_context(base_url=live[0].server, viewport=PHONE, color_scheme=scheme)
     for page in quiet_page(context, live[0].server):
         for path in (

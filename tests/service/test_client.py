@@ -13,13 +13,13 @@ import httpx2 as httpx
 import pytest
 from helpers.commands import Outcome, command
 from helpers.service import answer_requests
-from helpers.service_answers import ENDED, JOB, LISTED, URL, Answer, page, talking_to
+from helpers.service_answers import ENDED, EVENT, JOB, LISTED, PAGE, QUEUE, URL, Answer, page, talking_to
 
-from llmprune.common.errors import RecipeError
+from llmprune.common.errors import RecipeError, ServiceError
 from llmprune.common.hub.client import retry_after_seconds
-from llmprune.service.cli import answers, event_stream
-from llmprune.service.cli.answers import ServiceError
-from llmprune.service.cli.client import DEFAULT_SERVER, Client
+from llmprune.service.client import answers, event_stream
+from llmprune.service.client.server import DEFAULT_SERVER
+from llmprune.service.client.sync.client import Client
 
 
 def ask(monkeypatch: pytest.MonkeyPatch, answer: Answer, *arguments: str | Path) -> Outcome:
@@ -74,24 +74,21 @@ def test_an_answer_that_makes_no_sense_is_one_sentence(
     if verb == "push-job":
         (tmp_path / "file").write_text("hf_token")
     outcome = ask(monkeypatch, lambda _: answer(), verb, *given.get(verb, [JOB]))
-    no_stream = verb == "watch" and "200" in said and "compression" not in said
-    expected = "no stream of events" if no_stream else said
     assert outcome.code == 1, outcome.err
     assert f"{URL}/v1/jobs" in outcome.err
-    assert expected in outcome.err
+    assert said in outcome.err
     assert "check --server" in outcome.err
     assert (len(outcome.err.splitlines()), outcome.out) == (1, ""), outcome.err
 
 
-@pytest.mark.parametrize("ask_for", ["plan", "queue", "compare", "log", "artifacts", "job"])
+@pytest.mark.parametrize("ask_for", ["plan", "queue", "compare", "jobs", "job"])
 def test_every_call_of_the_client_checks_its_answer(ask_for: str) -> None:
     """In Python an answer of another shape raises ServiceError."""
     calls: dict[str, Callable[[Client], Any]] = {
-        "plan": lambda client: client.plan("x"),
+        "plan": lambda client: client.plan("x: 1\n"),
         "queue": lambda client: client.queue(),
         "compare": lambda client: client.compare([JOB]),
-        "log": lambda client: client.log(JOB),
-        "artifacts": lambda client: client.artifacts(JOB),
+        "jobs": lambda client: list(client.jobs()),
         "job": lambda client: client.job(JOB),
     }
     with talking_to(lambda _: page(b'[{"name": 3}, 4]')) as client, pytest.raises(ServiceError, match="no answer of"):
@@ -118,36 +115,45 @@ def test_an_answer_is_read_within_limits(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     with talking_to(answer) as client:
         with pytest.raises(ServiceError, match=r"a line of more than 1 KB"):
-            list(client.watch(JOB))
+            list(client.job(JOB).events())
         with pytest.raises(ServiceError, match=r"more than 1 KB"):
             client.queue()
         with pytest.raises(ServiceError, match=r"model\.safetensors answered 200 with more than 500 B"):
-            client.fetch(JOB, tmp_path / "out")
+            client.job(JOB).fetch(tmp_path / "out", check=False)
     assert len(given) < 40
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".llmprune-job.json"]
 
 
-EVENT = '{"state": "running", "step": null, "done": null, "total": null, "fraction": 0}'
+def event(data: dict[str, Any], number: str = "1") -> bytes:
+    """An event as the service sends it."""
+    return f"id: {number}\ndata: {json.dumps(data)}\n\n".encode()
 
 
 @pytest.mark.parametrize(
     "event",
     [
-        b"data: <html>\n\n", b"data: []\n\n", b'data: {"state": 3}\n\n', b'id: 1\ndata: {"fraction": NaN}\n\n',
-        "id: é\ndata: {}\n\n".replace("{}", EVENT).encode(), f"id: {'9' * 30}\ndata: {EVENT}\n\n".encode(),
+        b"data: <html>\n\n", b"data: []\n\n", event({"state": 3}), event(EVENT | {"fraction": float("nan")}),
+        event(EVENT, "é"), event(EVENT, "9" * 30),
     ],
 )  # fmt: skip
 def test_an_event_that_makes_no_sense(event: bytes) -> None:
     """An event of another shape raises ServiceError."""
     told = pytest.raises(ServiceError, match=f"{URL}/v1/jobs/{JOB}/events answered 200 with")
-    with talking_to(lambda _: page(event, content_type="text/event-stream")) as client, told:
-        list(client.watch(JOB))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/events"):
+            return page(event, content_type="text/event-stream")
+        return page(json.dumps(ENDED).encode())
+
+    with talking_to(answer) as client, told:
+        list(client.job(JOB).events())
 
 
 def test_infinite_figures_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Infinite figures are strings in JSON, and their jobs are listed with the others."""
-    listed = [LISTED | {"figures": {"retention": value}} for value in ("Infinity", "NaN", 0.5, None)]
-    outcome = ask(monkeypatch, lambda _: page(json.dumps({"jobs": listed}).encode()), "jobs")
+    sizes = dict.fromkeys(("parameters", "bytes", "layers"), (2, 1))
+    listed = [LISTED | {"figures": sizes | {"retention": value}} for value in ("Infinity", "NaN", 0.5, None)]
+    outcome = ask(monkeypatch, lambda _: page(json.dumps(PAGE | {"jobs": listed}).encode()), "jobs")
     assert (outcome.code, outcome.out.count(JOB), "50.0%" in outcome.out) == (0, 4, True), outcome.err
 
 
@@ -170,10 +176,10 @@ def test_a_connection_that_breaks_is_one_sentence() -> None:
 )  # fmt: skip
 def test_retry_after_is_a_number_or_a_date(retry_after: str, pause: float) -> None:
     """The client waits as long as the service asks, at most 10 s, and 1 s where the header cannot be read."""
-    given = iter([page(b"", 503, retry_after=retry_after), page(b"{}")])
+    given = iter([page(b"", 503, retry_after=retry_after), page(json.dumps(QUEUE).encode())])
     pauses: list[float] = []
     with talking_to(lambda _: next(given), pauses) as client:
-        assert client.queue() == {}
+        assert client.queue().slots == 1
     assert pauses == [pause]
 
 
@@ -228,10 +234,10 @@ def test_a_token_that_no_header_holds(tmp_path: Path, content: str) -> None:
 
 def test_the_client_names_unknown_states() -> None:
     """Client.jobs refuses an unknown state with the list of states."""
-    with talking_to(lambda _: page(json.dumps({"jobs": [LISTED]}).encode())) as client:
-        assert client.jobs(state=["failed", "queued"])["jobs"] == [LISTED]
+    with talking_to(lambda _: page(json.dumps(PAGE).encode())) as client:
+        assert [job.id for job in client.jobs(state=["failed", "queued"])] == [JOB]
         with pytest.raises(RecipeError, match="choose queued"):
-            client.jobs(state="finished")
+            client.page(state="finished")
 
 
 def test_submit_says_which_paths_the_service_reads_on_its_own_machine(
@@ -251,7 +257,7 @@ def test_submit_says_which_paths_the_service_reads_on_its_own_machine(
 
     def answer(request: httpx.Request) -> httpx.Response:
         sent.append(request.url.path)
-        return page(json.dumps({"id": JOB}).encode())
+        return page(json.dumps(ENDED).encode())
 
     here = ("--server", DEFAULT_SERVER)
     outcome = ask(monkeypatch, answer, "submit", recipe, *here)

@@ -18,9 +18,8 @@ from helpers.service import RECIPE, free_port, kill, recipe, served, settings_in
 from typer.testing import CliRunner
 
 from llmprune.cli.main import app
-from llmprune.common.errors import OutputError, RecipeError
-from llmprune.service.cli.answers import ServiceError, SubmittedJob
-from llmprune.service.cli.client import Client
+from llmprune.common.errors import OutputError, RecipeError, ServiceError
+from llmprune.service.client.sync.client import Client
 from llmprune.service.planner.planner import Planner
 from llmprune.service.server import serve
 from llmprune.service.settings import Settings
@@ -58,7 +57,7 @@ def test_submit_watch_list_fetch(live: tuple[Client, Settings], tmp_path: Path) 
     model = "model/model.safetensors"
     assert (tmp_path / "out" / model).read_bytes() == (live[1].run_folder(job) / model).read_bytes()
     assert ask(live, "fetch", job, "--only", "nothing.txt")[0] == 2
-    assert live[0].job(job)["overrides"] == ["depth.remove=2"]
+    assert live[0].job(job).refresh().overrides == ("depth.remove=2",)
 
 
 def test_watch_ends_as_the_run_does(live: tuple[Client, Settings], tmp_path: Path) -> None:
@@ -77,16 +76,16 @@ def test_push_and_try_again(live: tuple[Client, Settings], tmp_path: Path) -> No
     """A finished job is pushed with a token from a file; a failed push exits with 1, and its retry needs the token."""
     token = tmp_path / "token.txt"
     token.write_text("hf_of_this_push\n")
-    job = live[0].submit(recipe(layers=1))["id"]
+    job = live[0].submit(recipe(layers=1)).id
     assert ask(live, "watch", job)[0] == 0
     push = ("push-job", job, "--repo-id", "org/mine", "--public", "--hub-token-file", str(token))
     code, said = ask(live, *push)
     assert (code, "https://hub/org/mine/commit/c0ffee" in said) == (0, True), said
-    bad = live[0].submit(recipe(push_exit=1))["id"]
+    bad = live[0].submit(recipe(push_exit=1)).id
     assert ask(live, "watch", bad)[0] == 0
     code, said = ask(live, "push-job", bad, "--repo-id", "org/mine", "--hub-token-file", str(token))
     assert (code, "the hub said no" in said) == (1, True), said
-    failed = live[0].jobs(source=bad)["jobs"][0]["id"]
+    failed = live[0].page(source=bad).jobs[0].id
     assert ask(live, "retry", failed)[0] == 2
     assert ask(live, "retry", failed, "--hub-token-file", str(token))[1].strip() == "queued"
 
@@ -101,7 +100,7 @@ def test_mistakes_are_reported_as_on_the_command_line(live: tuple[Client, Settin
     with pytest.raises(RecipeError, match="needs at least one of"):
         live[0].submit(RECIPE + "width: {}\n")
     with (
-        Client("http://127.0.0.1:9", sleep=lambda _: None) as nobody,
+        Client("http://127.0.0.1:9", pause=lambda _: None) as nobody,
         pytest.raises(ServiceError, match="is llmprune serve running"),
     ):
         nobody.job("0" * 12)
@@ -109,12 +108,11 @@ def test_mistakes_are_reported_as_on_the_command_line(live: tuple[Client, Settin
 
 def test_events_go_on_where_they_stopped(live: tuple[Client, Settings]) -> None:
     """Last-Event-ID continues with exactly the next event, and the stream ends with the job."""
-    job = live[0].submit(recipe(layers=4, pause=0.6))["id"]
-    events = list(live[0].watch(job))
-    assert [events[0]["state"], events[-1]["state"]] == ["queued", "succeeded"]
-    assert [event["fraction"] for event in events] == sorted(event["fraction"] for event in events)
-    rest = list(live[0]._events(job, events[1]["event_id"]))
-    assert [event["event_id"] for event in rest] == [event["event_id"] for event in events[2:]]
+    job = live[0].submit(recipe(layers=4, pause=0.6))
+    events = list(job.events())
+    assert [events[0].state, events[-1].state] == ["queued", "succeeded"]
+    assert [event.fraction for event in events] == sorted(event.fraction for event in events)
+    assert list(job.events(after=events[1].event_id)) == events[2:]
 
 
 def test_submissions_at_once(live: tuple[Client, Settings]) -> None:
@@ -124,25 +122,23 @@ def test_submissions_at_once(live: tuple[Client, Settings]) -> None:
     def send(part: list[str]) -> None:
         with Client(live[0].server) as client:
             for text in part:
-                headers = {"Content-Type": "application/yaml", "Idempotency-Key": f"key {text}"[:40].replace("\n", " ")}
-                first, second = (
-                    client._json(SubmittedJob, "POST", path="/v1/jobs", content=text, headers=headers) for _ in range(2)
-                )
-                assert first["id"] == second["id"]
+                key = f"key {text}"[:40].replace("\n", " ")
+                first, second = (client.submit(text, key=key) for _ in range(2))
+                assert first.id == second.id
 
     threads = [threading.Thread(target=send, args=(texts[n::6],)) for n in range(6)]
-    before = sum(live[0].jobs()["counts"].values())
+    before = sum(live[0].page().counts.values())
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    found = live[0].jobs(limit=500)
-    assert sum(found["counts"].values()) == before + len(texts)
-    sent = [live[0].job(job["id"])["recipe"] for job in found["jobs"][: len(texts)]]
+    found = live[0].page(limit=500)
+    assert sum(found.counts.values()) == before + len(texts)
+    sent = [live[0].job(job.id).refresh().recipe for job in found.jobs[: len(texts)]]
     assert sorted(sent) == sorted(texts)
-    for job in found["jobs"]:
+    for job in live[0].jobs():
         with contextlib.suppress(ServiceError):
-            live[0].cancel(job["id"])
+            job.cancel()
 
 
 def test_only_one_service_on_a_folder(live: tuple[Client, Settings]) -> None:
@@ -157,8 +153,8 @@ def test_kills_lose_no_job(tmp_path: Path) -> None:
     process = start(settings)
     try:
         with Client(f"http://127.0.0.1:{settings.port}") as client:
-            job = client.submit(recipe(layers=30, pause=0.5))["id"]
-            wait_for(lambda: client.job(job)["total"] is not None)
+            job = client.submit(recipe(layers=30, pause=0.5)).id
+            wait_for(lambda: client.job(job).shown.total is not None)
             (first,) = [
                 one.pid for one in processes_of_job(job) if "llmprune.service.supervisor.job_runner" in one.cmdline()
             ]
@@ -168,10 +164,10 @@ def test_kills_lose_no_job(tmp_path: Path) -> None:
             kill(process.pid)
             process.wait()
             process = start(settings)
-            assert client.job(job)["state"] == "running"
+            assert client.job(job).state == "running"
             assert first in [one.pid for one in processes_of_job(job)]
-            (*_, last) = client.watch(job)
-        assert (last["state"], last["attempts"]) == ("succeeded", 1)
+            (*_, last) = client.job(job).events()
+        assert (last.state, last.attempts) == ("succeeded", 1)
         assert not (settings.run_folder(job) / "TWICE").exists()
     finally:
         process.send_signal(signal.SIGTERM)
@@ -184,14 +180,14 @@ def test_sigterm_stops_the_service_and_its_jobs(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, port=free_port())
     process = start(settings)
     with Client(f"http://127.0.0.1:{settings.port}") as client:
-        job = client.submit(recipe(layers=4, pause=0.4))["id"]
-        wait_for(lambda: client.job(job)["total"] is not None)
+        job = client.submit(recipe(layers=4, pause=0.4)).id
+        wait_for(lambda: client.job(job).shown.total is not None)
         process.send_signal(signal.SIGTERM)
         process.wait(30)
         assert processes_of_job(job) == []
         process = start(settings)
-        (*_, last) = client.watch(job)
-    assert (last["state"], last["attempts"]) == ("succeeded", 2)
+        (*_, last) = client.job(job).events()
+    assert (last.state, last.attempts) == ("succeeded", 2)
     process.send_signal(signal.SIGTERM)
     process.wait(30)
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from helpers.service import FAKE, ServiceHarness, free_port, recipe
 
-from llmprune.service.cli.client import ENDED
+from llmprune.service.jobs.job import ENDED
 from llmprune.service.supervisor.processes import processes_of_job
 from llmprune.service.supervisor.supervisor import Supervisor
 

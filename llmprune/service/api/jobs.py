@@ -6,14 +6,14 @@ import shutil
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from llmprune.recipe.hub import Hub
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import documented
 from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
-from llmprune.service.jobs.job import Figures, Job, JobQuery, JobSummary, State
+from llmprune.service.api.values import Compared, JobPage
+from llmprune.service.jobs.job import Job, JobQuery, State
 from llmprune.service.jobs.submission import (
     PushSubmission,
     Submission,
@@ -44,24 +44,6 @@ SeqNumber = Annotated[int | None, Query(ge=0, le=2**62, description="The field n
 
 class PushSettings(Hub, defer_build=False):  # FastAPI needs its fields at import
     """Settings of a push, as in the hub section of a recipe."""
-
-
-class JobPage(BaseModel):
-    """A page of jobs, the newest first."""
-
-    jobs: list[JobSummary]
-    next: int | None = Field(description="Value of before for the next page; null: this is the last page.")
-    counts: dict[State, int] = Field(description="Number of jobs that the caller may read, by state.")
-
-
-class Compared(BaseModel):
-    """One job of a comparison."""
-
-    id: str
-    name: str
-    model: str
-    state: State
-    figures: Figures | None = Field(description="Figures of the report; null: the job has none.")
 
 
 @router.post("/jobs", status_code=201, openapi_extra=RECIPE_BODY, responses=documented(404, 409, 413, 415, 422, 507))

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
+from llmprune.service.api.values import Artifact
 from llmprune.service.jobs.hub_token import redact
 from llmprune.service.jobs.job import ENDED, Job
 from llmprune.service.jobs.tokens import Caller
@@ -27,13 +27,6 @@ router = APIRouter(prefix="/v1/jobs/{job}", tags=["outputs"])
 LOG_PART = 1_000_000  # bytes of a log in one answer
 _POLL_EVERY = 0.5  # seconds
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"
-
-
-class Artifact(BaseModel):
-    """A file of a run folder."""
-
-    name: str = Field(description="Path in the run folder.")
-    bytes: int = Field(description="Size in bytes.")
 
 
 def known_job(job: JobId, service: TheService, *, caller: TheCaller) -> str:

@@ -7,7 +7,6 @@ from collections import Counter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from llmprune.common.errors import RecipeError
@@ -15,6 +14,7 @@ from llmprune.recipe.validation_messages import short
 from llmprune.recipe.yaml_reader import dump
 from llmprune.service.api.dependencies import TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
+from llmprune.service.api.values import Validation
 from llmprune.service.recipe_policy.policy import admit, examine
 from llmprune.service.recipe_policy.yaml_limits import RECIPE_LIMIT
 
@@ -37,16 +37,6 @@ RECIPE_BODY: dict[str, Any] = {
         },
     }
 }
-
-
-class Validation(BaseModel):
-    """Result of the check of a recipe's schema and of the service's policy.
-
-    Model, text and tasks are not checked; the plan reports their problems.
-    """
-
-    valid: bool
-    problems: list[str] = Field(description="One sentence for each mistake.")
 
 
 async def recipe_text(request: Request, service: TheService, *, caller: TheCaller) -> str:

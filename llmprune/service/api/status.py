@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
-from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,7 +11,8 @@ from llmprune import __version__
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.api.metrics import Metrics
-from llmprune.service.jobs.job import ACTIVE, State
+from llmprune.service.api.values import Device, Health, Queue
+from llmprune.service.jobs.job import ACTIVE
 from llmprune.service.jobs.tokens import Caller
 from llmprune.service.supervisor.devices import uses_this_machine
 from llmprune.service.supervisor.launchers import offered_launchers, remote_launchers
@@ -21,33 +21,6 @@ router = APIRouter(prefix="/v1", tags=["service"])
 public_router = APIRouter(prefix="/v1", tags=["service"])  # no token is needed
 
 ALIVE_WITHIN = 15.0  # seconds since the supervisor's last heartbeat
-
-
-class Health(BaseModel):
-    """State and version of the service."""
-
-    status: str
-    version: str
-
-
-class Device(BaseModel):
-    """A GPU of this machine."""
-
-    name: str
-    busy: bool = Field(description="A job holds it.")
-    job: str | None = Field(description="Id of the job that holds it; null if the caller may not read it.")
-
-
-class Queue(BaseModel):
-    """Jobs by state, slots, devices and launchers of the service."""
-
-    counts: dict[State, int] = Field(description="Number of jobs that the caller may read, by state.")
-    slots: int = Field(description="Jobs without a GPU that may run at a time.")
-    slots_used: int
-    devices: list[Device]
-    launchers: list[str] = Field(description="Launchers that jobs may ask for.")
-    supervisor_alive: bool = Field(description="False: jobs do not start until the supervisor has been restarted.")
-    disk_quota_reached: bool = Field(description="True: waiting jobs do not start.")
 
 
 @public_router.get("/health")

@@ -13,7 +13,9 @@ from llmprune.common.printing import printable
 from llmprune.service.cli.serve import DataDir, serve
 
 if TYPE_CHECKING:
-    from llmprune.service.cli.client import Client
+    from llmprune.service.client.sync.client import Client
+    from llmprune.service.client.sync.job import JobHandle
+    from llmprune.service.jobs.job import Job
 
 Server = Annotated[
     str, typer.Option("--server", envvar="LLMPRUNE_SERVER", metavar="URL", help="Address of the service.")
@@ -90,16 +92,22 @@ def submit(
     """Submit a recipe to a service; prints the job's id."""
     text = _read(recipe, "recipe")
     hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
-    settings = {"name": name, "launcher": launcher, "gpus": gpus, "priority": priority, "time_limit": time_limit}
+    settings: dict[str, Any] = {
+        "name": name,
+        "launcher": launcher,
+        "gpus": gpus,
+        "priority": priority,
+        "time_limit": time_limit,
+    }
     from llmprune.service.cli.local_paths import paths_of_this_machine
 
     for note in paths_of_this_machine(text, overrides or (), server=server):
         typer.echo(f"llmprune: note: {printable(note)}", err=True)
     with _client(server, token_file) as client:
-        job = client.submit(text, overrides or (), hub_token=hub_token, shared=shared, **settings)
-        typer.echo(printable(job["id"]))
+        job = client.submit(recipe, overrides or (), hub_token=hub_token, shared=shared, **settings)
+        typer.echo(printable(job.id))
         if follow:
-            _watch(client, job["id"])
+            _watch(job)
 
 
 def jobs(
@@ -113,25 +121,25 @@ def jobs(
 ) -> None:
     """List a service's jobs, the newest first."""
     with _client(server, token_file) as client:
-        found = client.jobs(state=state, search=search, limit=limit)
+        found = client.page(state=state, search=search, limit=limit)
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        typer.echo(json.dumps(json.loads(found.model_dump_json()), indent=1))  # in ASCII, with infinity as text
         return
     from llmprune.service.cli.terminal import print_jobs
 
-    print_jobs(found["jobs"])
+    print_jobs(job.model_dump() for job in found.jobs)
 
 
 def watch(job: JobArgument, server: Server = _LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
     """Watch a job until it has ended; exits as the run does: 0, 1, 2, or 3 for a gate not met or undecided."""
     with _client(server, token_file) as client:
-        _watch(client, job)
+        _watch(client.job(job))
 
 
 def cancel(job: JobArgument, server: Server = _LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
     """Cancel a job; the finished part is kept for a retry."""
     with _client(server, token_file) as client:
-        typer.echo(printable(client.cancel(job)["state"]))
+        typer.echo(printable(client.job(job).cancel().state))
 
 
 def retry(
@@ -146,7 +154,7 @@ def retry(
     """Queue a failed or cancelled job again; it continues after one of the last finished layers."""
     hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
     with _client(server, token_file) as client:
-        typer.echo(printable(client.retry(job, hub_token)["state"]))
+        typer.echo(printable(client.job(job).retry(hub_token=hub_token).state))
 
 
 def reevaluate_job(
@@ -165,8 +173,9 @@ def reevaluate_job(
     """Evaluate a finished job's model on more samples; watches the job and exits as llmprune reevaluate does."""
     hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
     with _client(server, token_file) as client:
-        client.reevaluate(job, limit, hub_token=hub_token)
-        _watch(client, job)
+        found = client.job(job)
+        found.reevaluate(limit, hub_token=hub_token)
+        _watch(found)
 
 
 def fetch(
@@ -176,13 +185,27 @@ def fetch(
     only: Annotated[
         list[str] | None, typer.Option(help="Only this file, such as report.html; may be repeated.")
     ] = None,
+    archive: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Download one tar archive, such as model.tar, not a folder.")
+    ] = None,
+    model_only: Annotated[bool, typer.Option("--model-only", help="Only the files of the model.")] = False,
     server: Server = _LOCAL_SERVER,
     token_file: TokenFile = None,
 ) -> None:
-    """Download a job's model, report and all other files of its run."""
+    """Download a job's model, report and all other files of its run. A download that broke continues.
+
+    Each file of an ended job is compared with the service's SHA-256.
+    """
+    if archive is not None and (output is not None or only):
+        raise RecipeError("--archive: an archive has all files, or the model alone; leave out --output and --only")
     with _client(server, token_file) as client:
-        for path in client.fetch(job, output or Path("runs") / job, names=only or ()):
-            typer.echo(printable(str(path)))
+        found = client.job(job)
+        if archive is not None:
+            paths = [found.archive(archive, model_only=model_only)]
+        else:
+            paths = found.fetch(output or Path("runs") / job, names=only or (), model_only=model_only)
+    for path in paths:
+        typer.echo(printable(str(path)))
 
 
 def push_job(
@@ -203,15 +226,15 @@ def push_job(
     token_file: TokenFile = None,
 ) -> None:
     """Push a finished job's model to the hub from the service; watches the push and exits as it does."""
-    settings = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
-    settings |= {"when": when, "commit_message": commit_message}
+    settings: dict[str, Any] = {"private": private, "branch": branch, "create_pr": create_pr, "when": when}
     with _client(server, token_file) as client:
-        push = client.push(job, _token(hub_token_file, "hub token"), **settings)
-        published = _watch(client, push["id"]).get("published")
-        files = f"{published['files']} files" if published else "the model"
+        hub_token = _token(hub_token_file, "hub token")
+        push = client.job(job).push(hub_token, repo_id=repo_id, commit_message=commit_message, **settings)
+        published = _watch(push).published
+        files = f"{published.files} files" if published else "the model"
         typer.echo(printable(f"pushed {files} to {repo_id}"))
         if published:
-            typer.echo(printable(published["url"]))
+            typer.echo(printable(published.url))
 
 
 def add_to(app: typer.Typer) -> None:
@@ -220,21 +243,18 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _watch(client: Client, job: str) -> dict[str, Any]:
+def _watch(job: JobHandle) -> Job:
     """Show a job's progress until it has ended and return it. Raises typer.Exit unless it has succeeded."""
-    from llmprune.service.cli.terminal import show_progress
-
-    ended = show_progress(client.watch(job), lambda: client.job(job))
-    if ended["state"] in ("gate_not_met", "gate_undecided"):
+    ended = job.progress()
+    if ended.state in ("gate_not_met", "gate_undecided"):
         raise typer.Exit(3)
-    if ended["state"] != "succeeded":
-        code = ended["exit_code"]
-        raise typer.Exit(code if code in (1, 2) else 1)
+    if ended.state != "succeeded":
+        raise typer.Exit(ended.exit_code if ended.exit_code in (1, 2) else 1)
     return ended
 
 
 def _client(server: str, token_file: Path | None) -> Client:
-    from llmprune.service.cli.client import Client
+    from llmprune.service.client.sync.client import Client
 
     return Client(server, _token(token_file, "token") if token_file else None)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Self
 
 from rich import box
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -53,27 +53,38 @@ def doing(job: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def show_progress(events: Iterable[dict[str, Any]], final: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Show a bar on a terminal, or a line for each new step elsewhere; return the ended job."""
-    console = PlainConsole(stderr=True)
-    last_line = ""
-    with Progress(
-        BarColumn(), TaskProgressColumn(), TextColumn("{task.description}", markup=False), console=console,
-        disable=not console.is_terminal,
-    ) as progress:  # fmt: skip
-        bar = progress.add_task("", total=1.0)
-        for event in events:
-            progress.update(bar, completed=event["fraction"], description=doing(event))
-            state = state_words(event["state"])
-            line = printable(f"{state}: {event['step']}" if event["step"] else state)
-            if not console.is_terminal and line != last_line:
-                last_line = line
-                console.print(Text(line), soft_wrap=True)
-    job = final()
-    console.print(_state(job, f" after {duration(job['ran_seconds'])}"))
-    if job["error"]:
-        console.print(Text(printable_message(job["error"])), soft_wrap=True)
-    return job
+class TerminalProgress:
+    """Progress of a job on standard error: a bar on a terminal, or a line for each new step elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = PlainConsole(stderr=True)
+        self._last_line = ""
+        columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
+        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._bar = self._progress.add_task("", total=1.0)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Show an event."""
+        self._progress.update(self._bar, completed=event["fraction"], description=doing(event))
+        state = state_words(event["state"])
+        line = printable(f"{state}: {event['step']}" if event["step"] else state)
+        if not self._console.is_terminal and line != self._last_line:
+            self._last_line = line
+            self._console.print(Text(line), soft_wrap=True)
+
+    def end(self, job: dict[str, Any]) -> None:
+        """Print how the job ended."""
+        self._progress.stop()
+        self._console.print(_state(job, f" after {duration(job['ran_seconds'])}"))
+        if job["error"]:
+            self._console.print(Text(printable_message(job["error"])), soft_wrap=True)
 
 
 def _state(job: dict[str, Any], more: str = "") -> Text:

@@ -7,14 +7,24 @@ be read raises ServiceError with the address and what came.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from functools import cache
+from typing import Any, Self, TypeVar, cast
 
 import httpx2 as httpx
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from llmprune.common.errors import LLMPruneError, RecipeError
+from llmprune.common.errors import (
+    AccessDenied,
+    LLMPruneError,
+    NotFound,
+    RecipeError,
+    ServiceBusy,
+    ServiceError,
+    StateConflict,
+)
 from llmprune.common.schema import format_size
 
 BODY_LIMIT = 32 * 10**6  # bytes of an answer; a page of 500 jobs, each with a long error, has about 12 MB
@@ -22,82 +32,12 @@ _MAX_QUOTE = 200  # characters quoted of an answer that cannot be read
 _MAX_MESSAGE = 2_000  # characters of a message of the service that are passed on
 
 
-class ServiceError(LLMPruneError):
-    """The service refused a request, cannot be reached, or its answer cannot be read."""
+_KINDS: dict[int, type[ServiceError]] = {
+    401: AccessDenied, 403: AccessDenied, 404: NotFound, 409: StateConflict,
+    429: ServiceBusy, 503: ServiceBusy, 507: ServiceBusy,
+}  # fmt: skip
 
-
-class _Answered(BaseModel):
-    """The fields that the client reads. A service of another version may send more."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
-
-
-class SubmittedJob(_Answered):
-    """Answer to a submission."""
-
-    id: str
-
-
-class ChangedJob(_Answered):
-    """Answer to the cancellation or retry of a job."""
-
-    state: str
-
-
-class _Figures(_Answered):
-    retention: float | Literal["Infinity", "-Infinity", "NaN"] | None = None  # JSON has no infinity
-
-
-class _Published(_Answered):
-    files: int
-    url: str
-
-
-class ShownJob(_Answered):
-    """One job with its state and result."""
-
-    state: str
-    ran_seconds: float
-    exit_code: int | None
-    error: str | None
-    finished: float | None = None
-    published: _Published | None = None
-
-
-class _ListedJob(_Answered):
-    id: str
-    state: str
-    name: str
-    owner: str
-    fraction: float
-    ran_seconds: float
-    figures: _Figures | None
-
-
-class Page(_Answered):
-    """A page of jobs."""
-
-    jobs: list[_ListedJob]
-
-
-class Event(_Answered):
-    """A change of a job."""
-
-    state: str
-    step: str | None
-    done: int | None
-    total: int | None
-    fraction: float
-    seconds_left: float | None = None
-    run_seconds_left: float | None = None
-    detail: str | None = None
-
-
-class File(_Answered):
-    """A file that a job's run wrote."""
-
-    name: str
-    bytes: int
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -111,12 +51,6 @@ class Answer:
     body: bytes
 
     @classmethod
-    def read(cls, response: httpx.Response) -> Self:
-        """Read a streamed answer. Raises ServiceError above ``BODY_LIMIT`` bytes, and httpx.TransportError."""
-        head = cls.head(response)
-        return cls(head.method, head.url, head.status, head.headers, b"".join(limited(response, BODY_LIMIT)))
-
-    @classmethod
     def head(cls, response: httpx.Response) -> Self:
         """Return an answer without its body. Raises ServiceError for a compressed body, which was not asked for."""
         request = response.request
@@ -125,19 +59,33 @@ class Answer:
             raise head.unreadable(f"the compression {response.headers['Content-Encoding'][:_MAX_QUOTE]!r}")
         return head
 
-    def json(self, shape: Any) -> Any:
-        """Return the JSON value. Raises ServiceError where the body is not JSON or does not have the type ``shape``."""
+    def json(self, shape: type[T]) -> T:
+        """Return the body as a value of a type. Raises ServiceError where it is not JSON, or does not fit the type.
+
+        Fields that the type does not have are left out: a later version of the service may send more.
+        """
         try:
             value = json.loads(self.body)
         except (ValueError, RecursionError):
             raise self.unreadable(self._described()) from None
         try:
-            TypeAdapter(shape).validate_python(value, strict=True)
+            found: T = _adapter(cast(Hashable, shape)).validate_python(value, extra="ignore")
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part)[:60] for part in first["loc"]) or "its value"
             raise self.unreadable(f"JSON that does not fit ({place}: {first['msg']})") from None
-        return value
+        return found
+
+    def text(self) -> str:
+        """Return the body as text."""
+        return self.body.decode("utf-8", "replace")
+
+    def next_offset(self) -> int:
+        """Return the offset of a log's next part. Raises ServiceError where the answer has none."""
+        after = self.headers.get("X-Next-Offset", "")
+        if not re.fullmatch(r"\d{1,19}", after, re.ASCII):
+            raise self.unreadable("no X-Next-Offset")
+        return int(after)
 
     def refusal(self) -> LLMPruneError:
         """Return the error that an answer without success reports."""
@@ -152,14 +100,18 @@ class Answer:
         if self.status == 422 and problems:
             return RecipeError(problems, detail)
         hint = "; set LLMPRUNE_TOKEN or give --token-file" if self.status == 401 else ""
-        return ServiceError(f"the service refused: {detail}{hint}")
+        refusal = _KINDS.get(self.status, ServiceError)(f"the service refused: {detail}{hint}")
+        refusal.status = self.status
+        return refusal
 
     def unreadable(self, got: str) -> ServiceError:
         """Return the error for an answer that no service of this version gives; ``got`` describes it."""
-        return ServiceError(
+        unreadable = ServiceError(
             f"{self.method} {self.url} answered {self.status} with {got}: that is no answer of this version of "
             "llmprune serve; check --server, and any proxy in between"
         )
+        unreadable.status = self.status
+        return unreadable
 
     def _described(self) -> str:
         """Describe the body, such as ``text/html, 310 bytes that begin '<html>'``."""
@@ -171,11 +123,20 @@ class Answer:
         return f"{kind}, {len(self.body):,} bytes that begin {begin!r}"
 
 
-def limited(response: httpx.Response, limit: int) -> Iterator[bytes]:
-    """Read an answer's body part by part. Raises ServiceError above ``limit`` bytes."""
-    size = 0
-    for part in response.iter_bytes():
-        size += len(part)
-        if size > limit:
-            raise Answer.head(response).unreadable(f"more than {format_size(limit)}")
-        yield part
+class SizeLimit:
+    """Counter of an answer's bytes. ``limit``: maximum number; a part above it raises ServiceError."""
+
+    def __init__(self, response: httpx.Response, limit: int) -> None:
+        self._response, self._limit, self.size = response, limit, 0
+
+    def passed(self, part: bytes) -> bytes:
+        """Count a part and return it."""
+        self.size += len(part)
+        if self.size > self._limit:
+            raise Answer.head(self._response).unreadable(f"more than {format_size(self._limit)}")
+        return part
+
+
+@cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(shape)

@@ -1,0 +1,88 @@
+"""Values in the answers of the API that are not in the job table. The Python client reads them too: no FastAPI here."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmprune.service.jobs.job import Figures, JobSummary, State
+
+
+class JobPage(BaseModel):
+    """A page of jobs, the newest first."""
+
+    jobs: list[JobSummary]
+    next: int | None = Field(description="Value of before for the next page; null: this is the last page.")
+    counts: dict[State, int] = Field(description="Number of jobs that the caller may read, by state.")
+
+
+class Compared(BaseModel):
+    """One job of a comparison."""
+
+    id: str
+    name: str
+    model: str
+    state: State
+    figures: Figures | None = Field(description="Figures of the report; null: the job has none.")
+
+
+class JobEvent(BaseModel):
+    """A change of a job, as its event stream sends it."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    id: str = Field(description="The job's id.")
+    state: State
+    step: str | None = None
+    done: int | None = None
+    total: int | None = None
+    detail: str | None = None
+    fraction: float
+    seconds_left: float | None = None
+    run_seconds_left: float | None = None
+    attempts: int = 0
+    exit_code: int | None = None
+    error: str | None = None
+
+
+class Artifact(BaseModel):
+    """A file of a run folder."""
+
+    name: str = Field(description="Path in the run folder.")
+    bytes: int = Field(description="Size in bytes.")
+
+
+class Validation(BaseModel):
+    """Result of the check of a recipe's schema and of the service's policy.
+
+    Model, text and tasks are not checked; the plan reports their problems.
+    """
+
+    valid: bool
+    problems: list[str] = Field(description="One sentence for each mistake.")
+
+
+class Health(BaseModel):
+    """State and version of the service."""
+
+    status: str
+    version: str
+
+
+class Device(BaseModel):
+    """A GPU of this machine."""
+
+    name: str
+    busy: bool = Field(description="A job holds it.")
+    job: str | None = Field(description="Id of the job that holds it; null if the caller may not read it.")
+
+
+class Queue(BaseModel):
+    """Jobs by state, slots, devices and launchers of the service."""
+
+    counts: dict[State, int] = Field(description="Number of jobs that the caller may read, by state.")
+    slots: int = Field(description="Jobs without a GPU that may run at a time.")
+    slots_used: int
+    devices: list[Device]
+    launchers: list[str] = Field(description="Launchers that jobs may ask for.")
+    supervisor_alive: bool = Field(description="False: jobs do not start until the supervisor has been restarted.")
+    disk_quota_reached: bool = Field(description="True: waiting jobs do not start.")

@@ -1,0 +1,139 @@
+"""The Python client of the service.
+
+from llmprune import AsyncClient
+async with AsyncClient("http://127.0.0.1:8321") as client:
+    job = await client.submit("recipe.yaml")
+    async for event in job.events(): ...
+    await job.fetch("results")
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx2 as httpx
+
+from llmprune.service.api.values import Compared, Health, JobPage, Queue, Validation
+from llmprune.service.client.aio.connection import AsyncConnection
+from llmprune.service.client.aio.io import Pause
+from llmprune.service.client.aio.job import AsyncJobHandle
+from llmprune.service.client.calls import (
+    PLAN_TIMEOUT,
+    Call,
+    hub_header,
+    job_path,
+    new_key,
+    recipe_call,
+    states_of,
+)
+from llmprune.service.client.recipe_input import text_of
+from llmprune.service.client.server import Server
+from llmprune.service.client.values import PlannedRun
+from llmprune.service.jobs.job import Job
+
+if TYPE_CHECKING:
+    from llmprune.service.client.recipe_input import RecipeInput
+
+_PAGE = 100  # jobs
+
+
+class AsyncClient:
+    """A client of a service, which can be used in ``async with``.
+
+    ``server`` defaults to the variable LLMPRUNE_SERVER, or else to this machine; ``token`` to LLMPRUNE_TOKEN.
+    ``timeout``: seconds without a sign of the service; ``pause`` waits between two attempts; ``transport`` replaces
+    the network. A recipe is the path of a file, its text, a dictionary or a ``Recipe``. Every method raises
+    ServiceError where the service refuses or cannot be reached, and RecipeError for wrong recipes and arguments.
+    """
+
+    def __init__(
+        self,
+        server: str | None = None,
+        token: str | None = None,
+        *,
+        timeout: float = 60.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+        pause: Pause | None = None,
+    ) -> None:
+        known = Server.of(server, token)
+        self.server = known.address
+        self.connection = AsyncConnection(known, timeout=timeout, transport=transport, pause=pause)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.connection.http.aclose()
+
+    async def check(self, recipe: RecipeInput, overrides: Sequence[str] = ()) -> Validation:
+        """Check a recipe against the schema and the service's policy; its model and text are not read."""
+        call = recipe_call("/v1/recipes/validate", Validation, recipe=text_of(recipe, overrides))
+        return await self.connection.ask(call)
+
+    async def plan(self, recipe: RecipeInput, overrides: Sequence[str] = ()) -> PlannedRun:
+        """Return the plan of a recipe: sizes, memory and notes. Raises RecipeError where it cannot be run."""
+        recipe_text = text_of(recipe, overrides)
+        call = recipe_call("/v1/recipes/plan", dict[str, Any], recipe=recipe_text, timeout=PLAN_TIMEOUT)
+        answer = await self.connection.answer(call)
+        return answer.json(PlannedRun).model_copy(update={"whole": answer.json(call.shape)})
+
+    async def submit(
+        self,
+        recipe: RecipeInput,
+        overrides: Sequence[str] = (),
+        *,
+        key: str | None = None,
+        hub_token: str | None = None,
+        **settings: Any,
+    ) -> AsyncJobHandle:
+        """Queue a recipe as a job. A lost answer makes the client send it again, and it is never queued twice.
+
+        ``key``: idempotency key; default: a new one for each call. ``hub_token``: for this job alone.
+        ``settings``: name, launcher, gpus, priority, time_limit, shared.
+        """
+        headers = new_key(key) | hub_header(hub_token)
+        call = recipe_call("/v1/jobs", Job, recipe=text_of(recipe, overrides), params=settings, headers=headers)
+        return AsyncJobHandle(self.connection, await self.connection.ask(call))
+
+    async def job(self, job: str) -> AsyncJobHandle:
+        """Return the job with this id."""
+        return AsyncJobHandle(self.connection, await self.connection.ask(Call("GET", job_path(job), Job)))
+
+    async def page(
+        self, *, state: str | Iterable[str] | None = None, before: int | None = None, limit: int = 50, **filters: Any
+    ) -> JobPage:
+        """Return one page of jobs, the newest first. ``filters``: owner, search, source, and others of GET /v1/jobs."""
+        params = filters | {"state": states_of(state), "before": before, "limit": limit}
+        return await self.connection.ask(Call("GET", "/v1/jobs", JobPage, params))
+
+    async def jobs(self, *, limit: int | None = None, **filters: Any) -> AsyncIterator[AsyncJobHandle]:
+        """Yield jobs, the newest first, and ask for further pages as they are needed.
+
+        ``limit``: maximum number of jobs; ``filters``: as in ``page``.
+        """
+        before, left = None, limit
+        while left is None or left > 0:
+            page = await self.page(before=before, limit=_PAGE if left is None else min(_PAGE, left), **filters)
+            for shown in page.jobs:
+                yield AsyncJobHandle(self.connection, shown)
+            before, left = page.next, None if left is None else left - len(page.jobs)
+            if before is None:
+                return
+
+    async def queue(self) -> Queue:
+        """Return the jobs by state, and which job holds which device."""
+        return await self.connection.ask(Call("GET", "/v1/queue", Queue))
+
+    async def compare(self, jobs: Sequence[str | AsyncJobHandle]) -> list[Compared]:
+        """Return the figures of several jobs."""
+        ids = [job if isinstance(job, str) else job.id for job in jobs]
+        return await self.connection.ask(Call("GET", "/v1/compare", list[Compared], {"job": ids}))
+
+    async def health(self) -> Health:
+        """Return the version of a service that accepts and starts jobs. Raises ServiceBusy where it does not."""
+        return await self.connection.ask(Call("GET", "/v1/ready", Health))

@@ -1,0 +1,118 @@
+"""Connection to a service: requests with repetition, streams of events, downloads that continue."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx2 as httpx
+
+from llmprune.common.errors import LLMPruneError, OutputError
+from llmprune.common.waiting import announce_wait
+from llmprune.service.client import answers
+from llmprune.service.client.aio.io import Pause, in_thread, sleep
+from llmprune.service.client.answers import Answer, SizeLimit
+from llmprune.service.client.calls import Call, R
+from llmprune.service.client.downloads import Download
+from llmprune.service.client.event_stream import Event, EventReader
+from llmprune.service.client.server import Attempts, Server
+
+
+class AsyncConnection:
+    """A connection to a service. ``pause`` waits between two attempts, and ``transport`` replaces the network."""
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        timeout: float,
+        transport: httpx.AsyncBaseTransport | None = None,
+        pause: Pause | None = None,
+    ) -> None:
+        self.server = server
+        self.pause: Pause = pause or sleep
+        try:
+            self.http = httpx.AsyncClient(**server.http_options(timeout, transport))
+        except (httpx.InvalidURL, ValueError) as error:
+            raise server.invalid(error) from error
+
+    async def ask(self, call: Call[R]) -> R:
+        """Return the value that the service answers."""
+        return (await self.answer(call)).json(call.shape)
+
+    async def answer(self, call: Call[R]) -> Answer:
+        """Return the answer. A call is repeated where the connection breaks, and where the service is busy."""
+        attempts = Attempts(self.server)
+        while True:
+            try:
+                with announce_wait(self.server.address, f"{call.method} {call.path}"):
+                    async with self.http.stream(call.method, call.path, **call.options()) as response:
+                        answer = await _read(response)
+            except (httpx.TransportError, httpx.InvalidURL) as error:
+                await self.pause(attempts.after_break(error))
+                continue
+            if response.is_success:
+                return answer
+            await self.pause(attempts.after_refusal(answer))
+
+    async def events(self, path: str, last: int) -> AsyncIterator[Event]:
+        """Yield the events of one stream after the event ``last``, until it ends or breaks (httpx.TransportError)."""
+        async with self._streamed(path, {"Last-Event-ID": str(last), "Accept": "text/event-stream"}) as response:
+            reader = EventReader(response, last)
+            async for part in response.aiter_bytes():
+                for event in reader.events(part):
+                    yield event
+
+    async def download(self, path: str, into: Download) -> None:
+        """Download a file, and continue where the connection breaks. Raises OutputError, ServiceError.
+
+        What is there of an unfinished download stays for the next one, unless it cannot be of this file.
+        """
+        try:
+            if await in_thread(into.is_here):
+                return
+            into.begin()
+            try:
+                head = await self._receive(path, into)
+                await in_thread(into.finish, head)
+            except LLMPruneError as error:
+                if not into.continues or not isinstance(error.__cause__, httpx.TransportError):
+                    into.partial.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise OutputError(f"{into.path} cannot be written: {error}; choose another --output") from error
+
+    async def _receive(self, path: str, into: Download) -> Answer:
+        """Receive a file, in as many attempts as it takes; return the head of the last answer."""
+        attempts = Attempts(self.server)
+        while True:
+            before = into.have
+            try:
+                async with self.http.stream("GET", path, headers=into.headers()) as response:
+                    if response.is_success:
+                        with into.receiving(response) as (file, limit):
+                            async for part in response.aiter_bytes():
+                                file.write(limit.passed(part))
+                        return Answer.head(response)
+                    refused = await _read(response)
+            except httpx.TransportError as error:
+                if into.have > before:
+                    attempts.succeeded()
+                await self.pause(attempts.after_break(error))
+                continue
+            await self.pause(attempts.after_refusal(refused))
+
+    @asynccontextmanager
+    async def _streamed(self, path: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
+        """Yield an answer without its body. Raises what it reports where it is a refusal."""
+        async with self.http.stream("GET", path, headers=headers) as response:
+            if not response.is_success:
+                raise (await _read(response)).refusal()
+            yield response
+
+
+async def _read(response: httpx.Response) -> Answer:
+    """Read a streamed answer. Raises ServiceError above ``BODY_LIMIT`` bytes, and httpx.TransportError."""
+    head, limit = Answer.head(response), SizeLimit(response, answers.BODY_LIMIT)
+    parts = [limit.passed(part) async for part in response.aiter_bytes()]
+    return Answer(head.method, head.url, head.status, head.headers, b"".join(parts))

@@ -1,0 +1,196 @@
+"""A job of the service as Python code holds it: its events, log, files and report, and what can be done with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx2 as httpx
+
+from llmprune.common.errors import JobFailed, OutputError
+from llmprune.results.load_report import parse_report
+from llmprune.results.report_page import ReportPage
+from llmprune.results.report_schema import Report
+from llmprune.service.api.values import Artifact, JobPage
+from llmprune.service.client.aio.connection import AsyncConnection
+from llmprune.service.client.aio.io import in_thread
+from llmprune.service.client.calls import HASH_TIMEOUT, Call, hub_header, job_path, new_key, without_nothing
+from llmprune.service.client.downloads import Download, chosen_files, claim, require_inside
+from llmprune.service.client.event_stream import Event
+from llmprune.service.client.job_view import JobProgress, bundle_of, describe_failure
+from llmprune.service.client.server import Attempts
+from llmprune.service.jobs.job import Job, JobSummary
+
+_POLL = 1.0  # seconds between two looks at a job or its log
+
+
+class AsyncJobHandle:
+    """A job of a service. ``shown``: the job as the service last answered; ``refresh`` asks for it again."""
+
+    def __init__(self, connection: AsyncConnection, shown: JobSummary) -> None:
+        self._connection = connection
+        self.shown = shown
+        self.id = shown.id
+        self._path = job_path(shown.id)
+
+    def __repr__(self) -> str:
+        return f"<job {self.id} {self.shown.name!r}: {self.shown.state}>"
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        """Return the job as a notebook shows it."""
+        return bundle_of(self.shown)
+
+    @property
+    def state(self) -> str:
+        """State of the job as last seen, such as running."""
+        return self.shown.state
+
+    async def refresh(self) -> Job:
+        """Ask the service for the job, with its recipe."""
+        return await self._changed(Call("GET", self._path, Job))
+
+    async def wait(self, *, timeout: float | None = None, check: bool = False) -> Job:
+        """Wait until the job has ended, and return it.
+
+        ``timeout``: seconds after which TimeoutError is raised. ``check``: raise JobFailed unless it has succeeded.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not (job := await self.refresh()).ended:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"job {self.id} is {job.state} after {timeout:g} s")
+            await self._connection.pause(_POLL)
+        if check and job.state != "succeeded":
+            raise JobFailed(describe_failure(job))
+        return job
+
+    async def events(self, *, after: int = 0) -> AsyncIterator[Event]:
+        """Yield every change of the job until it has ended; continues where the connection breaks.
+
+        ``after``: only events after the one with this ``event_id``.
+        """
+        attempts = Attempts(self._connection.server)
+        while True:
+            pause = _POLL
+            try:
+                async for event in self._connection.events(f"{self._path}/events", after):
+                    after = event.event_id
+                    attempts.succeeded()
+                    yield event
+                if (await self.refresh()).ended:
+                    return
+            except httpx.TransportError as error:
+                pause = attempts.after_break(error, kinds=(httpx.TransportError,))
+            await self._connection.pause(pause)
+
+    async def progress(self) -> Job:
+        """Show the job's progress until it has ended: a bar in a notebook and on a terminal, lines elsewhere.
+
+        Interrupting it does not stop the job.
+        """
+        with JobProgress(self.shown) as view:
+            async for event in self.events():
+                view.show(event)
+            return view.end(await self.refresh())
+
+    async def log(self, *, follow: bool = False) -> AsyncIterator[str]:
+        """Yield the lines of the job's log. ``follow``: wait for further lines until the job has ended."""
+        offset, rest, ended = 0, "", not follow
+        while True:
+            part = await self._connection.answer(Call("GET", f"{self._path}/log", str, {"offset": offset}))
+            after = part.next_offset()
+            *lines, rest = (rest + part.text()).split("\n")
+            for line in lines:
+                yield line
+            if after == offset and ended:
+                break
+            if after == offset:
+                ended = (await self.refresh()).ended  # what it wrote before its end is read once more
+                await self._connection.pause(0.0 if ended else _POLL)
+            offset = after
+        if rest:
+            yield rest
+
+    async def cancel(self) -> Job:
+        """Cancel the job; the finished part is kept for a retry."""
+        return await self._changed(Call("POST", f"{self._path}/cancel", Job))
+
+    async def retry(self, *, hub_token: str | None = None) -> Job:
+        """Queue the ended job again; it continues after one of the last finished layers."""
+        return await self._changed(Call("POST", f"{self._path}/retry", Job, headers=hub_header(hub_token)))
+
+    async def reevaluate(self, limit: int | None = None, *, hub_token: str | None = None) -> Job:
+        """Evaluate the finished model on more samples. ``limit``: of each task; None: as many as the gate needs."""
+        params = {"limit": limit}
+        return await self._changed(Call("POST", f"{self._path}/reevaluate", Job, params, hub_header(hub_token)))
+
+    async def push(self, hub_token: str, *, repo_id: str, **settings: Any) -> AsyncJobHandle:
+        """Push the finished model to the hub; return the job of the push. ``settings``: of a recipe's hub section."""
+        headers = hub_header(hub_token) | new_key()
+        content = without_nothing(settings) | {"repo_id": repo_id}
+        call = Call("POST", f"{self._path}/push", Job, headers=headers, json=content)
+        return AsyncJobHandle(self._connection, await self._connection.ask(call))
+
+    async def pushes(self) -> list[JobSummary]:
+        """Return the pushes of the job's model, the newest first."""
+        return (await self._connection.ask(Call("GET", "/v1/jobs", JobPage, {"source": self.id}))).jobs
+
+    async def delete(self) -> None:
+        """Delete the ended job with all its files."""
+        await self._connection.answer(Call("DELETE", self._path, dict[str, Any]))
+
+    async def artifacts(self) -> list[Artifact]:
+        """Return name and bytes of each file that the job's run wrote."""
+        return await self._connection.ask(Call("GET", f"{self._path}/artifacts", list[Artifact]))
+
+    async def checksums(self, names: Sequence[str] = ()) -> dict[str, str]:
+        """Return the SHA-256 of files of the ended job, by default of all."""
+        params = {"name": list(names)}
+        call = Call("GET", f"{self._path}/checksums", dict[str, str], params, timeout=HASH_TIMEOUT)
+        return await self._connection.ask(call)
+
+    async def fetch(
+        self, folder: str | Path, *, names: Sequence[str] = (), model_only: bool = False, check: bool = True
+    ) -> list[Path]:
+        """Download files into a folder, by default all of them; complete files are not downloaded again.
+
+        A download that broke continues. ``check``: compare each file of an ended job with the service's SHA-256.
+        Raises OutputError where the folder has files of another job, or of this job before a retry.
+        """
+        folder, job = Path(folder), await self.refresh()
+        sizes = {file.name: file.bytes for file in await self.artifacts()}
+        wanted = chosen_files(self.id, list(sizes), names=names, model_only=model_only)
+        require_inside(folder, wanted)
+        keep = claim(folder, self.id, finished=job.finished, names=wanted)
+        hashes = await self.checksums(wanted if len(wanted) <= 50 else ()) if check and job.ended else {}
+        for name in wanted:
+            into = Download(folder / name, size=sizes[name], sha256=hashes.get(name), continues=keep)
+            await self._connection.download(f"{self._path}/artifacts/{quote(name)}", into)
+        return [folder / name for name in wanted]
+
+    async def archive(self, file: str | Path, *, model_only: bool = False) -> Path:
+        """Download the ended job's files as one tar archive. Raises OutputError where the file exists."""
+        path = Path(file)
+        if await in_thread(path.exists):
+            raise OutputError(f"{path} exists already; choose another file")
+        part = "model" if model_only else "all"
+        await self._connection.download(f"{self._path}/archive?part={part}", Download(path))
+        return path
+
+    async def report(self) -> Report:
+        """Return the job's report. Raises OutputError where it is of another version of llmprune."""
+        answer = await self._connection.answer(Call("GET", f"{self._path}/report", dict[str, Any]))
+        return parse_report(answer.json(dict[str, Any]), f"the report of job {self.id}", extra="ignore")
+
+    async def report_page(self) -> ReportPage:
+        """Return the job's report page, which a notebook shows in a frame."""
+        answer = await self._connection.answer(Call("GET", f"{self._path}/report.html", str))
+        return ReportPage(answer.text(), f"Report of {self.shown.name}")
+
+    async def _changed(self, call: Call[Job]) -> Job:
+        """Send a call that answers with the job, and hold what it answers."""
+        job = await self._connection.ask(call)
+        self.shown = job
+        return job

@@ -1,0 +1,96 @@
+"""Calls of the API: one request, and the type of its answer. The clients send them, this module only describes them."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar, get_args
+
+from llmprune.common.errors import RecipeError, did_you_mean
+from llmprune.service.jobs.job import JOB_ID, State
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+PLAN_TIMEOUT = 300.0  # seconds; a plan waits for the plans of others
+HASH_TIMEOUT = 3600.0  # seconds; the service reads the whole model
+
+
+@dataclass(frozen=True)
+class Call(Generic[R_co]):
+    """A request to the API. ``shape``: type of its answer's JSON; ``timeout``: seconds, None: that of the client.
+
+    Every call is safe to repeat, and is repeated where the connection breaks.
+    """
+
+    method: str
+    path: str
+    shape: type[R_co]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content: str | None = None
+    json: Any = None
+    timeout: float | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return the request's options as httpx takes them."""
+        given = {"content": self.content, "json": self.json, "timeout": self.timeout}
+        sent = {name: value for name, value in given.items() if value is not None}
+        return sent | {"params": without_nothing(self.params), "headers": dict(self.headers)}
+
+
+def without_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def recipe_call(
+    path: str,
+    shape: type[R],
+    *,
+    recipe: tuple[str, Sequence[str]],
+    params: Mapping[str, Any] = MappingProxyType({}),
+    **rest: Any,
+) -> Call[R]:
+    """Return a call that sends a recipe. ``recipe``: its text and its overrides; ``rest``: other fields of the call."""
+    text, overrides = recipe
+    headers = {"Content-Type": "application/yaml"} | rest.pop("headers", {})
+    return Call("POST", path, shape, {**params, "set": list(overrides)}, headers, text, **rest)
+
+
+def job_path(job: str) -> str:
+    """Return the path of a job. Raises RecipeError where no job can have this id."""
+    if not re.fullmatch(JOB_ID, job):
+        raise RecipeError(
+            f"there is no job {job!r}: an id is 12 of the digits 0-9 and letters a-f; llmprune jobs lists them"
+        )
+    return f"/v1/jobs/{job}"
+
+
+def states_of(state: str | Iterable[str] | None) -> list[str]:
+    """Return the states of a filter. Raises RecipeError for one that does not exist."""
+    states = [state] if isinstance(state, str) else list(state or ())
+    for one in states:
+        if one not in get_args(State):
+            near = did_you_mean(one, get_args(State))
+            raise RecipeError(f"--state {one!r}: there is no such state; choose {', '.join(get_args(State))}{near}")
+    return states
+
+
+def new_key(key: str | None = None) -> dict[str, str]:
+    """Return the header that makes a submission safe to repeat, by default with a new key."""
+    return {"Idempotency-Key": key or uuid.uuid4().hex}
+
+
+def hub_header(token: str | None) -> dict[str, str]:
+    """Return the header with a hub token."""
+    require_plain(token or "", "the hub token")
+    return {"X-Hub-Token": token} if token else {}
+
+
+def require_plain(token: str, what: str) -> None:
+    """Raise RecipeError for a token that a header cannot hold."""
+    if not re.fullmatch(r"[!-~]*", token):
+        raise RecipeError(f"{what} has spaces, line breaks or letters that no token has; copy it again")

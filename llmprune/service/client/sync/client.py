@@ -1,0 +1,140 @@
+# Made from aio/client.py by make client; change that file.
+"""The Python client of the service.
+
+from llmprune import Client
+with Client("http://127.0.0.1:8321") as client:
+    job = client.submit("recipe.yaml")
+    for event in job.events(): ...
+    job.fetch("results")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx2 as httpx
+
+from llmprune.service.api.values import Compared, Health, JobPage, Queue, Validation
+from llmprune.service.client.calls import (
+    PLAN_TIMEOUT,
+    Call,
+    hub_header,
+    job_path,
+    new_key,
+    recipe_call,
+    states_of,
+)
+from llmprune.service.client.recipe_input import text_of
+from llmprune.service.client.server import Server
+from llmprune.service.client.sync.connection import Connection
+from llmprune.service.client.sync.io import Pause
+from llmprune.service.client.sync.job import JobHandle
+from llmprune.service.client.values import PlannedRun
+from llmprune.service.jobs.job import Job
+
+if TYPE_CHECKING:
+    from llmprune.service.client.recipe_input import RecipeInput
+
+_PAGE = 100  # jobs
+
+
+class Client:
+    """A client of a service, which can be used in ``with``.
+
+    ``server`` defaults to the variable LLMPRUNE_SERVER, or else to this machine; ``token`` to LLMPRUNE_TOKEN.
+    ``timeout``: seconds without a sign of the service; ``pause`` waits between two attempts; ``transport`` replaces
+    the network. A recipe is the path of a file, its text, a dictionary or a ``Recipe``. Every method raises
+    ServiceError where the service refuses or cannot be reached, and RecipeError for wrong recipes and arguments.
+    """
+
+    def __init__(
+        self,
+        server: str | None = None,
+        token: str | None = None,
+        *,
+        timeout: float = 60.0,
+        transport: httpx.BaseTransport | None = None,
+        pause: Pause | None = None,
+    ) -> None:
+        known = Server.of(server, token)
+        self.server = known.address
+        self.connection = Connection(known, timeout=timeout, transport=transport, pause=pause)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.connection.http.close()
+
+    def check(self, recipe: RecipeInput, overrides: Sequence[str] = ()) -> Validation:
+        """Check a recipe against the schema and the service's policy; its model and text are not read."""
+        call = recipe_call("/v1/recipes/validate", Validation, recipe=text_of(recipe, overrides))
+        return self.connection.ask(call)
+
+    def plan(self, recipe: RecipeInput, overrides: Sequence[str] = ()) -> PlannedRun:
+        """Return the plan of a recipe: sizes, memory and notes. Raises RecipeError where it cannot be run."""
+        recipe_text = text_of(recipe, overrides)
+        call = recipe_call("/v1/recipes/plan", dict[str, Any], recipe=recipe_text, timeout=PLAN_TIMEOUT)
+        answer = self.connection.answer(call)
+        return answer.json(PlannedRun).model_copy(update={"whole": answer.json(call.shape)})
+
+    def submit(
+        self,
+        recipe: RecipeInput,
+        overrides: Sequence[str] = (),
+        *,
+        key: str | None = None,
+        hub_token: str | None = None,
+        **settings: Any,
+    ) -> JobHandle:
+        """Queue a recipe as a job. A lost answer makes the client send it again, and it is never queued twice.
+
+        ``key``: idempotency key; default: a new one for each call. ``hub_token``: for this job alone.
+        ``settings``: name, launcher, gpus, priority, time_limit, shared.
+        """
+        headers = new_key(key) | hub_header(hub_token)
+        call = recipe_call("/v1/jobs", Job, recipe=text_of(recipe, overrides), params=settings, headers=headers)
+        return JobHandle(self.connection, self.connection.ask(call))
+
+    def job(self, job: str) -> JobHandle:
+        """Return the job with this id."""
+        return JobHandle(self.connection, self.connection.ask(Call("GET", job_path(job), Job)))
+
+    def page(
+        self, *, state: str | Iterable[str] | None = None, before: int | None = None, limit: int = 50, **filters: Any
+    ) -> JobPage:
+        """Return one page of jobs, the newest first. ``filters``: owner, search, source, and others of GET /v1/jobs."""
+        params = filters | {"state": states_of(state), "before": before, "limit": limit}
+        return self.connection.ask(Call("GET", "/v1/jobs", JobPage, params))
+
+    def jobs(self, *, limit: int | None = None, **filters: Any) -> Iterator[JobHandle]:
+        """Yield jobs, the newest first, and ask for further pages as they are needed.
+
+        ``limit``: maximum number of jobs; ``filters``: as in ``page``.
+        """
+        before, left = None, limit
+        while left is None or left > 0:
+            page = self.page(before=before, limit=_PAGE if left is None else min(_PAGE, left), **filters)
+            for shown in page.jobs:
+                yield JobHandle(self.connection, shown)
+            before, left = page.next, None if left is None else left - len(page.jobs)
+            if before is None:
+                return
+
+    def queue(self) -> Queue:
+        """Return the jobs by state, and which job holds which device."""
+        return self.connection.ask(Call("GET", "/v1/queue", Queue))
+
+    def compare(self, jobs: Sequence[str | JobHandle]) -> list[Compared]:
+        """Return the figures of several jobs."""
+        ids = [job if isinstance(job, str) else job.id for job in jobs]
+        return self.connection.ask(Call("GET", "/v1/compare", list[Compared], {"job": ids}))
+
+    def health(self) -> Health:
+        """Return the version of a service that accepts and starts jobs. Raises ServiceBusy where it does not."""
+        return self.connection.ask(Call("GET", "/v1/ready", Health))
