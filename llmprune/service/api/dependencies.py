@@ -33,6 +33,7 @@ class Service:
     tokens: Tokens
     planner: Planner
     recipe_queue: RecipeQueue
+    hash_queue: RecipeQueue
     wake: Callable[[], None]  # wakes the supervisor
     paths: ServerPaths  # renames paths of the server in what clients see
     clock: Callable[[], float] = time.monotonic  # of the supervisor's heartbeats

@@ -62,7 +62,7 @@ def problem_response(failure: Failure) -> JSONResponse:
 
 _TITLES = {
     400: "bad request", 401: "no valid token", 403: "not allowed", 404: "not found", 405: "method not allowed",
-    409: "conflict", 411: "length required", 413: "too large", 415: "unsupported media type",
+    409: "conflict", 411: "length required", 413: "too large", 415: "unsupported media type", 416: "no such range",
     422: "wrong recipe or parameters", 429: "too many requests", 500: "error in the service", 503: "unavailable",
     507: "no space left",
 }  # fmt: skip

@@ -109,13 +109,13 @@ def artifacts(service: Service, job: str) -> list[Artifact]:
         for name in sorted(names):
             path = Path(place) / name
             if not name.startswith(".") and path.is_file() and not path.is_symlink():
-                shown = _shown(service, job, path=path)
+                shown = shown_content(service, job, path=path)
                 size = path.stat().st_size if shown is None else len(shown)
                 found.append(Artifact(name=str(path.relative_to(folder)), bytes=size))
     return found
 
 
-def _shown(service: Service, job: str, *, path: Path) -> bytes | None:
+def shown_content(service: Service, job: str, *, path: Path) -> bytes | None:
     """Return a file that may contain paths of the server, with these renamed; None for every other file."""
     folder = service.settings.run_folder(job)
     is_record = path.parent == folder and path.suffix in (".json", ".html")
@@ -132,7 +132,7 @@ def _shown(service: Service, job: str, *, path: Path) -> bytes | None:
 def get_artifact(job: JobId, name: str, *, service: TheService, caller: TheCaller) -> Response:
     """Download one file. Range requests are supported, so an interrupted download can be continued."""
     place = service.artifact(job, name, caller=caller)
-    shown = _shown(service, job, path=service.settings.run_folder(job) / name)
+    shown = shown_content(service, job, path=service.settings.run_folder(job) / name)
     if shown is not None:
         return Response(shown, media_type="application/octet-stream", headers=_attached(place.name))
     return FileResponse(place, media_type="application/octet-stream", filename=place.name)

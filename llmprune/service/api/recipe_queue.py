@@ -1,4 +1,4 @@
-"""Queue for reading recipes, which is slow for their size: in a worker thread, one recipe of a caller at a time."""
+"""Queue for slow work, such as reading a recipe or hashing a model: in a worker thread, one at a time by caller."""
 
 from __future__ import annotations
 
