@@ -15,6 +15,7 @@ FILES = ("client.py", "connection.py", "job.py")
 HEAD = "# Made from aio/{name} by make client; change that file.\n"
 _RULES = (
     (r"\basync (def|with|for)\b", r"\1"),
+    (r"(?<!\w)\(await ((?:[^()]|\([^()]*\))*)\)", r"\1"),
     (r"\bawait ", ""),
     (r"\bin ``async with``", "in ``with``"),
     (r"\bclient\.aio\b", "client.sync"),

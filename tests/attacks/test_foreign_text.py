@@ -44,15 +44,7 @@ def unprintable(text: str) -> set[str]:
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServiceHarness:
     """A service that the client commands of this process call."""
     harness = ServiceHarness(tmp_path, rate=1e6, burst=10**6)
-
-    def forward(request: httpx.Request) -> httpx.Response:
-        answer = harness.http.request(request.method, str(request.url), headers=request.headers, content=request.read())
-        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
-
-    monkeypatch.setattr(
-        "llmprune.service.cli.commands._client",
-        lambda server, token_file: Client(server, transport=httpx.MockTransport(forward)),
-    )
+    monkeypatch.setattr("llmprune.service.cli.commands._client", lambda server, token_file: harness.client())
     return harness
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,6 +87,33 @@ class ServiceHarness:
     def run_folder(self, job: str) -> Path:
         """Return the run folder of a job."""
         return self.settings.run_folder(job)
+
+    def forward(self, request: httpx.Request) -> httpx.Response:
+        """Answer a request of a client, which arrives as one from a socket."""
+        url, headers = str(request.url), request.headers
+        answer = self.http.request(request.method, url, headers=headers, content=request.read())
+        return httpx.Response(answer.status_code, headers=answer.headers, content=iter([answer.content]))
+
+    def client(self, answer: Callable[[httpx.Request], httpx.Response] | None = None, **options: Any) -> Client:
+        """Return a Python client of the service. ``answer``: stands between the two."""
+        return Client(BASE, transport=httpx.MockTransport(answer or self.forward), **options)
+
+    @contextlib.contextmanager
+    def supervised(self) -> Iterator[None]:
+        """Run rounds of the supervisor while the block lasts."""
+        over = threading.Event()
+
+        def supervise() -> None:
+            while not over.wait(0.02):
+                self.supervisor.round()
+
+        thread = threading.Thread(target=supervise)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 _SERVE = """

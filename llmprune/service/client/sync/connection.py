@@ -39,7 +39,7 @@ class Connection:
 
     def ask(self, call: Call[R]) -> R:
         """Return the value that the service answers."""
-        return (self.answer(call)).json(call.shape)
+        return self.answer(call).json(call.shape)
 
     def answer(self, call: Call[R]) -> Answer:
         """Return the answer. A call is repeated where the connection breaks, and where the service is busy."""
@@ -108,7 +108,7 @@ class Connection:
         """Yield an answer without its body. Raises what it reports where it is a refusal."""
         with self.http.stream("GET", path, headers=headers) as response:
             if not response.is_success:
-                raise (_read(response)).refusal()
+                raise _read(response).refusal()
             yield response
 
 

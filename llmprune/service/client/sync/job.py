@@ -80,7 +80,7 @@ class JobHandle:
                     after = event.event_id
                     attempts.succeeded()
                     yield event
-                if (self.refresh()).ended:
+                if self.refresh().ended:
                     return
             except httpx.TransportError as error:
                 pause = attempts.after_break(error, kinds=(httpx.TransportError,))
@@ -108,7 +108,7 @@ class JobHandle:
             if after == offset and ended:
                 break
             if after == offset:
-                ended = (self.refresh()).ended  # what it wrote before its end is read once more
+                ended = self.refresh().ended  # what it wrote before its end is read once more
                 self._connection.pause(0.0 if ended else _POLL)
             offset = after
         if rest:
