@@ -6,6 +6,7 @@ Its end is plain HTML in both cases, so that a saved notebook shows it without a
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
@@ -58,12 +59,14 @@ def bar_html(title: str, text: str, *, fraction: float | None, style: str) -> st
     """Return a bar as HTML without script. ``style``: info, success, warning or danger."""
     share = "" if fraction is None else f"width:{100 * min(max(fraction, 0.0), 1.0):.1f}%;"
     percent = "" if fraction is None else f" {fraction:.0%}"
+    colour = _COLOURS[style]
+    box = f"max-width:46em;font-family:system-ui,sans-serif;border-left:.25em solid {colour};padding-left:.6em"
     track = "height:.5em;border-radius:.25em;background:rgba(128,128,128,.25);overflow:hidden;margin:.3em 0"
-    filled = f"height:100%;{share or 'width:0;'}background:{_COLOURS[style]}"
+    filled = f"height:100%;{share or 'width:0;'}background:{colour}"
     return (
-        f'<div style="max-width:46em;font-family:system-ui,sans-serif"><div><strong>{escape(printable(title))}</strong>'
-        f'{percent}</div><div style="{track}" role="presentation"><div style="{filled}"></div></div>'
-        f'<div style="opacity:.8">{escape(printable(text))}</div></div>'
+        f'<div style="{box}"><div><strong>{escape(printable(title))}</strong>{percent}</div>'
+        f'<div style="{track}" role="presentation"><div style="{filled}"></div></div>'
+        f"<div>{escape(printable(text))}</div></div>"
     )
 
 
@@ -73,7 +76,7 @@ def progress_in_notebook(title: str) -> Iterator[None]:
     if not in_notebook():
         yield
         return
-    view = NotebookProgress(title)
+    view, began = NotebookProgress(title), time.monotonic()
     try:
         with listening(lambda reported: view.show(_sentence(reported), _fraction(reported))):
             yield
@@ -83,7 +86,7 @@ def progress_in_notebook(title: str) -> Iterator[None]:
     except BaseException as error:
         view.end(str(error).partition("\n")[0] or type(error).__name__, style="danger", fraction=None)
         raise
-    view.end("done", style="success")
+    view.end(f"done in {rough_duration(time.monotonic() - began)}", style="success")
 
 
 class _Widgets:

@@ -305,7 +305,8 @@ def test_the_asynchronous_client(harness: ServiceHarness, tmp_path: Path) -> Non
         paths = await jobs[0].fetch(tmp_path / "out", model_only=True)
         assert [path.name for path in paths] == ["model.safetensors"]
         await jobs[0].archive(tmp_path / "all.tar")
-        assert (await jobs[0].progress()).state == "succeeded"
+        await jobs[0].progress()
+        assert jobs[0].state == "succeeded"
         with pytest.raises(StateConflict):
             await jobs[0].cancel()
         return [one.state for one in done]

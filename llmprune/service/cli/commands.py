@@ -15,7 +15,7 @@ from llmprune.service.cli.serve import DataDir, serve
 if TYPE_CHECKING:
     from llmprune.service.client.sync.client import Client
     from llmprune.service.client.sync.job import JobHandle
-    from llmprune.service.jobs.job import Job
+    from llmprune.service.jobs.job import JobSummary
 
 Server = Annotated[
     str, typer.Option("--server", envvar="LLMPRUNE_SERVER", metavar="URL", help="Address of the service.")
@@ -243,9 +243,10 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _watch(job: JobHandle) -> Job:
+def _watch(job: JobHandle) -> JobSummary:
     """Show a job's progress until it has ended and return it. Raises typer.Exit unless it has succeeded."""
-    ended = job.progress()
+    job.progress()
+    ended = job.shown
     if ended.state in ("gate_not_met", "gate_undecided"):
         raise typer.Exit(3)
     if ended.state != "succeeded":

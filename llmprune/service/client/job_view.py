@@ -71,10 +71,9 @@ class JobProgress:
         elif self._notebook:
             self._notebook.show(doing(now), event.fraction)
 
-    def end(self, job: Job) -> Job:
-        """Show the end of the job, and return it."""
+    def end(self, job: Job) -> None:
+        """Show the end of the job."""
         if self._terminal:
             self._terminal.end(job.model_dump())
         elif self._notebook:
             self._notebook.end(outcome(job), style=style_of(job.state), fraction=job.fraction)
-        return job

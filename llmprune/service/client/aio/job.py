@@ -85,7 +85,7 @@ class AsyncJobHandle:
                 pause = attempts.after_break(error, kinds=(httpx.TransportError,))
             await self._connection.pause(pause)
 
-    async def progress(self) -> Job:
+    async def progress(self) -> None:
         """Show the job's progress until it has ended: a bar in a notebook and on a terminal, lines elsewhere.
 
         Interrupting it does not stop the job.
@@ -93,7 +93,7 @@ class AsyncJobHandle:
         with JobProgress(self.shown) as view:
             async for event in self.events():
                 view.show(event)
-            return view.end(await self.refresh())
+            view.end(await self.refresh())
 
     async def log(self, *, follow: bool = False) -> AsyncIterator[str]:
         """Yield the lines of the job's log. ``follow``: wait for further lines until the job has ended."""

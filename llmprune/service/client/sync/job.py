@@ -86,7 +86,7 @@ class JobHandle:
                 pause = attempts.after_break(error, kinds=(httpx.TransportError,))
             self._connection.pause(pause)
 
-    def progress(self) -> Job:
+    def progress(self) -> None:
         """Show the job's progress until it has ended: a bar in a notebook and on a terminal, lines elsewhere.
 
         Interrupting it does not stop the job.
@@ -94,7 +94,7 @@ class JobHandle:
         with JobProgress(self.shown) as view:
             for event in self.events():
                 view.show(event)
-            return view.end(self.refresh())
+            view.end(self.refresh())
 
     def log(self, *, follow: bool = False) -> Iterator[str]:
         """Yield the lines of the job's log. ``follow``: wait for further lines until the job has ended."""
