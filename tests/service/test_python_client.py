@@ -19,6 +19,7 @@ from helpers.reports import sample_report
 from helpers.service import BASE, RECIPE, ServiceHarness, recipe
 from helpers.service_answers import ENDED, JOB, page, talking_to
 
+import llmprune
 from llmprune import AsyncClient, Recipe
 from llmprune.common.errors import (
     AccessDenied,
@@ -312,6 +313,46 @@ def test_the_asynchronous_client(harness: ServiceHarness, tmp_path: Path) -> Non
         return [one.state for one in done]
 
     assert asynchronous(harness, work) == ["succeeded"] * 2
+
+
+class Instant:
+    """A planner that answers every recipe with one plan."""
+
+    def plan(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Return the plan."""
+        size = sample_report().dense.model_dump(mode="json")
+        numbers = {"keep_layers": 28, "calibration": [8, 32], "memory": {"weights": 1}, "disk": 1, "later_field": 1}
+        names = {"model": "org/model", "model_type": "llama", "dtype": "float32", "removed_layers": None}
+        return {
+            "plan": names | numbers | {"dense": size, "pruned": size, "parameters_exact": True, "calibration": [8, 32]}
+        }
+
+
+def test_the_examples_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every Python block of the guide runs, one after the other, on a service whose runs are quick."""
+    harness = ServiceHarness(tmp_path, Instant(), rate=1e6, burst=10**6, slots=2)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/report"):
+            return httpx.Response(200, text=sample_report().model_dump_json())
+        return harness.forward(request)
+
+    def make_asynchronous(_: str) -> AsyncClient:
+        return AsyncClient(BASE, transport=httpx.ASGITransport(app=harness.app))
+
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(llmprune, "Client", lambda _: harness.client(answer), raising=False)
+    monkeypatch.setattr(llmprune, "AsyncClient", make_asynchronous, raising=False)
+    guide = (ROOT / "docs" / "guides" / "python-client.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    names: dict[str, Any] = {}
+    with harness.supervised():
+        for block in blocks:
+            exec(compile(block, "python-client.md", "exec"), names)
+    assert (tmp_path / "results" / "three-quarters" / "report.json").is_file()
+    assert (tmp_path / "model.tar").is_file()
 
 
 def test_the_client_imports_nothing_heavy() -> None:
