@@ -128,14 +128,20 @@ def shown_content(service: Service, job: str, *, path: Path) -> bytes | None:
     return service.paths.hide_between(content, 0, end=len(content))
 
 
-@router.get("/artifacts/{name:path}", response_class=FileResponse, responses=documented(404, 422))
+class LargeFile(FileResponse):
+    """A file, read in parts of 256 KB: each part costs a change of threads."""
+
+    chunk_size = 256 * 1024
+
+
+@router.get("/artifacts/{name:path}", response_class=LargeFile, responses=documented(404, 422))
 def get_artifact(job: JobId, name: str, *, service: TheService, caller: TheCaller) -> Response:
     """Download one file. Range requests are supported, so an interrupted download can be continued."""
     place = service.artifact(job, name, caller=caller)
     shown = shown_content(service, job, path=service.settings.run_folder(job) / name)
     if shown is not None:
         return Response(shown, media_type="application/octet-stream", headers=_attached(place.name))
-    return FileResponse(place, media_type="application/octet-stream", filename=place.name)
+    return LargeFile(place, media_type="application/octet-stream", filename=place.name)
 
 
 @router.get("/report", responses=documented(404, 422))
