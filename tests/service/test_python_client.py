@@ -83,6 +83,8 @@ def test_a_recipe_may_be_given_in_four_ways(client: Client, tmp_path: Path) -> N
         assert Recipe.parse(job.recipe).model_dump() == Recipe.parse(RECIPE).model_dump()
     changed = client.submit(Recipe.parse(RECIPE, ["depth.remove=2"]), ["depth.criterion.kind=angular"]).refresh()
     assert changed.overrides == ("depth.remove=2", "depth.criterion.kind=angular")
+    with pytest.raises(TypeError, match=r"'gpu' is no argument here; .* did you mean 'gpus'"):
+        client.submit(RECIPE, gpu=1)  # type: ignore[call-arg]
     assert client.check(RECIPE).valid
     assert "needs at least one of" in client.check(RECIPE + "width: {}\n").problems[0]
     with pytest.raises(RecipeError, match=r"nowhere\.yaml cannot be read: No such file"):

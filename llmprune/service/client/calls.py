@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, TypedDict, TypeVar, get_args
 
 from llmprune.common.errors import RecipeError, did_you_mean
 from llmprune.service.jobs.job import JOB_ID, State
@@ -39,6 +39,35 @@ class Call(Generic[R_co]):
         given = {"content": self.content, "json": self.json, "timeout": self.timeout}
         sent = {name: value for name, value in given.items() if value is not None}
         return sent | {"params": without_nothing(self.params), "headers": dict(self.headers)}
+
+
+class JobSettings(TypedDict, total=False):
+    """Settings of a submission; the service chooses those that are left out."""
+
+    name: str | None
+    launcher: str | None
+    gpus: int | None
+    priority: int | None
+    time_limit: float | None  # seconds
+    shared: bool | None
+
+
+class JobFilters(TypedDict, total=False):
+    """Selection of jobs. ``search``: part of the name or model, or an id; ``source``: pushes of this job's model."""
+
+    state: str | Iterable[str] | None
+    owner: str | None
+    search: str | None
+    source: str | None
+
+
+def params_of(given: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """Return keyword arguments as parameters of a request; the service would ignore unknown ones. Raises TypeError."""
+    known = list(kind.__annotations__)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{name!r} is no argument here; there are {', '.join(known)}{did_you_mean(name, known)}")
+    return dict(given) | ({"state": states_of(given["state"])} if "state" in given else {})
 
 
 def without_nothing(values: Mapping[str, Any]) -> dict[str, Any]:

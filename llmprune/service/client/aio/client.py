@@ -9,8 +9,8 @@ async with AsyncClient("http://127.0.0.1:8321") as client:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import httpx2 as httpx
 
@@ -21,11 +21,13 @@ from llmprune.service.client.aio.job import AsyncJobHandle
 from llmprune.service.client.calls import (
     PLAN_TIMEOUT,
     Call,
+    JobFilters,
+    JobSettings,
     hub_header,
     job_path,
     new_key,
+    params_of,
     recipe_call,
-    states_of,
 )
 from llmprune.service.client.recipe_input import text_of
 from llmprune.service.client.server import Server
@@ -89,7 +91,7 @@ class AsyncClient:
         *,
         key: str | None = None,
         hub_token: str | None = None,
-        **settings: Any,
+        **settings: Unpack[JobSettings],
     ) -> AsyncJobHandle:
         """Queue a recipe as a job. A lost answer makes the client send it again, and it is never queued twice.
 
@@ -97,21 +99,23 @@ class AsyncClient:
         ``settings``: name, launcher, gpus, priority, time_limit, shared.
         """
         headers = new_key(key) | hub_header(hub_token)
-        call = recipe_call("/v1/jobs", Job, recipe=text_of(recipe, overrides), params=settings, headers=headers)
+        params, text = params_of(settings, JobSettings), text_of(recipe, overrides)
+        call = recipe_call("/v1/jobs", Job, recipe=text, params=params, headers=headers)
         return AsyncJobHandle(self.connection, await self.connection.ask(call))
 
     async def job(self, job: str) -> AsyncJobHandle:
         """Return the job with this id."""
         return AsyncJobHandle(self.connection, await self.connection.ask(Call("GET", job_path(job), Job)))
 
-    async def page(
-        self, *, state: str | Iterable[str] | None = None, before: int | None = None, limit: int = 50, **filters: Any
-    ) -> JobPage:
-        """Return one page of jobs, the newest first. ``filters``: owner, search, source, and others of GET /v1/jobs."""
-        params = filters | {"state": states_of(state), "before": before, "limit": limit}
+    async def page(self, *, before: int | None = None, limit: int = 50, **filters: Unpack[JobFilters]) -> JobPage:
+        """Return one page of jobs, the newest first. ``before``: the field ``next`` of the page before.
+
+        ``filters``: state, owner, search, source.
+        """
+        params = params_of(filters, JobFilters) | {"before": before, "limit": limit}
         return await self.connection.ask(Call("GET", "/v1/jobs", JobPage, params))
 
-    async def jobs(self, *, limit: int | None = None, **filters: Any) -> AsyncIterator[AsyncJobHandle]:
+    async def jobs(self, *, limit: int | None = None, **filters: Unpack[JobFilters]) -> AsyncIterator[AsyncJobHandle]:
         """Yield jobs, the newest first, and ask for further pages as they are needed.
 
         ``limit``: maximum number of jobs; ``filters``: as in ``page``.

@@ -10,8 +10,8 @@ with Client("http://127.0.0.1:8321") as client:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import httpx2 as httpx
 
@@ -19,11 +19,13 @@ from llmprune.service.api.values import Compared, Health, JobPage, Queue, Valida
 from llmprune.service.client.calls import (
     PLAN_TIMEOUT,
     Call,
+    JobFilters,
+    JobSettings,
     hub_header,
     job_path,
     new_key,
+    params_of,
     recipe_call,
-    states_of,
 )
 from llmprune.service.client.recipe_input import text_of
 from llmprune.service.client.server import Server
@@ -90,7 +92,7 @@ class Client:
         *,
         key: str | None = None,
         hub_token: str | None = None,
-        **settings: Any,
+        **settings: Unpack[JobSettings],
     ) -> JobHandle:
         """Queue a recipe as a job. A lost answer makes the client send it again, and it is never queued twice.
 
@@ -98,21 +100,23 @@ class Client:
         ``settings``: name, launcher, gpus, priority, time_limit, shared.
         """
         headers = new_key(key) | hub_header(hub_token)
-        call = recipe_call("/v1/jobs", Job, recipe=text_of(recipe, overrides), params=settings, headers=headers)
+        params, text = params_of(settings, JobSettings), text_of(recipe, overrides)
+        call = recipe_call("/v1/jobs", Job, recipe=text, params=params, headers=headers)
         return JobHandle(self.connection, self.connection.ask(call))
 
     def job(self, job: str) -> JobHandle:
         """Return the job with this id."""
         return JobHandle(self.connection, self.connection.ask(Call("GET", job_path(job), Job)))
 
-    def page(
-        self, *, state: str | Iterable[str] | None = None, before: int | None = None, limit: int = 50, **filters: Any
-    ) -> JobPage:
-        """Return one page of jobs, the newest first. ``filters``: owner, search, source, and others of GET /v1/jobs."""
-        params = filters | {"state": states_of(state), "before": before, "limit": limit}
+    def page(self, *, before: int | None = None, limit: int = 50, **filters: Unpack[JobFilters]) -> JobPage:
+        """Return one page of jobs, the newest first. ``before``: the field ``next`` of the page before.
+
+        ``filters``: state, owner, search, source.
+        """
+        params = params_of(filters, JobFilters) | {"before": before, "limit": limit}
         return self.connection.ask(Call("GET", "/v1/jobs", JobPage, params))
 
-    def jobs(self, *, limit: int | None = None, **filters: Any) -> Iterator[JobHandle]:
+    def jobs(self, *, limit: int | None = None, **filters: Unpack[JobFilters]) -> Iterator[JobHandle]:
         """Yield jobs, the newest first, and ask for further pages as they are needed.
 
         ``limit``: maximum number of jobs; ``filters``: as in ``page``.
