@@ -143,8 +143,7 @@ def test_a_running_service_logs_with_the_time(tmp_path: Path) -> None:
     import socket
 
     with served(tmp_path) as (client, settings):
-        job = client.submit(RECIPE)["id"]
-        client.cancel(job)
+        client.submit(RECIPE).cancel()
         for _ in range(20):
             with socket.create_connection(("127.0.0.1", settings.port)) as garbage:
                 garbage.send(b"\x1b[2J garbage\r\n\r\n" + bytes(20_000))
