@@ -29,6 +29,7 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 
 from helpers.hub.server import Hub  # noqa: E402  # after the address of the hub
 from helpers.hub.state import TOKEN, User  # noqa: E402  # after the address of the hub
+from helpers.postgresql import remove_server  # noqa: E402  # after the address of the hub
 
 # Files of minutes with few tests: they begin first, so that no process of several works alone on one at the end.
 _LONGEST = ("test_real", "test_browser", "test_distributed", "test_families", "test_hub_real", "test_ray", "test_live")
@@ -42,6 +43,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish() -> None:
     """Let the end of the process free what was imported: triton reports objects that are left as leaks."""
+    remove_server()
     gc.unfreeze()
 
 

@@ -7,18 +7,18 @@ import logging
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from llmprune.common.errors import OutputError, RecipeError
-from llmprune.service.jobs.database import Database
+from llmprune.service.jobs.database import DatabaseError, DatabaseUnavailable
+from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.listening import listening
 from llmprune.service.logs import audit_command, kept, log_with_time
@@ -118,9 +118,11 @@ def serve(
 
     with _usable(settings):
         settings.prepare()
-    with _locked(settings.data_dir):
+    with ExitStack() as held:
+        held.enter_context(_locked(settings.data_dir))
         with _usable(settings):
-            database = Database(settings.database)
+            database = open_database(settings)
+            held.enter_context(database.only_service())
             database.migrate()
         require_token(settings, Tokens(database))
         with listening(settings.host, settings.port, backlog=BACKLOG) as sockets:
@@ -139,9 +141,9 @@ def open_tokens(settings: Settings) -> Tokens:
     """
     with _usable(settings):
         settings.prepare()
-        database = Database(settings.database)
+        database = open_database(settings)
         if not database.is_current():
-            with _locked(settings.data_dir):
+            with _locked(settings.data_dir), database.only_service():
                 database.migrate()
     return Tokens(database)
 
@@ -172,11 +174,18 @@ def _usable(settings: Settings) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"the data folder {settings.data_dir} cannot be made: {error}; give another") from error
-    except sqlite3.Error as error:
-        raise OutputError(
-            f"the job table {settings.database} cannot be used: {error}; give another --data-dir, or the file as it "
-            "was last saved"
-        ) from error
+    except DatabaseError as error:
+        raise OutputError(_unusable(settings, error)) from error
+
+
+def _unusable(settings: Settings, error: DatabaseError) -> str:
+    """Return the sentence for a database that cannot be used."""
+    reason = error.reason if isinstance(error, DatabaseUnavailable) else error
+    if settings.database_url is not None:
+        remedy = "start its server, or give another --database"
+        return f"the {open_database(settings).place} cannot be used: {reason}; {remedy}"
+    remedy = "give another --data-dir, or the file as it was last saved"
+    return f"the job table {settings.database} cannot be used: {reason}; {remedy}"
 
 
 def _run_http(app: FastAPI, settings: Settings, *, sockets: list[socket.socket]) -> None:

@@ -19,6 +19,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data_dir: Path
+    database_url: str | None = None  # PostgreSQL database, without a password; None: a file in data_dir
     host: str = "127.0.0.1"
     port: int = 8321
     host_names: tuple[str, ...] = ()  # further names under which browsers may reach it
@@ -51,7 +52,7 @@ class Settings(BaseModel):
 
     @property
     def database(self) -> Path:
-        """File of the job table."""
+        """File of the job table, where it is not in PostgreSQL."""
         return self.data_dir / "service.sqlite3"
 
     @property

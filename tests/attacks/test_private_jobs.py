@@ -15,7 +15,7 @@ import pytest
 from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 
 from llmprune.service.api.outputs import job_events
-from llmprune.service.jobs.database import Database
+from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Caller
 
@@ -232,7 +232,7 @@ def test_jobs_from_before_are_private(tmp_path: Path) -> None:
         names = "id, owner, name, model, recipe, overrides, launcher, gpus, priority, state, created"
         values = f"'{NOBODYS}', '{OWNER}', 'n', 'm', '', '[]', 'local', 0, 0, 'queued', 0"
         connection.execute(f"INSERT INTO jobs ({names}) VALUES ({values})")
-    database = Database(path)
+    database = SqliteDatabase(path)
     database.migrate()
     found = JobStore(database).get(NOBODYS)
     assert found is not None

@@ -18,6 +18,7 @@ import httpx2 as httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from helpers.postgresql import server
 from llmprune.service.api.app import create_app
 from llmprune.service.client.sync.client import Client
 from llmprune.service.jobs.job import ENDED
@@ -33,7 +34,12 @@ PROXY, OTHER = "10.0.0.1", "10.9.9.9"  # addresses of a trusted proxy and of a c
 
 
 def settings_in(folder: Path, **changes: Any) -> Settings:
-    """Return settings of a service in a folder; its jobs are fake runs."""
+    """Return settings of a service in a folder; its jobs are fake runs.
+
+    With SERVICE_DATABASE=postgresql in the environment the job table is in PostgreSQL.
+    """
+    if os.environ.get("SERVICE_DATABASE") == "postgresql":
+        changes = {"database_url": server().new_database()} | changes
     return Settings(**{"data_dir": folder / "data", "command": FAKE, "grace": 0.5} | changes)
 
 

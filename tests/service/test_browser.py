@@ -19,7 +19,7 @@ from helpers.service import recipe, served
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from llmprune.service.client.sync.client import Client
-from llmprune.service.jobs.database import Database
+from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.processes import processes_of_job
@@ -284,7 +284,7 @@ def test_sign_in_and_out(browser: Browser, tmp_path: Path) -> None:
         page = context.new_page()
         page.goto("/")
         expect(page.get_by_text("Write the first recipe")).to_be_visible()
-        token = Tokens(Database(settings.database)).create("ann", "user")
+        token = Tokens(open_database(settings)).create("ann", "user")
         page.goto("/submit")
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
         assert (overflow(page), faults_of_access(page)) == (0, [])

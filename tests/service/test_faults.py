@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers.service import RECIPE, YAML, ServiceHarness, recipe
+
+from llmprune.service.jobs.database import DatabaseUnavailable
 
 
 @pytest.fixture
@@ -38,13 +39,13 @@ def fill(disk: Path) -> Path:
 def go_round(harness: ServiceHarness, times: int = 1) -> None:
     """Run a round as the supervisor's process does: an error of a full disk is not raised."""
     for _ in range(times):
-        with contextlib.suppress(sqlite3.OperationalError, OSError):
+        with contextlib.suppress(DatabaseUnavailable, OSError):
             harness.supervisor.round()
 
 
 def test_a_full_disk_refuses_what_is_new_and_loses_nothing(small_disk: Path) -> None:
     """New jobs are refused with 507 and leave nothing, jobs can be read, and with free space all continues."""
-    harness = ServiceHarness(small_disk)
+    harness = ServiceHarness(small_disk, database_url=None)
     done, waiting = harness.submit(recipe(n=0))["id"], harness.submit(recipe(n=1))["id"]
     harness.until_ended(done)
     ballast = fill(small_disk)

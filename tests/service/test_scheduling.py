@@ -108,24 +108,26 @@ def test_default_is_one_gpu_where_there_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", [{}, {"states": ("failed",)}, {"owner": "ann"}, {"source": "0" * 12}, {"before": 9}])
-def test_lists_are_read_from_an_index(harness: ServiceHarness, asked: dict[str, Any]) -> None:
+def test_lists_are_read_from_an_index(tmp_path: Path, asked: dict[str, Any]) -> None:
     """A page of the list is read from one index, without a sort, however many jobs there are."""
+    harness = ServiceHarness(tmp_path, database_url=None)
     database, asked_for = harness.service.database, []
-    database._connection().set_trace_callback(asked_for.append)
+    database.connection().set_trace_callback(asked_for.append)
     harness.service.jobs.page(JobQuery(None, **asked))
-    database._connection().set_trace_callback(None)
+    database.connection().set_trace_callback(None)
     steps = [row["detail"] for row in database.read(f"EXPLAIN QUERY PLAN {asked_for[0]}")]
     assert len(steps) == 1
     assert steps[0].startswith("SEARCH jobs USING") or (steps == ["SCAN jobs"] and not asked), steps
 
 
 @pytest.mark.parametrize("asked", [{}, {"states": ("failed",)}, {"owner": "ann"}, {"source": "0" * 12}, {"before": 9}])
-def test_lists_for_a_user_are_read_from_indexes(harness: ServiceHarness, asked: dict[str, Any]) -> None:
+def test_lists_for_a_user_are_read_from_indexes(tmp_path: Path, asked: dict[str, Any]) -> None:
     """A user's own jobs and shared ones are merged from two indexes, without a sort."""
+    harness = ServiceHarness(tmp_path, database_url=None)
     database, asked_for = harness.service.database, []
-    database._connection().set_trace_callback(asked_for.append)
+    database.connection().set_trace_callback(asked_for.append)
     harness.service.jobs.page(JobQuery("bob", **asked))
-    database._connection().set_trace_callback(None)
+    database.connection().set_trace_callback(None)
     steps = [row["detail"] for row in database.read(f"EXPLAIN QUERY PLAN {asked_for[0]}")]
     assert [steps[at] for at in (0, 1, 3)] == ["MERGE (UNION ALL)", "LEFT", "RIGHT"]
     assert len(steps) == 5, steps

@@ -11,8 +11,8 @@ import pytest
 from helpers.commands import command
 from helpers.service import ServiceHarness, answer_requests, recipe
 
-from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.job import JobQuery
+from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.supervisor.cleanup import remove_products
 
@@ -186,7 +186,7 @@ def test_jobs_of_an_earlier_schema_get_their_verdicts(tmp_path: Path) -> None:
     old.execute("PRAGMA user_version = 5")
     old.commit()
     old.close()
-    database = Database(path)
+    database = SqliteDatabase(path)
     database.migrate()
     jobs = JobStore(database)
     found = {job.id: job for job in jobs.page(JobQuery(viewer=None)).jobs}

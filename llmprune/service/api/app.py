@@ -20,7 +20,7 @@ from llmprune.service.api.recipe_queue import RecipeQueue
 from llmprune.service.api.requests_log import RequestsLogMiddleware
 from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.environment import hub_variables, inherited
-from llmprune.service.jobs.database import Database
+from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.planner.planner import Planner
@@ -36,7 +36,7 @@ def create_app(
 ) -> FastAPI:
     """Make the service on the data folder of the settings. ``wake`` wakes the supervisor when the job table changes."""
     settings.prepare()
-    database = Database(settings.database)
+    database = open_database(settings)
     database.migrate()
     service = Service(
         settings=settings,

@@ -13,19 +13,22 @@ from __future__ import annotations
 import re
 from urllib.parse import SplitResult, quote, urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmprune.service.api.error_responses import Failure, problem_response, respond
+from llmprune.service.api.error_responses import Failure, problem_response, respond, table_failure
 from llmprune.service.api.rate_limit import ConcurrencyLimit, RateLimit, network_of
+from llmprune.service.jobs.database import DatabaseUnavailable
 from llmprune.service.jobs.tokens import LOCAL, Caller, Tokens
 from llmprune.service.settings import LOOPBACK, Settings, is_loopback
 
 COOKIE = "llmprune_session"
-_PUBLIC = ("/v1/health", "/v1/ready", "/login")
-_PROBES = ("/v1/health", "/v1/ready", "/v1/metrics")
+_HEALTH = "/v1/health"
+_PUBLIC = (_HEALTH, "/v1/ready", "/login")
+_PROBES = (_HEALTH, "/v1/ready", "/v1/metrics")
 _SESSION = re.compile(r"[\w-]{1,100}", re.ASCII)
 _STREAM = re.compile(r"/v1/jobs/[^/]+/events")
 _MAX_PARAMETERS = 200
@@ -60,7 +63,7 @@ class AuthMiddleware:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         _drop_foreign_cookies(scope)
-        refusal = self._refusal(scope)
+        refusal = await self._checked(scope)
         send = _with_headers(send)
         if refusal or scope["path"] in _PROBES:
             await (refusal or self.app)(scope, receive, send)
@@ -90,6 +93,16 @@ class AuthMiddleware:
             await send(message)
 
         return sending
+
+    async def _checked(self, scope: Scope) -> Response | None:
+        """Return the response to a refused request. A database server is asked in a thread, for it may be slow."""
+        try:
+            if self.settings.database_url is None:
+                return self._refusal(scope)
+            return await run_in_threadpool(self._refusal, scope)
+        except DatabaseUnavailable as error:
+            scope.setdefault("state", {})["caller"] = None
+            return None if scope["path"] == _HEALTH else respond(Request(scope), table_failure(error))
 
     def _refusal(self, scope: Scope) -> Response | None:
         """Return the response to a refused request; None where the request is accepted. Sets the caller."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from starlette.routing import Match
 
 from llmprune.common.errors import MOST_PROBLEMS, LLMPruneError, RecipeError, shortened
 from llmprune.service.api.server_paths import ServerPaths
+from llmprune.service.jobs.database import DatabaseUnavailable
 from llmprune.service.jobs.store_reads import Conflict, NoSuchJob, QueueFull
 from llmprune.service.planner.queue import PlannerBusy, TooManyPlans
 
@@ -126,9 +126,9 @@ def _wrong_recipe(error: RecipeError) -> Failure:
     return Failure(422, details.get(error.source, "the recipe cannot be run here"), error.problems)
 
 
-def _table_error(error: sqlite3.OperationalError) -> Failure:
-    is_full = "full" in str(error) or "I/O" in str(error)
-    return _busy(507 if is_full else 503, f"the job table cannot be written: {error}", retry_after=10)
+def table_failure(error: DatabaseUnavailable) -> Failure:
+    """Return the failure of a request while the database cannot be used."""
+    return _busy(507 if error.is_full else 503, error, retry_after=10)
 
 
 def _disk_error(error: OSError) -> Failure:
@@ -150,6 +150,6 @@ _EXPLAINED: dict[type[Exception], Callable[[Any], Failure]] = {
     PlannerBusy: lambda error: _busy(503, error, retry_after=error.wait),
     LLMPruneError: lambda error: Failure(500, str(error)),
     NoSuchJob: lambda error: Failure(404, str(error)),
-    sqlite3.OperationalError: _table_error,
+    DatabaseUnavailable: table_failure,
     OSError: _disk_error,
 }

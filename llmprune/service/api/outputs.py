@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.api.values import Artifact
+from llmprune.service.jobs.database import DatabaseUnavailable, Row
 from llmprune.service.jobs.hub_token import redact
 from llmprune.service.jobs.job import ENDED, Job
 from llmprune.service.jobs.tokens import Caller
@@ -26,6 +26,7 @@ router = APIRouter(prefix="/v1/jobs/{job}", tags=["outputs"])
 
 LOG_PART = 1_000_000  # bytes of a log in one answer
 _POLL_EVERY = 0.5  # seconds
+_WAIT_FOR_DATABASE = 2.0  # seconds
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"
 
 
@@ -45,7 +46,11 @@ async def job_events(
     """Stream every change of a job, from the first one or the one after Last-Event-ID, until it has ended."""
     after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
     while True:
-        found, rows = await run_in_threadpool(_job_and_events, service, job, caller=caller, after=min(after, 2**62))
+        try:
+            found, rows = await run_in_threadpool(_job_and_events, service, job, caller=caller, after=min(after, 2**62))
+        except DatabaseUnavailable:  # the stream outlives a restart of the database
+            await asyncio.sleep(_WAIT_FOR_DATABASE)
+            continue
         if found is None:  # deleted meanwhile, or the caller's token was revoked
             return
         for row in rows:
@@ -57,7 +62,7 @@ async def job_events(
             await asyncio.sleep(_POLL_EVERY)  # FastAPI itself sends a comment after 15 seconds
 
 
-def _job_and_events(service: Service, job: str, *, caller: Caller, after: int) -> tuple[Job | None, list[sqlite3.Row]]:
+def _job_and_events(service: Service, job: str, *, caller: Caller, after: int) -> tuple[Job | None, list[Row]]:
     """Return a job and its events after the event ``after``; None where the caller may no longer read it."""
     # the state is read first, so that an event written between the two reads is not missed
     found = service.find(job, caller) if service.tokens.is_current(caller) else None

@@ -66,7 +66,7 @@ def queue_of(service: Service, caller: Caller) -> Queue:
 
 def heartbeat(service: Service) -> tuple[bool, bool]:
     """Return whether the supervisor is alive, by the monotonic clock, and whether the disk quota is reached."""
-    rows = service.database.read("SELECT monotonic, full FROM heartbeat")
+    rows = service.database.read('SELECT monotonic, "full" FROM heartbeat')
     if not rows:
         return False, False
     return 0 <= service.clock() - rows[0]["monotonic"] < ALIVE_WITHIN, bool(rows[0]["full"])

@@ -10,6 +10,7 @@ import typer
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
+from llmprune.service.cli.database_option import DatabaseUrl, database_url
 from llmprune.service.cli.serve import DataDir, serve
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def token(
         Literal["user", "admin"], typer.Option(help="A user reads and changes their own jobs, an admin every job.")
     ] = "user",
     data_dir: DataDir = Path("runs/service"),
+    database: DatabaseUrl = None,
 ) -> None:
     """Make, list or revoke the service's tokens. A new one is printed once; only its digest is stored."""
     import time
@@ -45,7 +47,7 @@ def token(
     from llmprune.service.server import open_tokens
     from llmprune.service.settings import Settings
 
-    tokens = open_tokens(Settings(data_dir=data_dir))
+    tokens = open_tokens(Settings(data_dir=data_dir, database_url=database_url(database)))
     if action == "list":
         for known in tokens.records():
             created = time.strftime("%Y-%m-%d", time.localtime(known.created))

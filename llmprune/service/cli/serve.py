@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llmprune.common.errors import RecipeError
+from llmprune.service.cli.database_option import DatabaseUrl, database_url
 
 DataDir = Annotated[Path, typer.Option(help="Folder of the job table and of all jobs.")]
 Host = Annotated[str, typer.Option(help="Address to bind; one that other machines can reach needs a token first.")]
@@ -89,6 +90,7 @@ def serve(
     data_dir: DataDir = Path("runs/service"),
     host: Host = "127.0.0.1",
     *,
+    database: DatabaseUrl = None,
     port: Port = 8321,
     host_name: HostName = None,
     trusted_proxy: TrustedProxy = None,
@@ -118,7 +120,8 @@ def serve(
     if ray and not ray.startswith(("http://", "https://")):
         raise RecipeError(f"--ray {ray}: give the URL of its job API, such as http://head:8265")
     settings = Settings(
-        data_dir=data_dir.absolute(), host=host, port=port, host_names=tuple(host_name or ()), trusted_proxies=proxies,
+        data_dir=data_dir.absolute(), database_url=database_url(database), host=host, port=port,
+        host_names=tuple(host_name or ()), trusted_proxies=proxies,
         slots=slots, gpus=devices.find_gpus() if gpus is None else devices.choose_gpus(gpus), allow_roots=roots,
         allow_tasks=tasks, torchrun_options=_words(torchrun_options or ""), ray=ray, time_limit=time_limit or None,
         disk_quota=_size(disk_quota) if disk_quota else None, keep_days=keep_days, keep_jobs=keep_jobs,

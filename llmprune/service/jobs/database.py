@@ -1,91 +1,121 @@
-"""SQLite database in WAL mode: one file, many readers, one writer at a time, numbered migrations."""
+"""Database of the service: SQLite in the data folder, or PostgreSQL. Numbered migrations, one writer at a time.
+
+SQL is in the common subset of both, with ``?`` for values. A transaction that writes waits for the one before it, in
+this process and in others, so its reads cannot be outdated when it writes.
+"""
 
 from __future__ import annotations
 
-import sqlite3
-import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, Protocol
 
 from llmprune.common.errors import OutputError
+from llmprune.service.jobs.schema import Dialect, latest, steps
 
-BUSY_SECONDS = 30.0
+BUSY_SECONDS = 30.0  # longest wait for another writer
 
 
-class Database:
-    """One database file with a connection for each thread."""
+class DatabaseError(Exception):
+    """The database refused a statement, or its file is damaged."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._local = threading.local()
-        self._writing = threading.Lock()  # a fair queue, unlike SQLite's own busy waiting
 
-    def read(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+class IntegrityError(DatabaseError):
+    """A value exists already, or names a row that does not exist."""
+
+
+class DatabaseUnavailable(DatabaseError):
+    """The database cannot be used at the moment; a later attempt may succeed.
+
+    ``reason`` is the database's own message, which may name hosts and users: for the operator only.
+    """
+
+    def __init__(self, message: str, *, reason: str, is_full: bool = False) -> None:
+        super().__init__(message)
+        self.reason, self.is_full = reason, is_full
+
+
+class Row(Protocol):
+    """A row of a result."""
+
+    def __getitem__(self, column: str, /) -> Any:
+        """Return the value of a column."""
+
+    def keys(self) -> Any:
+        """Return the names of the columns."""
+
+
+class Result(Protocol):
+    """Result of a statement."""
+
+    @property
+    def rowcount(self) -> int:
+        """Number of rows that the statement changed."""
+
+    def fetchone(self) -> Any:
+        """Return the next row; None: there is none."""
+
+    def fetchall(self) -> list[Any]:
+        """Return the remaining rows."""
+
+
+class Transaction(Protocol):
+    """A transaction that writes."""
+
+    def execute(self, sql: str, values: Sequence[Any] = (), /) -> Result:
+        """Execute a statement."""
+
+    def executemany(self, sql: str, rows: Sequence[Sequence[Any]], /) -> object:
+        """Execute a statement once for each row of values."""
+
+
+class Database(ABC):
+    """The tables of one service."""
+
+    dialect: Dialect
+    kind: Literal["SQLite", "PostgreSQL"]
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """File or address, without a password."""
+
+    @abstractmethod
+    def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """Return the rows of a query."""
-        return self._connection().execute(sql, values).fetchall()
+
+    @abstractmethod
+    def write(self) -> AbstractContextManager[Transaction]:
+        """Open a transaction. It is on disk when the block ends, and rolled back where the block raises."""
+
+    @abstractmethod
+    def version(self) -> int:
+        """Return the number of the last migration that was applied; 0: there are no tables."""
+
+    @abstractmethod
+    def apply(self, sql: str, version: int) -> None:
+        """Execute the statements of a migration and store its number, in one transaction."""
 
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
-        """Open a transaction. It is on disk when the block ends, and rolled back where the block raises."""
-        connection = self._connection()
-        with self._writing:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:  # on a full disk SQLite rolls back itself
-                    connection.execute("ROLLBACK")
-                raise
+    def only_service(self) -> Iterator[None]:
+        """Keep other services from this database. Raises OutputError where another one uses it."""
+        yield  # a file is in a data folder, which has a lock
 
     def is_current(self) -> bool:
         """Return whether the schema is up to date. Raises OutputError where a newer llmprune made it."""
-        return not self._missing_steps()
+        return self._checked_version() == latest()
 
     def migrate(self) -> None:
         """Bring the schema up to date. Raises OutputError where a newer llmprune made it."""
-        for step in self._missing_steps():
-            self._connection().executescript(
-                f"BEGIN IMMEDIATE; {step.read_text(encoding='utf-8')}; PRAGMA user_version = {_number(step)}; COMMIT;"
-            )
+        for step in steps(self.dialect, above=self._checked_version()):
+            self.apply(step.sql, step.number)
 
-    def _missing_steps(self) -> list[Any]:
-        steps = sorted(
-            (file for file in files(__package__).joinpath("migrations").iterdir() if _number(file)), key=_number
-        )
-        (version,) = self._connection().execute("PRAGMA user_version").fetchone()
-        if version > len(steps):
+    def _checked_version(self) -> int:
+        version, known = self.version(), latest()
+        if version > known:
             raise OutputError(
-                f"{self.path} is of schema {version} and this llmprune knows {len(steps)}: "
+                f"{self.place} is of schema {version} and this llmprune knows {known}: "
                 "a newer one made it; use that, or another --data-dir"
             )
-        return steps[version:]
-
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
-            connection.row_factory = sqlite3.Row
-            connection.text_factory = _text  # by default one damaged text fails the whole query
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")  # an accepted job survives a power cut
-            connection.execute("PRAGMA foreign_keys = ON")
-            self._local.connection = connection
-        return connection
-
-
-def _text(stored: bytes) -> str | bytes:
-    """Decode a text; return its bytes where they are not UTF-8, which the reader of the column then rejects."""
-    try:
-        return stored.decode("utf-8")
-    except UnicodeDecodeError:
-        return stored
-
-
-def _number(step: Any) -> int:
-    """Return the number of a migration: 2 for ``0002_tokens.sql``; 0 for a file that is no migration."""
-    head = step.name.split("_")[0]
-    return int(head) if step.name.endswith(".sql") and head.isdigit() else 0
+        return version

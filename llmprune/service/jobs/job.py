@@ -13,7 +13,6 @@ A job with a ``source`` is a push: it sends the finished model of that job to th
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from llmprune.publish.published import Published
 from llmprune.recipe.hub import Hub
 from llmprune.results.evaluation_figures import Verdict
+from llmprune.service.jobs.database import Row
 
 State = Literal["queued", "running", "cancelling", "cancelled", "failed", "gate_not_met", "gate_undecided", "succeeded"]
 ACTIVE: tuple[State, ...] = ("running", "cancelling")
@@ -211,17 +211,17 @@ class JobPage:
     next: int | None
 
 
-def summary_of(row: sqlite3.Row) -> JobSummary:
+def summary_of(row: Row) -> JobSummary:
     """Convert a row with ``SUMMARY_COLUMNS``. A column that cannot be read becomes a neutral value."""
     return _value_of(JobSummary, row)
 
 
-def job_of(row: sqlite3.Row) -> Job:
+def job_of(row: Row) -> Job:
     """Convert a row with all columns. A column that cannot be read becomes a neutral value."""
     return _value_of(Job, row)
 
 
-def _value_of(kind: type[J], row: sqlite3.Row) -> J:
+def _value_of(kind: type[J], row: Row) -> J:
     fields = {name: row[name] for name in kind.model_fields}
     unreadable: set[str] = set()
     for name in _JSON_COLUMNS:

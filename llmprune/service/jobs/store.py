@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from llmprune.service.jobs.database import Database
+from llmprune.service.jobs.database import Database, Row, Transaction
 from llmprune.service.jobs.job import (
     ACTIVE,
     ENDED,
@@ -28,6 +27,7 @@ from llmprune.service.jobs.store_reads import (
     Conflict,
     QueueFull,
     Term,
+    escaped,
     first_row,
     require_no_push,
     require_pushable,
@@ -101,7 +101,9 @@ class JobStore:
         if query.source is not None:
             terms.append(("source = ?", [query.source]))
         if query.search:
-            terms.append(("(instr(lower(name), ?) OR instr(lower(model), ?) OR id = ?)", [query.search.lower()] * 3))
+            part = f"%{escaped(query.search.lower())}%"
+            sql = r"(lower(name) LIKE ? ESCAPE '\' OR lower(model) LIKE ? ESCAPE '\' OR id = ?)"
+            terms.append((sql, [part, part, query.search.lower()]))
         if query.before is not None:
             terms.append(("seq < ?", [query.before]))
         sql, values = visible(f"seq, {SUMMARY_COLUMNS}", terms, viewer=query.viewer)
@@ -112,7 +114,7 @@ class JobStore:
     def counts(self, *, viewer: str | None) -> dict[State, int]:
         """Count the jobs of ``viewer`` and shared ones by state; None: all jobs."""
         sql, values = visible("state", [], viewer=viewer)
-        rows = self.database.read(f"SELECT state, count(*) n FROM ({sql}) GROUP BY state", values)
+        rows = self.database.read(f"SELECT state, count(*) AS n FROM ({sql}) AS seen GROUP BY state", values)
         found = {row["state"]: row["n"] for row in rows}
         return {state: found.get(state, 0) for state in get_args(State)}
 
@@ -237,7 +239,7 @@ class JobStore:
             require_no_push(connection, job)
             connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
-    def events(self, job: str, after: int, *, limit: int = 500) -> list[sqlite3.Row]:
+    def events(self, job: str, after: int, *, limit: int = 500) -> list[Row]:
         """Return a job's events after the event ``after``: rows of id, kind, data and at, the oldest first."""
         sql = "SELECT id, kind, data, at FROM events WHERE job = ? AND id > ? ORDER BY id LIMIT ?"
         return self.database.read(sql, (job, after, limit))
@@ -249,17 +251,17 @@ _FRESH: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _require_space(connection: sqlite3.Connection, owner: str, *, max_queued: int, max_jobs: int) -> None:
+def _require_space(connection: Transaction, owner: str, *, max_queued: int, max_jobs: int) -> None:
     """Raise QueueFull where an owner has as many jobs as are allowed."""
-    waiting = first_row(connection, "SELECT count(*) n FROM jobs WHERE owner = ? AND state = 'queued'", owner)
+    waiting = first_row(connection, "SELECT count(*) AS n FROM jobs WHERE owner = ? AND state = 'queued'", owner)
     if waiting is not None and waiting["n"] >= max_queued:
         raise QueueFull(f"{owner} has {waiting['n']} jobs in the queue, and {max_queued} are allowed")
-    kept = first_row(connection, "SELECT count(*) n FROM jobs WHERE owner = ?", owner)
+    kept = first_row(connection, "SELECT count(*) AS n FROM jobs WHERE owner = ?", owner)
     if kept is not None and kept["n"] >= max_jobs:
         raise QueueFull(f"{owner} has {kept['n']:,} jobs, and {max_jobs:,} are kept; delete some that have ended")
 
 
-def _cancelled(row: sqlite3.Row) -> dict[str, Any]:
+def _cancelled(row: Row) -> dict[str, Any]:
     """Return the columns of a cancelled job; one that evaluated more samples gets its earlier verdict back."""
     figures = summary_of(row).figures
     if row["reevaluate"] is None or figures is None:
@@ -269,17 +271,17 @@ def _cancelled(row: sqlite3.Row) -> dict[str, Any]:
     return {"state": VERDICTS[verdict], "reevaluate": None, **done}
 
 
-def _description(row: sqlite3.Row) -> str:
+def _description(row: Row) -> str:
     return "a push" if row["source"] is not None else str(row["state"]).replace("_", " ")
 
 
-def _change(connection: sqlite3.Connection, job: str, *, kind: str = "state", **values: Any) -> None:
+def _change(connection: Transaction, job: str, *, kind: str = "state", **values: Any) -> None:
     columns = ", ".join(f"{name} = ?" for name in values)
     connection.execute(f"UPDATE jobs SET {columns} WHERE id = ?", [*values.values(), job])
     _write_event(connection, job, kind=kind)
 
 
-def _write_event(connection: sqlite3.Connection, job: str, *, kind: str = "state") -> None:
+def _write_event(connection: Transaction, job: str, *, kind: str = "state") -> None:
     now = summary_of(row_of(connection, job))
     data = json.dumps({"id": job} | {name: getattr(now, name) for name in _EVENT_FIELDS})
     connection.execute("INSERT INTO events (job, kind, data, at) VALUES (?, ?, ?, ?)", (job, kind, data, time.time()))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
+from llmprune.service.jobs.database import Row, Transaction
 from llmprune.service.jobs.job import ACTIVE, ENDED
 
 Term = tuple[str, list[Any]]  # a condition and its values
@@ -35,13 +35,18 @@ def visible(columns: str, terms: list[Term], *, viewer: str | None) -> tuple[str
     return sql, [value for half in halves for _, values in half for value in values]
 
 
-def first_row(connection: sqlite3.Connection, sql: str, *values: Any) -> sqlite3.Row | None:
+def escaped(part: str) -> str:
+    """Return a text as part of a LIKE pattern whose escape character is the backslash."""
+    return part.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_")
+
+
+def first_row(connection: Transaction, sql: str, *values: Any) -> Row | None:
     """Return the first row of a query."""
-    row: sqlite3.Row | None = connection.execute(sql, values).fetchone()
+    row: Row | None = connection.execute(sql, values).fetchone()
     return row
 
 
-def row_of(connection: sqlite3.Connection, job: str) -> sqlite3.Row:
+def row_of(connection: Transaction, job: str) -> Row:
     """Return a job's row. Raises NoSuchJob."""
     row = first_row(connection, "SELECT * FROM jobs WHERE id = ?", job)
     if row is None:
@@ -49,7 +54,7 @@ def row_of(connection: sqlite3.Connection, job: str) -> sqlite3.Row:
     return row
 
 
-def require_pushable(connection: sqlite3.Connection, job: str) -> None:
+def require_pushable(connection: Transaction, job: str) -> None:
     """Raise Conflict where a job has no finished model, or is being pushed already."""
     row = first_row(connection, "SELECT * FROM jobs WHERE id = ?", job)
     if row is None:
@@ -61,7 +66,7 @@ def require_pushable(connection: sqlite3.Connection, job: str) -> None:
     require_no_push(connection, job)
 
 
-def require_no_push(connection: sqlite3.Connection, job: str) -> None:
+def require_no_push(connection: Transaction, job: str) -> None:
     """Raise Conflict while a job's model is being pushed."""
     under_way = ("queued", *ACTIVE)
     sql = f"SELECT id, owner FROM jobs WHERE source = ? AND state IN ({', '.join('?' * len(under_way))})"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-import sqlite3
 import time
 from dataclasses import dataclass
 from typing import Literal
 
 from llmprune.common.errors import RecipeError
-from llmprune.service.jobs.database import Database
+from llmprune.service.jobs.database import Database, IntegrityError
 
 Role = Literal["user", "admin"]
 SESSION_SECONDS = 12 * 3600.0
@@ -61,7 +60,7 @@ class Tokens:
         try:
             with self.database.write() as connection:
                 connection.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", (name, role, _digest(token), time.time()))
-        except sqlite3.IntegrityError:
+        except IntegrityError:
             raise RecipeError(f"--name {name!r}: there is a token of this name; revoke it first") from None
         return token
 

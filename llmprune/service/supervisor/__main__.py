@@ -12,9 +12,9 @@ import fcntl
 import logging
 import os
 import select
-import sqlite3
 import sys
 
+from llmprune.service.jobs.database import DatabaseUnavailable
 from llmprune.service.logs import log_with_time
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.supervisor import Supervisor
@@ -39,8 +39,9 @@ def supervise(settings: Settings) -> None:
     while True:
         try:
             supervisor.round()
-        except (sqlite3.OperationalError, OSError) as error:  # a full disk: nothing is lost, the next round tries again
-            logger.warning("the job table cannot be used (%s); trying again", error)
+        except (DatabaseUnavailable, OSError) as error:  # a full disk: nothing is lost, the next round tries again
+            reason = error.reason if isinstance(error, DatabaseUnavailable) else error
+            logger.warning("the job table cannot be used (%s); trying again", reason)
         if select.select([sys.stdin], [], [], ROUND_EVERY)[0]:
             command = os.read(sys.stdin.fileno(), 4096)
             if b"stop" in command:

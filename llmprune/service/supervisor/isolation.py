@@ -7,8 +7,9 @@ means that the job cannot continue. An error of the job table itself is raised.
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Callable
+
+from llmprune.service.jobs.database import DatabaseUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +26,11 @@ class Isolation:
     def attempt(self, what: str, work: Callable[[], object]) -> Exception | None:
         """Do a piece of work. Return its error where a retry is of no use, else None.
 
-        ``what`` names the work in the log. Raises sqlite3.OperationalError, which concerns the whole job table.
+        ``what`` names the work in the log. Raises DatabaseUnavailable, which concerns the whole job table.
         """
         try:
             work()
-        except sqlite3.OperationalError:
+        except DatabaseUnavailable:
             raise
         except Exception as error:  # a damaged row, file or answer can raise anything
             self._log_once(what, error)

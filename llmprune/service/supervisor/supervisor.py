@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from llmprune.common.errors import LLMPruneError
-from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.hub_token import drop_token
 from llmprune.service.jobs.job import ACTIVE, Job, Outcome
+from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.attempts import launch_of
@@ -58,7 +58,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.jobs = JobStore(Database(settings.database))
+        self.jobs = JobStore(open_database(settings))
         self.launchers = make_launchers(settings)
         self.machine = Machine(settings.gpus, settings.slots)
         self._isolation = Isolation()
@@ -135,7 +135,11 @@ class Supervisor:
 
     def _write_heartbeat(self, now: float) -> None:
         with self.jobs.database.write() as connection:
-            connection.execute("INSERT OR REPLACE INTO heartbeat VALUES (1, ?, ?)", (now, self._over_quota))
+            connection.execute(
+                'INSERT INTO heartbeat (id, monotonic, "full") VALUES (1, ?, ?) '
+                'ON CONFLICT (id) DO UPDATE SET monotonic = excluded.monotonic, "full" = excluded."full"',
+                (now, self._over_quota),
+            )
 
     def _follow(self, job: Job, elapsed: float) -> None:
         """Poll a running job and act on its state. ``elapsed``: seconds since the last round."""

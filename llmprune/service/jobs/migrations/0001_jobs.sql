@@ -50,5 +50,5 @@ CREATE TABLE idempotency (
 CREATE TABLE heartbeat (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     monotonic REAL NOT NULL,  -- seconds since the machine started
-    full INTEGER NOT NULL  -- 1: the disk quota is used up
+    "full" INTEGER NOT NULL  -- 1: the disk quota is used up
 );
