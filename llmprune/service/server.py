@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from llmprune.common.errors import OutputError, RecipeError
-from llmprune.service.jobs.database import DatabaseError, DatabaseUnavailable
+from llmprune.service.data_folder import locked, usable
 from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.listening import listening
@@ -116,11 +115,11 @@ def serve(
     """Serve until SIGTERM or Ctrl-C. Raises OutputError and RecipeError where the service cannot start."""
     from llmprune.service.connections import BACKLOG
 
-    with _usable(settings):
+    with usable(settings):
         settings.prepare()
     with ExitStack() as held:
-        held.enter_context(_locked(settings.data_dir))
-        with _usable(settings):
+        held.enter_context(locked(settings.data_dir))
+        with usable(settings):
             database = open_database(settings)
             held.enter_context(database.only_service())
             database.migrate()
@@ -139,11 +138,11 @@ def open_tokens(settings: Settings) -> Tokens:
 
     The job table is made or migrated only while no service uses it. Raises OutputError where it cannot be used.
     """
-    with _usable(settings):
+    with usable(settings):
         settings.prepare()
         database = open_database(settings)
         if not database.is_current():
-            with _locked(settings.data_dir), database.only_service():
+            with locked(settings.data_dir), database.only_service():
                 database.migrate()
     return Tokens(database)
 
@@ -165,27 +164,6 @@ def write_first_token(settings: Settings, file: Path) -> None:
         raise OutputError(f"--first-token-file {file}: it cannot be written: {error}; give another") from error
     audit_command(settings.data_dir, action="token create", token=_FIRST, role="admin")
     logger.warning("the token of the admin %r is in %s; delete the file when you have it", _FIRST, file)
-
-
-@contextmanager
-def _usable(settings: Settings) -> Iterator[None]:
-    """Raise OutputError where the data folder or its job table cannot be used."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"the data folder {settings.data_dir} cannot be made: {error}; give another") from error
-    except DatabaseError as error:
-        raise OutputError(_unusable(settings, error)) from error
-
-
-def _unusable(settings: Settings, error: DatabaseError) -> str:
-    """Return the sentence for a database that cannot be used."""
-    reason = error.reason if isinstance(error, DatabaseUnavailable) else error
-    if settings.database_url is not None:
-        remedy = "start its server, or give another --database"
-        return f"the {open_database(settings).place} cannot be used: {reason}; {remedy}"
-    remedy = "give another --data-dir, or the file as it was last saved"
-    return f"the job table {settings.database} cannot be used: {reason}; {remedy}"
 
 
 def _run_http(app: FastAPI, settings: Settings, *, sockets: list[socket.socket]) -> None:
@@ -233,18 +211,3 @@ def _stopped_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock the data folder against a second service. Raises OutputError where another service uses it."""
-    try:
-        lock = (folder / "serve.lock").open("a")
-    except OSError as error:
-        raise OutputError(f"the data folder {folder} cannot be written: {error}; give another --data-dir") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"another llmprune serve uses {folder}; stop it, or give another --data-dir") from None
-        yield

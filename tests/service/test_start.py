@@ -19,6 +19,7 @@ from helpers.service import settings_in
 
 from llmprune.common.errors import RecipeError
 from llmprune.service import server
+from llmprune.service.data_folder import locked
 from llmprune.service.listening import listening
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor import devices
@@ -137,7 +138,7 @@ def test_a_table_that_a_service_uses_is_left_as_it_is(tmp_path: Path, verb: tupl
     table = sqlite3.connect(settings.database)
     first = files("llmprune.service.jobs").joinpath("migrations", "0001_jobs.sql").read_text(encoding="utf-8")
     table.executescript(f"{first}; PRAGMA user_version = 1")
-    with server._locked(settings.data_dir):
+    with locked(settings.data_dir):
         outcome = command(*verb, "--data-dir", settings.data_dir)
         assert (outcome.code, "another llmprune serve uses" in outcome.err) == (2, True), outcome.err
         assert table.execute("PRAGMA user_version").fetchone() == (1,)

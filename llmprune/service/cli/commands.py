@@ -10,6 +10,7 @@ import typer
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
+from llmprune.service.cli.backup_commands import backup, restore
 from llmprune.service.cli.database_option import DatabaseUrl, database_url
 from llmprune.service.cli.serve import DataDir, serve
 
@@ -241,7 +242,7 @@ def push_job(
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (serve, submit, jobs, watch, cancel, retry, reevaluate_job, fetch, push_job, token):
+    for command in (serve, submit, jobs, watch, cancel, retry, reevaluate_job, fetch, push_job, token, backup, restore):
         app.command()(command)
 
 

@@ -70,25 +70,37 @@ class PostgresqlDatabase(Database):
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """Return the rows of a query."""
-        with _own_errors(), self.connected() as connection:
+        with _own_errors(), self._connected() as connection:
             return connection.execute(_translated(sql), values).fetchall()
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         """Open a transaction. It is on disk when the block ends, and rolled back where the block raises."""
-        with _own_errors(), self._writing, self.connected() as connection, connection.transaction():
+        with _own_errors(), self._writing, self._connected() as connection, connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCKS, _WRITER))
             yield PostgresqlTransaction(connection)
 
+    @contextmanager
+    def using(self) -> Iterator[Connection]:
+        """Open a connection for work that takes long. The errors in the block are those of the interface."""
+        with _own_errors(), self.connect() as connection:
+            yield connection
+
     def version(self) -> int:
         """Return the number of the last migration that was applied; 0: there are no tables."""
-        if not self.read("SELECT 1 WHERE to_regclass('schema_version') IS NOT NULL"):
+        with _own_errors(), self._connected() as connection:
+            return self.version_in(connection)
+
+    def version_in(self, connection: Connection) -> int:
+        """Return the version as a connection sees it."""
+        if connection.execute("SELECT to_regclass('schema_version') AS found").fetchall()[0]["found"] is None:
             return 0
-        return max((int(row["version"]) for row in self.read("SELECT version FROM schema_version")), default=0)
+        rows = connection.execute("SELECT max(version) AS version FROM schema_version").fetchall()
+        return int(rows[0]["version"] or 0)
 
     def apply(self, sql: str, version: int) -> None:
         """Execute the statements of a migration and store its number, in one transaction."""
-        with _own_errors(), self._writing, self.connected() as connection, connection.transaction():
+        with _own_errors(), self._writing, self._connected() as connection, connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCKS, _WRITER))
             connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
             connection.execute(sql.encode())
@@ -116,7 +128,7 @@ class PostgresqlDatabase(Database):
             return connection
 
     @contextmanager
-    def connected(self) -> Iterator[Connection]:
+    def _connected(self) -> Iterator[Connection]:
         """Borrow a connection; one that fails is closed."""
         if not self._free.acquire(timeout=BUSY_SECONDS):
             raise psycopg.OperationalError(f"all {MAX_CONNECTIONS} connections are in use")

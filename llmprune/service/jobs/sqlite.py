@@ -65,6 +65,16 @@ class SqliteDatabase(Database):
         with _own_errors():
             self.connection().executescript(f"BEGIN IMMEDIATE; {sql}; PRAGMA user_version = {version}; COMMIT;")
 
+    def copy_to(self, target: sqlite3.Connection) -> None:
+        """Copy the database, as it is at one instant, while others read and write."""
+        with _own_errors():
+            self.connection().backup(target)
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        self.connection().close()
+        del self._local.connection
+
     def connection(self) -> sqlite3.Connection:
         """Return this thread's connection."""
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
