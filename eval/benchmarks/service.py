@@ -1,7 +1,8 @@
-"""The service under kills and under load.
+"""The service under kills, under load, and with many jobs.
 
     python eval/benchmarks/service.py kills [--times 20]
     python eval/benchmarks/service.py load
+    python eval/benchmarks/service.py scale [--databases sqlite,postgresql] [--seconds 60] [--jobs 100000]
 
 Each starts ``llmprune serve`` in processes of its own and writes what it saw, with the machine,
 into eval/benchmarks/results/service-WHAT.json.
@@ -18,15 +19,19 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from service_kills import measure_kills  # after the path: both use the tests' helpers
 from service_load import measure_load
+from service_scale import IN_TABLE, measure_scale
 
 
 def main() -> None:
     """Do one of them in a folder of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["kills", "load"])
+    parser.add_argument("what", choices=["kills", "load", "scale"])
     parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--databases", default="sqlite,postgresql")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--jobs", type=int, default=IN_TABLE)
     arguments = parser.parse_args()
-    measures = {"kills": measure_kills, "load": measure_load}
+    measures = {"kills": measure_kills, "load": measure_load, "scale": measure_scale}
     with tempfile.TemporaryDirectory() as folder:
         measures[arguments.what](Path(folder), arguments)
 

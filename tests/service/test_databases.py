@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -145,7 +146,8 @@ def test_both_databases_have_the_same_tables(tmp_path: Path) -> None:
     }
     indexes = {row["i"] for row in other.read("SELECT indexname AS i FROM pg_indexes WHERE schemaname = 'public'")}
     of_sqlite = sqlite.read("SELECT name AS i FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")
-    assert {row["i"] for row in of_sqlite} == {name for name in indexes if not name.endswith(("_pkey", "_key"))}
+    of_postgresql = {name for name in indexes - {"jobs_by_text"} if not re.search(r"_p?key\d*$", name)}
+    assert {row["i"] for row in of_sqlite} == of_postgresql
     with other.write() as connection:
         connection.execute("UPDATE schema_version SET version = 9999")
     with pytest.raises(OutputError, match="a newer one made it"):

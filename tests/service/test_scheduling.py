@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import time
@@ -122,17 +123,19 @@ def test_lists_are_read_from_an_index(tmp_path: Path, asked: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("asked", [{}, {"states": ("failed",)}, {"owner": "ann"}, {"source": "0" * 12}, {"before": 9}])
 def test_lists_for_a_user_are_read_from_indexes(tmp_path: Path, asked: dict[str, Any]) -> None:
-    """A user's own jobs and shared ones are merged from two indexes, without a sort."""
+    """A user's own jobs and shared ones are read from two indexes, each without a sort."""
     harness = ServiceHarness(tmp_path, database_url=None)
     database, asked_for = harness.service.database, []
     database.connection().set_trace_callback(asked_for.append)
     harness.service.jobs.page(JobQuery("bob", **asked))
     database.connection().set_trace_callback(None)
     steps = [row["detail"] for row in database.read(f"EXPLAIN QUERY PLAN {asked_for[0]}")]
-    assert [steps[at] for at in (0, 1, 3)] == ["MERGE (UNION ALL)", "LEFT", "RIGHT"]
-    assert len(steps) == 5, steps
-    assert steps[2].startswith("SEARCH jobs USING INDEX")
-    assert "USING INDEX" in steps[4]
+    reads = [step for step in steps if " jobs " in step]
+    assert len(reads) == 2, steps
+    assert reads[0].startswith("SEARCH jobs USING INDEX")
+    assert "USING INDEX" in reads[1]
+    after = [after for read, after in itertools.pairwise(steps) if " jobs " in read]
+    assert after == ["SCAN half_0", "SCAN half_1"]  # only the few rows of a half are sorted
 
 
 def test_the_clean_up_keeps_to_the_quota(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ class Database(ABC):
 
     dialect: Dialect
     kind: Literal["SQLite", "PostgreSQL"]
+    like: str  # operator that compares with a pattern, without regard to the case of ASCII letters
 
     @property
     @abstractmethod

@@ -105,6 +105,7 @@ class JobQuery:
     owner: str | None = None
     search: str | None = None  # part of the name or model, or an id
     source: str | None = None  # only pushes of this job's model
+    ids: Sequence[str] = ()  # only these jobs; empty: all
     before: int | None = None  # only jobs that arrived before this one; see Job.seq
     limit: int = 50
 

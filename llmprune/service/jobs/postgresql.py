@@ -55,6 +55,7 @@ class PostgresqlDatabase(Database):
 
     dialect = "postgresql"
     kind = "PostgreSQL"
+    like = "ILIKE"
 
     def __init__(self, url: str) -> None:
         self._conninfo = make_conninfo(**cast(dict[str, Any], _DEFAULTS | conninfo_to_dict(url)))

@@ -23,6 +23,7 @@ class SqliteDatabase(Database):
 
     dialect = "sqlite"
     kind = "SQLite"
+    like = "LIKE"
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -29,10 +30,11 @@ from llmprune.service.jobs.store_reads import (
     Term,
     escaped,
     first_row,
+    newest,
+    numbers_by_state,
     require_no_push,
     require_pushable,
     row_of,
-    visible,
 )
 
 _NOTHING_LEFT: dict[str, Any] = {"seconds_left": None, "run_seconds_left": None, "detail": None}
@@ -100,23 +102,25 @@ class JobStore:
             terms.append(("owner = ?", [query.owner]))
         if query.source is not None:
             terms.append(("source = ?", [query.source]))
+        if query.ids:
+            terms.append((f"id IN ({', '.join('?' * len(query.ids))})", [*query.ids]))
         if query.search:
-            part = f"%{escaped(query.search.lower())}%"
-            sql = r"(lower(name) LIKE ? ESCAPE '\' OR lower(model) LIKE ? ESCAPE '\' OR id = ?)"
+            like = self.database.like
+            part = f"%{escaped(query.search)}%"
+            sql = rf"(name {like} ? ESCAPE '\' OR model {like} ? ESCAPE '\' OR id = ?)"
             terms.append((sql, [part, part, query.search.lower()]))
         if query.before is not None:
             terms.append(("seq < ?", [query.before]))
-        sql, values = visible(f"seq, {SUMMARY_COLUMNS}", terms, viewer=query.viewer)
-        rows = self.database.read(f"{sql} ORDER BY seq DESC LIMIT ?", [*values, query.limit + 1])
+        rows = self.database.read(*newest(f"seq, {SUMMARY_COLUMNS}", terms, viewer=query.viewer, limit=query.limit + 1))
         more = rows[query.limit - 1]["seq"] if len(rows) > query.limit else None
         return JobPage([summary_of(row) for row in rows[: query.limit]], more)
 
     def counts(self, *, viewer: str | None) -> dict[State, int]:
         """Count the jobs of ``viewer`` and shared ones by state; None: all jobs."""
-        sql, values = visible("state", [], viewer=viewer)
-        rows = self.database.read(f"SELECT state, count(*) AS n FROM ({sql}) AS seen GROUP BY state", values)
-        found = {row["state"]: row["n"] for row in rows}
-        return {state: found.get(state, 0) for state in get_args(State)}
+        found: Counter[State] = Counter()
+        for row in self.database.read(*numbers_by_state(viewer=viewer)):
+            found[row["state"]] += row["n"]
+        return {state: found[state] for state in get_args(State)}
 
     def pushed(self) -> set[str]:
         """Return the ids of the jobs whose models are being pushed."""

@@ -22,17 +22,40 @@ class NoSuchJob(Exception):
     """The job was deleted since the caller looked it up."""
 
 
-def visible(columns: str, terms: list[Term], *, viewer: str | None) -> tuple[str, list[Any]]:
-    """Return the SQL of a query for the jobs that a viewer may see, and its values.
+def newest(columns: str, terms: list[Term], *, viewer: str | None, limit: int) -> tuple[str, list[Any]]:
+    """Return the SQL of the newest jobs that a viewer may see, and its values.
 
-    It is the union of two halves: an index returns each half in the order of arrival, and no index serves an OR.
+    The viewer's own jobs and shared ones are two halves, because no index serves an OR. Each half is read from an index
+    in the order of arrival, and ends after ``limit`` rows.
     """
-    halves = [terms]
-    if viewer is not None:
-        halves = [[*terms, ("owner = ?", [viewer])], [*terms, ("shared = 1 AND owner <> ?", [viewer])]]
-    wheres = [f"WHERE {' AND '.join(term for term, _ in half)}" if half else "" for half in halves]
-    sql = " UNION ALL ".join(f"SELECT {columns} FROM jobs {where}" for where in wheres)
-    return sql, [value for half in halves for _, values in half for value in values]
+    halves = _halves(terms, viewer=viewer)
+    parts = [f"SELECT {columns} FROM jobs {_where(half)} ORDER BY seq DESC LIMIT ?" for half in halves]
+    values = [value for half in halves for value in [*_values(half), limit]]
+    if len(parts) == 1:
+        return parts[0], values
+    union = " UNION ALL ".join(f"SELECT * FROM ({part}) AS half_{number}" for number, part in enumerate(parts))
+    return f"{union} ORDER BY seq DESC LIMIT ?", [*values, limit]
+
+
+def numbers_by_state(*, viewer: str | None) -> tuple[str, list[Any]]:
+    """Return the SQL of the number of jobs in each state that a viewer may see, and its values."""
+    halves = _halves([], viewer=viewer)
+    parts = [f"SELECT state, count(*) AS n FROM jobs {_where(half)} GROUP BY state" for half in halves]
+    return " UNION ALL ".join(parts), [value for half in halves for value in _values(half)]
+
+
+def _halves(terms: list[Term], *, viewer: str | None) -> list[list[Term]]:
+    if viewer is None:
+        return [terms]
+    return [[*terms, ("owner = ?", [viewer])], [*terms, ("shared = 1 AND owner <> ?", [viewer])]]
+
+
+def _where(terms: list[Term]) -> str:
+    return f"WHERE {' AND '.join(term for term, _ in terms)}" if terms else ""
+
+
+def _values(terms: list[Term]) -> list[Any]:
+    return [value for _, values in terms for value in values]
 
 
 def escaped(part: str) -> str:

@@ -54,7 +54,8 @@ def jobs_now(
     total: Annotated[int, Query(ge=0)] = 0,
 ) -> Response:
     """Refresh the list: slots and devices, jobs by state, and the rows of the jobs that had not ended."""
-    jobs = [service.shown(found) for one in job if (found := service.find(one, caller))]
+    found = service.jobs.page(JobQuery(service.viewer(caller), ids=job, limit=PAGE_SIZE)).jobs if job else []
+    jobs = [service.shown(one) for one in found]
     return page(request, "now", jobs=jobs, state=state, total=total, queue=queue_of(service, caller), oob=True)
 
 
