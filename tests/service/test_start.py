@@ -75,7 +75,7 @@ def test_a_host_that_is_not_this_machine(host: str, said: str) -> None:
 def test_every_address_of_a_host_is_listened_on() -> None:
     """A host is served on all of its addresses, and the sockets are closed at the end."""
     with listening("127.0.0.1", 0, backlog=1) as sockets:
-        assert [listener.family for listener in sockets] == [socket.AF_INET]
+        assert [(listener.family, listener.proto) for listener in sockets] == [(socket.AF_INET, socket.IPPROTO_TCP)]
         port = sockets[0].getsockname()[1]
         with socket.socket() as caller:
             assert caller.connect_ex(("127.0.0.1", port)) == 0
