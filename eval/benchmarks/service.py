@@ -1,6 +1,6 @@
 """The service under kills, under load, and with many jobs.
 
-    python eval/benchmarks/service.py kills [--times 20]
+    python eval/benchmarks/service.py kills [--times 50] [--database sqlite|postgresql] [--fake] [--pause 24]
     python eval/benchmarks/service.py load
     python eval/benchmarks/service.py scale [--databases sqlite,postgresql] [--seconds 60] [--jobs 100000]
 
@@ -26,7 +26,10 @@ def main() -> None:
     """Do one of them in a folder of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["kills", "load", "scale"])
-    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--times", type=int, default=50)
+    parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    parser.add_argument("--fake", action="store_true", help="jobs that do no work")
+    parser.add_argument("--pause", type=float, default=24.0, help="longest pause before a kill, in seconds")
     parser.add_argument("--databases", default="sqlite,postgresql")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--jobs", type=int, default=IN_TABLE)

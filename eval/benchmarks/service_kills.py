@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import os
 import random
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -17,7 +19,11 @@ from typing import Any
 import psutil
 import torch
 from common import finish, record, run, write_recipe
-from helpers.service import free_port, kill, start, supervisor_of
+from helpers.fake_run import finish as finish_fake
+from helpers.postgresql import PostgresqlServer, remove_server
+from helpers.postgresql import server as postgresql_server
+from helpers.service import FAKE, free_port, kill, start, supervisor_of
+from helpers.service import recipe as fake_recipe
 from safetensors.torch import save_file
 from service_requests import submit_under, wait_for
 
@@ -27,7 +33,18 @@ from llmprune.service.settings import Settings
 from llmprune.service.supervisor.processes import MARK, processes_of_job
 from llmprune.testing import tiny_model
 
-VICTIMS = ("service", "supervisor", "run", "keeper", "everything")  # the last: as where the machine loses its power
+# everything: as where the machine loses its power; database: a connection, the server, or a writer amid its write
+VICTIMS = ("service", "supervisor", "run", "keeper", "everything", "database")
+_WRITE_AND_WAIT = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")  # pages go into the file before the end of the transaction
+connection.execute("BEGIN IMMEDIATE")
+connection.execute("DELETE FROM events")
+connection.execute("UPDATE jobs SET state = 'failed', recipe = recipe || recipe, error = 'half written'")
+print("written", flush=True)
+time.sleep(600)
+"""
 KEEPER = "llmprune.service.supervisor.job_runner"
 
 
@@ -47,10 +64,18 @@ def tiny_recipes(folder: Path) -> list[Path]:
     ]
 
 
+def fake_recipes(folder: Path) -> list[Path]:
+    """Three different runs of a few seconds without any work."""
+    paths = [folder / f"recipe-{number}.yaml" for number in range(3)]
+    for number, path in enumerate(paths):
+        path.write_text(fake_recipe(layers=6 + number, pause=0.6))
+    return paths
+
+
 def results(run_folder: Path) -> str:
     """SHA-256 over the names and bytes of a run's cut and checkpoint."""
     digest = hashlib.sha256()
-    for path in (run_folder / "cut.json", *sorted((run_folder / "model").iterdir())):
+    for path in (*run_folder.glob("cut.json"), *sorted((run_folder / "model").iterdir())):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -87,7 +112,8 @@ def kind_of(command: list[str]) -> str | None:
     """True for the command of a job's runner or of the run itself."""
     if KEEPER in command:
         return "keeper"
-    return "run" if command[1:4] == ["-m", "llmprune", "run"] else None
+    is_fake = command[1:3] == [*FAKE[1:], "run"]
+    return "run" if is_fake or command[1:4] == ["-m", "llmprune", "run"] else None
 
 
 @dataclass
@@ -103,6 +129,7 @@ class Ordeal:
     interrupted: Counter[str] = field(default_factory=Counter)  # how often each job lost its processes
     wrong: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
+    database: PostgresqlServer | None = None  # None: SQLite
 
     def submit_on(self) -> None:
         """Submit a job whenever fewer than four are under way, also while no service answers."""
@@ -125,6 +152,8 @@ class Ordeal:
 
     def strike(self, victim: str) -> dict[str, Any]:
         """Kill one; bring back what does not come back by itself."""
+        if victim == "database":
+            return {"victim": victim, "doing": self._strike_database(), "then": "goes on"}
         processes = wait_for(self._processes) if victim not in ("service", "supervisor") else []
         job = processes[0].environ()[MARK] if processes else None
         doing = self.client.job(job).shown.step if job else None
@@ -149,6 +178,25 @@ class Ordeal:
             time.sleep(self.chance.uniform(0.0, 2.0))
             self.server = start(self.settings)
         return struck | {"then": "goes on"}
+
+    def _strike_database(self) -> str:
+        """End every connection, or the server itself; on SQLite a process that has half written a transaction."""
+        if self.database is None:
+            command = [sys.executable, "-c", _WRITE_AND_WAIT, str(self.settings.database)]
+            writer = subprocess.Popen(command, stdout=subprocess.PIPE)
+            assert writer.stdout is not None, "piped"
+            writer.stdout.readline()
+            time.sleep(self.chance.uniform(0.0, 2.0))
+            writer.kill()
+            writer.wait()
+            return "a writer amid its transaction"
+        if self.chance.random() < 0.5:
+            self.database.end_connections()
+            return "every connection"
+        self.database.stop(at_once=True)
+        time.sleep(self.chance.uniform(0.0, 3.0))
+        self.database.start()
+        return "the server"
 
     def _processes(self) -> list[psutil.Process]:
         """The keeper and the run of one running job."""
@@ -197,24 +245,37 @@ class Ordeal:
 
 def measure_kills(folder: Path, arguments: argparse.Namespace) -> None:
     """SIGKILL at random instants of whoever takes part: every job must end well, once, with the same bytes."""
-    recipes = tiny_recipes(folder)
+    recipes = fake_recipes(folder) if arguments.fake else tiny_recipes(folder)
     expected = []
     for number, recipe in enumerate(recipes):
-        finish(run(recipe, folder / f"whole-{number}"))
-        expected.append(results(folder / f"whole-{number}"))
-    settings = Settings(data_dir=folder / "data", port=free_port(), slots=2, allow_roots=(folder,))
+        whole = folder / f"whole-{number}"
+        if arguments.fake:
+            whole.mkdir()
+            os.environ.setdefault("LLMPRUNE_PROGRESS", str(folder / "data" / "jobs" / "0" / "progress.json"))
+            finish_fake(whole, recipe.read_text())
+        else:
+            finish(run(recipe, whole))
+        expected.append(results(whole))
+    database = postgresql_server() if arguments.database == "postgresql" else None
+    settings = Settings(
+        data_dir=folder / "data", port=free_port(), slots=2, allow_roots=(folder,),
+        database_url=database.new_database() if database else None,
+        **({"command": FAKE} if arguments.fake else {}),
+    )  # fmt: skip
     chance = random.Random(0)
     victims = [VICTIMS[number % len(VICTIMS)] for number in range(arguments.times)]
     chance.shuffle(victims)
     begin = time.monotonic()
     with Client(f"http://127.0.0.1:{settings.port}") as client, Census() as census:
-        ordeal = Ordeal(settings, [path.read_text() for path in recipes], chance, client, start(settings))
+        ordeal = Ordeal(
+            settings, [path.read_text() for path in recipes], chance, client, start(settings), database=database
+        )
         submitting = threading.Thread(target=ordeal.submit_on)
         submitting.start()
         try:
             kills = []
             for victim in victims:
-                time.sleep(chance.uniform(2.0, 24.0))
+                time.sleep(chance.uniform(2.0, arguments.pause))
                 kills.append({"after_seconds": round(time.monotonic() - begin, 1)} | ordeal.strike(victim))
                 print(kills[-1], flush=True)
             ordeal.over.set()
@@ -226,4 +287,8 @@ def measure_kills(folder: Path, arguments: argparse.Namespace) -> None:
             ordeal.server.terminate()
             ordeal.server.wait()
         figures["processes_left"] = sum(len(processes_of_job(job)) for job in ordeal.jobs)
-    record("service-kills", {"seconds": round(time.monotonic() - begin), "kills": kills} | figures)
+    about = {"database": arguments.database, "runs": "fake" if arguments.fake else "real"}
+    about["seconds"] = round(time.monotonic() - begin)
+    remove_server()
+    name = f"service-kills-{arguments.database}" if arguments.fake else "service-kills"
+    record(name, about | {"kills": kills} | figures)

@@ -26,6 +26,7 @@ from llmprune.service.cli.client import Client
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.job import ENDED, JobQuery, JobRequest, NewJob
 from llmprune.service.jobs.open_database import open_database
+from llmprune.service.jobs.postgresql import PostgresqlDatabase
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.settings import Settings
@@ -162,6 +163,9 @@ def filled_service(folder: Path, database_url: str | None, *, jobs: int) -> Iter
                 client.submit(f"# fake pause 3600\n# fake n {number}\n{_RECIPE}")
             wait_for(lambda: client.jobs(limit=1)["counts"]["running"] == RUNNING)
         fill(database, jobs - RUNNING, live=LIVE - RUNNING)
+        if isinstance(database, PostgresqlDatabase):
+            with database.using() as connection:
+                connection.execute("VACUUM ANALYZE")  # as autovacuum does within a minute
         tokens = [Tokens(database).create(f"user-{number}", "user") for number in range(USERS)]
         yield settings, process.pid, tokens
     except BaseException:

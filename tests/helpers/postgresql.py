@@ -49,10 +49,18 @@ class PostgresqlServer:
         self.stop()
         self._process = self._start()
 
-    def stop(self) -> None:
-        """Stop the server, which ends every connection."""
-        self._process.send_signal(signal.SIGINT)
+    def stop(self, *, at_once: bool = False) -> None:
+        """Stop the server, which ends every connection; ``at_once``: as in a crash, without a checkpoint."""
+        self._process.send_signal(signal.SIGQUIT if at_once else signal.SIGINT)
         self._process.wait(30)
+
+    def end_connections(self) -> None:
+        """End every connection to every database."""
+        with psycopg.connect(self.address("postgres")) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            )
 
     def start(self) -> None:
         """Start the server that was stopped."""

@@ -42,7 +42,7 @@ _WRITER, _SERVICE = 1, 2
 _DEFAULTS = {"connect_timeout": "10", "keepalives_idle": "15", "keepalives_interval": "5", "tcp_user_timeout": "30000"}
 _SESSION = (
     f"SET lock_timeout = '{BUSY_SECONDS:.0f}s'; SET idle_in_transaction_session_timeout = '60s'; "
-    "SET client_min_messages = 'error'"
+    "SET client_min_messages = 'error'; SET plan_cache_mode = force_custom_plan"  # a pattern decides the plan
 )
 _PASSING = (
     psycopg.OperationalError, psycopg.InterfaceError,
