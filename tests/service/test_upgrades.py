@@ -1,0 +1,133 @@
+"""Upgrades: databases of every earlier schema, and jobs that run while a newer version takes over."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.old_schemas import FOLDER
+from helpers.postgresql import server
+from helpers.service import RECIPE, ServiceHarness, recipe, settings_in
+
+from llmprune.service.backup.tables import copy_from_file
+from llmprune.service.jobs.job import JobQuery, job_of
+from llmprune.service.jobs.postgresql import PostgresqlDatabase
+from llmprune.service.jobs.schema import latest, steps
+from llmprune.service.jobs.sqlite import SqliteDatabase
+from llmprune.service.jobs.store import JobStore
+from llmprune.service.supervisor.attempts import launch_of
+from llmprune.service.supervisor.launchers import make_launchers
+
+SCHEMAS = sorted(FOLDER.glob("*.sql"))
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def rows(connection: sqlite3.Connection) -> Rows:
+    """Return all rows of all tables."""
+    connection.row_factory = sqlite3.Row
+    tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return {name: [{**row} for row in connection.execute(f"SELECT * FROM {name}")] for name in tables}
+
+
+def made(path: Path, schema: Path) -> Rows:
+    """Make the database of an earlier schema, and return its rows."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(schema.read_text(encoding="utf-8"))
+        return rows(connection)
+
+
+def described(path: Path) -> dict[str, set[str]]:
+    """Return the columns and indexes of every table."""
+    with closing(sqlite3.connect(path)) as connection:
+        found = {
+            name: {str(row[1]) for row in connection.execute(f"PRAGMA table_info({name})")} for name in rows(connection)
+        }
+        for name, table in connection.execute(
+            "SELECT name, tbl_name FROM sqlite_master WHERE type = 'index'"
+        ).fetchall():
+            found[table].add(name)
+        return found
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """Tables of a new database of this version."""
+    path = tmp_path_factory.mktemp("fresh") / "jobs.sqlite3"
+    SqliteDatabase(path).migrate()
+    return described(path)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda path: path.stem)
+def test_every_earlier_schema_is_migrated(tmp_path: Path, schema: Path, fresh: dict[str, set[str]]) -> None:
+    """All rows survive, the tables are those of a new database, and every job can be read and changed."""
+    path = tmp_path / "jobs.sqlite3"
+    before = made(path, schema)
+    database = SqliteDatabase(path)
+    database.migrate()
+    jobs = JobStore(database)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+        after = rows(connection)
+    assert (database.version(), described(path)) == (latest(), fresh)
+    for table, old in before.items():
+        if table in after and old and after[table] and old[0].keys() <= after[table][0].keys():
+            kept = [{name: row[name] for name in old[0]} for row in after[table]]
+            assert kept == old, table
+    assert len(after["jobs"]) == len(before["jobs"]) == 6
+    page = jobs.page(JobQuery(None)).jobs
+    assert [job.unreadable for job in page] == [()] * 6
+    assert {job.state: job.ran_seconds for job in page} == dict.fromkeys(
+        ("queued", "running", "cancelling", "cancelled", "failed", "succeeded"), 1234.0625
+    )
+    assert jobs.retry(f"{4:012x}").state == "queued"
+
+
+@pytest.mark.parametrize("schema", [SCHEMAS[0], SCHEMAS[-1]], ids=lambda path: path.stem)
+def test_every_row_of_sqlite_fits_into_postgresql(tmp_path: Path, schema: Path) -> None:
+    """A migrated database has the same rows after a copy into PostgreSQL."""
+    path = tmp_path / "jobs.sqlite3"
+    made(path, schema)
+    SqliteDatabase(path).migrate()
+    target = PostgresqlDatabase(server().new_database())
+    copy_from_file(path, target)
+    with closing(sqlite3.connect(path)) as connection:
+        for table, wanted in rows(connection).items():
+            if not table.startswith("sqlite_"):
+                found = [{**row} for row in target.read(f"SELECT * FROM {table}")]
+                assert sorted(map(str, found)) == sorted(map(str, wanted)), table
+
+
+def test_a_job_runs_on_through_an_upgrade(tmp_path: Path) -> None:
+    """An attempt that was started with an earlier schema is found by the newer service and ends right, once."""
+    settings = settings_in(tmp_path, database_url=None)
+    settings.prepare()
+    job, text = "a" * 12, recipe(layers=3, pause=0.2)
+    row = {
+        "id": job, "owner": "local", "name": "n", "model": "org/model", "recipe": text, "overrides": "[]",
+        "launcher": "local", "gpus": 0, "priority": 0, "state": "running", "attempts": 1, "devices": "[]",
+        "created": 1.7e9, "started": 1.7e9,
+    }  # fmt: skip
+    with closing(sqlite3.connect(settings.database)) as connection:
+        for step in steps("sqlite")[:9]:
+            connection.executescript(step.sql)
+        marks = ", ".join("?" * len(row))
+        connection.execute(f"INSERT INTO jobs ({', '.join(row)}) VALUES ({marks})", [*row.values()])
+        connection.execute("PRAGMA user_version = 9")
+        connection.commit()
+    shutil.copy(settings.database, tmp_path / "copy.sqlite3")
+    copied = SqliteDatabase(tmp_path / "copy.sqlite3")
+    copied.migrate()
+    launch = launch_of(job_of(copied.read("SELECT * FROM jobs")[0]), settings)
+    launch.folder.mkdir(parents=True)
+    (launch.folder / "recipe.yaml").write_text(text)
+    make_launchers(settings)["local"].start(launch)
+    harness = ServiceHarness(tmp_path, database_url=None)  # the newer service
+    ended = harness.until_ended(job)
+    assert (ended["state"], ended["attempts"]) == ("succeeded", 1)
+    assert harness.service.database.version() == latest()
+    assert not (launch.folder / "run" / "TWICE").exists()
+    assert harness.submit(RECIPE)["state"] == "queued"
