@@ -58,6 +58,7 @@ class JobStore:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._parsed: dict[Sequence[State], dict[str, tuple[Row, Job]]] = {}  # by states and id: the last rows and jobs
 
     def add(self, job: str, new: NewJob, *, max_queued: int, max_jobs: int) -> tuple[Job, bool]:
         """Queue a job under the id ``job``, or return the one that this owner, key and digest made before.
@@ -132,7 +133,12 @@ class JobStore:
         """Return the jobs in these states, in the order in which they should start."""
         marks = ", ".join("?" * len(states))
         sql = f"SELECT * FROM jobs WHERE state IN ({marks}) ORDER BY priority DESC, seq"
-        return [job_of(row) for row in self.database.read(sql, states)]
+        known, found = self._parsed.get(states, {}), {}
+        for row in self.database.read(sql, states):
+            before = known.get(row["id"])  # the supervisor asks twice a second, and most jobs have not changed
+            found[row["id"]] = before if before is not None and before[0] == row else (row, job_of(row))
+        self._parsed[states] = found
+        return [job for _, job in found.values()]
 
     def cancel(self, job: str) -> Job:
         """Cancel a queued job at once, or mark a running one as cancelling. Raises Conflict where it has ended."""
