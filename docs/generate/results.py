@@ -200,17 +200,32 @@ def intervals() -> str:
 
 def service() -> str:
     """Kills of the service at random moments, and answer times with many jobs in the table."""
-    kills, load = figures("service-kills"), figures("service-load")
-    ended = ", ".join(f"{count} {state}" for state, count in kills["ended"].items())
-    sentence = (
-        f"{len(kills['kills'])} kills in {kills['seconds']} s: {kills['jobs']} jobs, {ended}; at most "
-        f"{kills['most_keepers_of_a_job_at_once']} process group ran a job at a time.\n\n"
-        f"Answer times with {load['jobs_in_table']:,} jobs in the table:"
-    )
-    rows = [
-        [name.replace("_", " "), f"{one['median_ms']} ms", f"{one['p95_ms']} ms"] for name, one in load["alone"].items()
+    scale = figures("service-scale")
+    kills = [
+        _kills("Real runs, SQLite", figures("service-kills")),
+        _kills("Runs without work, SQLite", figures("service-kills-sqlite")),
+        _kills("Runs without work, PostgreSQL", figures("service-kills-postgresql")),
     ]
-    return f"{sentence}\n\n{as_table(['request', 'median', '95th percentile'], rows)}"
+    asked = f"{scale['jobs_in_table']:,} jobs in the table, {scale['live_jobs']:,} of them live, {scale['users']} users"
+    sqlite, postgresql = scale["sqlite"]["together"], scale["postgresql"]["together"]
+    rows = [[name.replace("_", " "), _times(sqlite[name]), _times(postgresql[name])] for name in sqlite]
+    rows.append(["all lists", _times(scale["sqlite"]["all_lists"]), _times(scale["postgresql"]["all_lists"])])
+    table = as_table(["request", "SQLite", "PostgreSQL"], rows)
+    how = " The service had real-time priority on a machine that was busy." if scale["real_time_priority"] else ""
+    return "\n".join(kills) + f"\n\nMedian and 99th percentile with {asked}, all at once.{how}\n\n{table}"
+
+
+def _kills(name: str, kills: dict[str, Any]) -> str:
+    """Line of a list about one series of kills."""
+    ended = ", ".join(f"{count} {state}" for state, count in kills["ended"].items())
+    return (
+        f"- {name}: {len(kills['kills'])} kills in {kills['seconds']} s, {kills['jobs']} jobs, {ended}; at most "
+        f"{kills['most_keepers_of_a_job_at_once']} process group ran a job at a time."
+    )
+
+
+def _times(one: dict[str, float]) -> str:
+    return f"{one['median_ms']:,} / {one['p99_ms']:,} ms"
 
 
 def faults() -> str:

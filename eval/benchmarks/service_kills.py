@@ -154,14 +154,11 @@ class Ordeal:
         """Kill one; bring back what does not come back by itself."""
         if victim == "database":
             return {"victim": victim, "doing": self._strike_database(), "then": "goes on"}
-        processes = wait_for(self._processes) if victim not in ("service", "supervisor") else []
-        job = processes[0].environ()[MARK] if processes else None
-        doing = self.client.job(job).shown.step if job else None
-        struck = {"victim": victim, "doing": doing}
-        if victim in ("run", "keeper"):
-            (*_, target) = (one for one in processes if kind_of(one.cmdline()) == victim)
+        job, processes = wait_for(self._running) if victim not in ("service", "supervisor") else (None, {})
+        struck = {"victim": victim, "doing": self.client.job(job).shown.step if job else None}
+        if victim in processes:
             self.interrupted[str(job)] += 1
-            kill(target.pid)
+            kill(processes[victim])
             return struck | {"then": self._fails_and_is_tried_again(str(job))}
         if victim in ("supervisor", "everything"):
             kill(supervisor_of(self.server.pid))
@@ -198,15 +195,15 @@ class Ordeal:
         self.database.start()
         return "the server"
 
-    def _processes(self) -> list[psutil.Process]:
-        """The keeper and the run of one running job."""
+    def _running(self) -> tuple[str, dict[str | None, int]] | None:
+        """A running job, and the process ids of its keeper and of its run."""
         running = [job.id for job in self.client.jobs(state="running")]
         for job in self.chance.sample(running, len(running)):
             with contextlib.suppress(psutil.Error):
-                found = [process for process in processes_of_job(job) if kind_of(process.cmdline())]
-                if {kind_of(process.cmdline()) for process in found} == {"keeper", "run"}:
-                    return found
-        return []
+                found = {kind_of(process.cmdline()): process.pid for process in processes_of_job(job)}
+                if found.keys() >= {"keeper", "run"}:
+                    return job, found
+        return None
 
     def _fails_and_is_tried_again(self, job: str) -> str:
         """A job whose process is killed fails and says why, unless it was faster."""
