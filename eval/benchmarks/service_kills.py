@@ -75,7 +75,7 @@ def fake_recipes(folder: Path) -> list[Path]:
 def results(run_folder: Path) -> str:
     """SHA-256 over the names and bytes of a run's cut and checkpoint."""
     digest = hashlib.sha256()
-    for path in (*run_folder.glob("cut.json"), *sorted((run_folder / "model").iterdir())):
+    for path in (*run_folder.glob("cut.json"), *sorted((run_folder / "model").glob("*"))):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -219,16 +219,21 @@ class Ordeal:
         """Hold every job against what it must have come to."""
         known = {job.id: job.shown for job in self.client.jobs(limit=500)}
         ended = {job: known[job].state if job in known else "lost" for job in self.jobs}
-        logs = [(self.settings.folder(job) / "log.txt").read_text() for job in self.jobs]
+        for job in self.jobs:
+            if ended[job] != "succeeded" or not self.settings.log(job).exists():
+                self.wrong.append(
+                    f"job {job} in the end: {known.get(job, 'lost')}; {[*self.settings.folder(job).glob('*')]}"
+                )
+        logs = [self.settings.log(job).read_text() for job in self.jobs if self.settings.log(job).exists()]
         equal = [results(self.settings.run_folder(job)) == expected[which] for job, which in self.jobs.items()]
-        too_often = [job for job in self.jobs if known[job].attempts > 1 + self.interrupted[job]]
+        too_often = [job for job in self.jobs if job in known and known[job].attempts > 1 + self.interrupted[job]]
         keepers, runs = (max(n for (_, one), n in census.most.items() if one == kind) for kind in ("keeper", "run"))
         well = {*ended.values()} == {"succeeded"} and all(equal) and not (self.wrong or too_often)
         return {
             "jobs": len(self.jobs),
             "ended": dict(Counter(ended.values())),
             "strangers": len(known.keys() - self.jobs.keys()),
-            "attempts": sum(known[job].attempts for job in self.jobs),
+            "attempts": sum(job.attempts for job in known.values()),
             "more_attempts_than_interruptions": len(too_often),
             "looks_at_processes": census.looks,
             "most_keepers_of_a_job_at_once": keepers,
@@ -283,6 +288,8 @@ def measure_kills(folder: Path, arguments: argparse.Namespace) -> None:
             ordeal.over.set()
             ordeal.server.terminate()
             ordeal.server.wait()
+        if not figures["all_well"]:
+            print((folder / "serve.log").read_text(), file=sys.stderr)
         figures["processes_left"] = sum(len(processes_of_job(job)) for job in ordeal.jobs)
     about = {"database": arguments.database, "runs": "fake" if arguments.fake else "real"}
     about["seconds"] = round(time.monotonic() - begin)

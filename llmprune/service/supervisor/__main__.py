@@ -36,18 +36,30 @@ def main() -> None:
 def supervise(settings: Settings) -> None:
     """Run round after round until standard input says stop or closes."""
     supervisor = Supervisor(settings)
+    said = ""
     while True:
         try:
             supervisor.round()
+            said = ""
         except (DatabaseUnavailable, OSError) as error:  # a full disk: nothing is lost, the next round tries again
-            reason = error.reason if isinstance(error, DatabaseUnavailable) else error
-            logger.warning("the job table cannot be used (%s); trying again", reason)
+            reason = str(error.reason if isinstance(error, DatabaseUnavailable) else error)
+            if reason != said:  # once, not twice a second
+                logger.warning("the job table cannot be used (%s); trying again", reason)
+            said = reason
         if select.select([sys.stdin], [], [], ROUND_EVERY)[0]:
             command = os.read(sys.stdin.fileno(), 4096)
             if b"stop" in command:
-                return supervisor.stop()
+                return _stop(supervisor)
             if not command:
                 return None
+
+
+def _stop(supervisor: Supervisor) -> None:
+    """End the jobs. Without the database they are not known: they run on, and the next service finds them."""
+    try:
+        supervisor.stop()
+    except DatabaseUnavailable as error:
+        logger.warning("jobs run on, because the job table cannot be used (%s)", error.reason)
 
 
 def _first_line(descriptor: int) -> bytes:
