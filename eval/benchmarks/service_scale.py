@@ -22,7 +22,7 @@ from helpers.postgresql import remove_server, server
 from helpers.service import free_port, start, supervisor_of
 from service_requests import wait_for
 
-from llmprune.service.cli.client import Client
+from llmprune.service.client.sync.client import Client
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.job import ENDED, JobQuery, JobRequest, NewJob
 from llmprune.service.jobs.open_database import open_database
@@ -161,7 +161,7 @@ def filled_service(folder: Path, database_url: str | None, *, jobs: int) -> Iter
         with Client(f"http://127.0.0.1:{settings.port}") as client:
             for number in range(RUNNING):
                 client.submit(f"# fake pause 3600\n# fake n {number}\n{_RECIPE}")
-            wait_for(lambda: client.jobs(limit=1)["counts"]["running"] == RUNNING)
+            wait_for(lambda: client.page(limit=1).counts["running"] == RUNNING)
         fill(database, jobs - RUNNING, live=LIVE - RUNNING)
         if isinstance(database, PostgresqlDatabase):
             with database.using() as connection:
