@@ -23,7 +23,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from helpers.service import ServiceHarness, answers, free_port, recipe, served
 
 from llmprune.cli.main import app
-from llmprune.service.jobs.database import Database
+from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.server import write_first_token
 
@@ -215,7 +215,7 @@ def through(outside: httpx.Client, method: str, path: str, **options: Any) -> ht
 def test_behind_the_documented_proxy(proxied: tuple[httpx.Client, Path]) -> None:
     """Sign-in gives a Secure cookie, forged addresses are not believed, and events arrive before their stream ends."""
     outside, data = proxied
-    token = Tokens(Database(data / "service.sqlite3")).create("ann", "user")
+    token = Tokens(SqliteDatabase(data / "service.sqlite3")).create("ann", "user")
     headers = {"Authorization": f"Bearer {token}"}
     answer = through(outside, "POST", "/login", data={"token": token}, headers={"X-Forwarded-For": "203.0.113.7"})
     assert answer.status_code == 303
