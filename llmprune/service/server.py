@@ -206,8 +206,8 @@ def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 def require_token(settings: Settings, tokens: Tokens) -> None:
-    """Raise RecipeError where other machines can reach the service and there is no token."""
-    if not is_loopback(settings.host) and not tokens.records():
+    """Raise RecipeError where other machines can reach the service and nobody could sign in."""
+    if not is_loopback(settings.host) and settings.oidc is None and not tokens.records():
         raise RecipeError(
             f"--host {settings.host}: other machines can reach this address, so a token is needed first; make one with "
             f"llmprune token create --name NAME --role admin --data-dir {settings.data_dir}"

@@ -16,8 +16,10 @@ from llmprune.service.api.recipe_queue import RecipeQueue
 from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.job import JOB_ID, J, Job
+from llmprune.service.jobs.sessions import Sessions
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Caller, Tokens
+from llmprune.service.jobs.users import Users
 from llmprune.service.planner.planner import Planner
 from llmprune.service.recipe_policy.policy import ExaminedRecipe
 from llmprune.service.settings import Settings
@@ -36,6 +38,16 @@ class Service:
     wake: Callable[[], None]  # wakes the supervisor
     paths: ServerPaths  # renames paths of the server in what clients see
     clock: Callable[[], float] = time.monotonic  # of the supervisor's heartbeats
+
+    @property
+    def users(self) -> Users:
+        """The users of the service."""
+        return Users(self.database)
+
+    @property
+    def sessions(self) -> Sessions:
+        """The browser sessions of all users."""
+        return Sessions(self.database)
 
     def find(self, job: str, caller: Caller) -> Job | None:
         """Return the job of this id; None where there is none that the caller may read."""

@@ -129,6 +129,10 @@ class Client:
             ChangedJob, "POST", path=f"{_path(job)}/reevaluate", params=params, headers=_hub_header(hub_token)
         )
 
+    def share(self, job: str, shared: bool) -> dict[str, Any]:
+        """Let every user read a job, or only its owner and admins."""
+        return self._json(ChangedJob, "POST", path=f"{_path(job)}/{'share' if shared else 'unshare'}")
+
     def push(self, job: str, hub_token: str, **settings: Any) -> dict[str, Any]:
         """Push a finished job's model to the hub; return the job of the push, which can be watched.
 
