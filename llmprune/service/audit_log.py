@@ -135,7 +135,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     with tempfile.TemporaryFile() as unpacked:
         try:
             with gzip.open(path) as packed:
-                while unpacked.tell() < _MAX_UNPACKED and (block := packed.read(_BLOCK)):
+                while unpacked.tell() < _MAX_UNPACKED and (block := packed.read1(_BLOCK)):
                     unpacked.write(block)
         except (OSError, EOFError, zlib.error):
             pass  # damaged: what could be unpacked is shown

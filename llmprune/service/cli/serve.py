@@ -74,7 +74,9 @@ ShareJobs = Annotated[
     bool,
     typer.Option("--share-jobs", help="Every user with a token may read every job; default: its owner and admins."),
 ]
-UserQuota = Annotated[int | None, typer.Option(min=0, help="Limit for one user, at a time or a day. Default: none.")]
+MaxRunning = Annotated[int | None, typer.Option(min=0, help="Maximum number of running jobs of one user at a time.")]
+MaxGpus = Annotated[int | None, typer.Option(min=0, help="Maximum number of GPUs of one user at a time.")]
+JobsPerDay = Annotated[int | None, typer.Option(min=0, help="Maximum number of submissions of one user a day (UTC).")]
 UserDisk = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Maximum disk space of one user's jobs; above it none starts.")
 ]
@@ -110,10 +112,10 @@ def serve(
     keep_days: KeepDays = None,
     keep_jobs: KeepJobs = False,
     max_queued: MaxQueued = 1000,
-    max_running: UserQuota = None,
-    max_gpus: UserQuota = None,
+    max_running: MaxRunning = None,
+    max_gpus: MaxGpus = None,
     user_disk: UserDisk = None,
-    jobs_per_day: UserQuota = None,
+    jobs_per_day: JobsPerDay = None,
     max_jobs: MaxJobs = 20_000,
     oidc_issuer: oidc.Issuer = None,
     oidc_client_id: oidc.ClientId = None,

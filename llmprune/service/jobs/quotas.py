@@ -13,6 +13,7 @@ from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
 from llmprune.results.formatting import plural
 from llmprune.service.jobs.database import Database
+from llmprune.service.jobs.fair_order import last_starts
 from llmprune.service.jobs.job import ACTIVE, Job
 from llmprune.service.jobs.store_reads import QueueFull, first_row
 from llmprune.service.jobs.users import SOURCE
@@ -65,8 +66,8 @@ LABELS = {
     "running": "Jobs running at a time",
     "queued": "Jobs waiting",
     "gpus": "GPUs at a time",
-    "disk": "Disk space of my jobs",
-    "per_day": "Jobs submitted today",
+    "disk": "Disk space of jobs",
+    "per_day": "Jobs submitted a day (UTC)",
     "kept": "Jobs kept",
 }
 _COLUMNS = ", ".join(NAMES)
@@ -168,9 +169,17 @@ def _count_submission(connection: sqlite3.Connection, owner: str, *, limit: int 
 
 
 class Room:
-    """Room that each owner's quotas leave for jobs that start now."""
+    """Room that each owner's quotas leave for jobs that start now. ``last``: each owner's last start."""
 
-    def __init__(self, quotas: Mapping[str, Quotas], running: Sequence[Job], *, disk: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        quotas: Mapping[str, Quotas],
+        running: Sequence[Job],
+        *,
+        disk: Mapping[str, int],
+        last: Mapping[str, int],
+    ) -> None:
+        self.last = last
         self._quotas, self._disk = quotas, disk
         self._jobs: dict[str, int] = {}
         self._gpus: dict[str, int] = {}
@@ -206,7 +215,7 @@ def room_for(database: Database, settings: Settings, *, waiting: Iterable[Job], 
     disk = {
         owner: _disk(database.read(*_disk_query(owner))) for owner, found in quotas.items() if found.disk is not None
     }
-    return Room(quotas, running, disk=disk)
+    return Room(quotas, running, disk=disk, last=last_starts(database))
 
 
 def _merged(defaults: Quotas, own: Mapping[str, Any]) -> Quotas:

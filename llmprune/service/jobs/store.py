@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from llmprune.service.jobs.database import Database
+from llmprune.service.jobs.fair_order import count_start
 from llmprune.service.jobs.job import (
     ACTIVE,
     ENDED,
@@ -178,6 +179,7 @@ class JobStore:
             row = row_of(connection, job)
             if row["state"] != "queued":
                 return None
+            count_start(connection, row["owner"])
             step = "starting" if row["source"] is None else "pushing to the hub"
             step = step if row["reevaluate"] is None else "evaluation of more samples"
             values = {"devices": json.dumps(list(devices)), "attempts": row["attempts"] + 1, "step": step}

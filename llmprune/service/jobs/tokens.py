@@ -101,6 +101,11 @@ class TokenRecord:
     used: float | None
 
     @property
+    def effective_scopes(self) -> tuple[Scope, ...]:
+        """Scopes that its owner's role allows too."""
+        return tuple(scope for scope in self.scopes if scope in SCOPES_OF[self.role])
+
+    @property
     def expired(self) -> bool:
         """True where the token is refused because of its age."""
         return self.expires is not None and self.expires <= time.time()

@@ -114,8 +114,8 @@ class Machine:
         pushes = MAX_PUSHES - sum(job.source is not None for job in running)
         chosen: list[Start] = []
         blocked, capacity = False, dict(remote_capacity)
-        room = room or Room({}, running, disk={})
-        for job in in_turn(waiting, running):
+        room = room or Room({}, running, disk={}, last={})
+        for job in in_turn(waiting, running, last=room.last):
             if room.held(job):
                 continue
             before = len(chosen)

@@ -89,17 +89,15 @@ def change_user(
     *,
     service: TheService,
     role: Annotated[Role | None, Form()] = None,
-    email: Annotated[str | None, Form(max_length=250)] = None,
+    email: Short = "",
     access: Annotated[Literal["disable", "enable"] | None, Form()] = None,
 ) -> Response:
-    """Change role, e-mail address or access of a user."""
+    """Change role and e-mail address, or access, of a user."""
     known_user(service, user)
-    changes = {"role": role, "email": email, "access": access}
-    request.state.audit = {name: value for name, value in changes.items() if value is not None}
+    request.state.audit = {"access": access} if access else {"role": role, "email": email.strip()}
     try:
         if role is not None:
             service.users.set_role(user, role)
-        if email is not None:
             service.users.set_email(user, email)
         if access is not None:
             (service.users.disable if access == "disable" else service.users.enable)(user)
@@ -177,7 +175,7 @@ def _user(request: Request, service: Service, *, user: str, status: int = 200, *
         "user": found,
         "usage": usage_rows(details.usage, details.quotas),
         "quotas": [
-            (name, label.replace(" my ", " their "), _shown(name, getattr(details.own_quotas, name)),
+            (name, label, _shown(name, getattr(details.own_quotas, name)),
              _shown(name, getattr(defaults, name)) or "none")
             for name, label in LABELS.items()
         ],
@@ -192,11 +190,13 @@ def _user(request: Request, service: Service, *, user: str, status: int = 200, *
 
 
 def _shown(name: str, value: int | None) -> str:
+    """Return a quota as the form takes it: exact, so that saving the form again changes nothing."""
     if value is None:
         return ""
     if value == NO_LIMIT:
         return "none"
-    return format_size(value) if name == "disk" else str(value)
+    size = format_size(value) if name == "disk" and value else ""
+    return size if size and parse_size(size) == value else str(value)
 
 
 def _number(name: str, text: str) -> int | None:

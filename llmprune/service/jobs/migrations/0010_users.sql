@@ -71,3 +71,9 @@ CREATE TABLE job_disk (
     state TEXT NOT NULL,
     attempts INTEGER NOT NULL
 );
+
+-- Which owner's job started last, for the turns of owners in the queue.
+CREATE TABLE last_starts (
+    owner TEXT PRIMARY KEY,
+    number INTEGER NOT NULL  -- among all starts
+);
