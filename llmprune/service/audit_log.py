@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llmprune.common.errors import RecipeError
+from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.logs import AUDIT
 
 _BLOCK = 256 * 1024  # bytes
@@ -53,7 +53,7 @@ class AuditPage:
 
 
 def read_audit(folder: Path, query: AuditQuery) -> AuditPage:
-    """Return a page of the audit log in a data folder. Raises RecipeError for a cursor of files that are gone."""
+    """Return a page of the audit log in a data folder. Raises Conflict for a cursor of files that are gone."""
     found: list[dict[str, Any]] = []
     read, place = 0, ""
     for place, line in _lines(folder, query.before):
@@ -104,7 +104,7 @@ def _lines(folder: Path, before: str | None) -> Iterator[tuple[str, bytes]]:
         wanted = _CURSOR.fullmatch(before)
         numbers = [str(path.stat().st_ino) for path in paths]
         if wanted is None or wanted[1] not in numbers:
-            raise RecipeError("the audit log was rotated since this page was made; begin at its first page", "audit")
+            raise Conflict("the audit log was rotated since this page was made; begin at its first page")
         paths, start = paths[numbers.index(wanted[1]) :], int(wanted[2])
     for path in paths:
         with _opened(path) as file:

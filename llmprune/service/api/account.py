@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
+from llmprune.common.errors import RecipeError
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.jobs.quotas import Quotas, Usage, default_quotas, quotas_of, usage_of
@@ -93,11 +94,11 @@ def make_token(wanted: NewToken, service: TheService, *, caller: TheCaller) -> M
     return MadeToken(token=make_own_token(service, caller, wanted=wanted))
 
 
-@router.delete("/tokens/{token}", status_code=204, responses=documented(409, 422, 507))
+@router.delete("/tokens/{token}", status_code=204, responses=documented(404, 409, 422, 507))
 def revoke_token(token: TokenId, service: TheService, *, caller: TheCaller) -> None:
     """Revoke a token of the caller, with the sessions that it opened."""
     require_user(caller)
-    service.tokens.revoke(caller.name, token)
+    revoke_of(service, caller.name, token=token)
 
 
 @router.get("/sessions", responses=documented())
@@ -131,6 +132,14 @@ def make_own_token(service: Service, caller: Caller, *, wanted: NewToken) -> str
         raise Refused(403, f"you may not give the scopes {', '.join(missing)}, which you do not have here yourself")
     scopes = [scope for scope in wanted.scopes if scope in caller.scopes]
     return service.tokens.create(caller.name, name=wanted.name.strip(), scopes=scopes, days=wanted.days)
+
+
+def revoke_of(service: Service, owner: str, *, token: str) -> None:
+    """Revoke a user's token. Raises Refused (404) where there is none of this id or name."""
+    try:
+        service.tokens.revoke(owner, token)
+    except RecipeError as error:
+        raise Refused(404, error.problems[0]) from error
 
 
 def require_user(caller: Caller) -> None:

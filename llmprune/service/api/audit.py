@@ -45,7 +45,7 @@ class AuditEntries(BaseModel):
     read_all: bool = Field(description="False: the page ended because a part of the log was searched; go on with next.")
 
 
-@router.get("/audit", responses=documented(422))
+@router.get("/audit", responses=documented(409, 422))
 def show_audit(
     service: TheService,
     caller: TheCaller,

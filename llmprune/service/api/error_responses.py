@@ -123,7 +123,6 @@ def _wrong_recipe(error: RecipeError) -> Failure:
         "submission": "the job cannot be queued",
         "evaluation": "more samples cannot be evaluated",
         "users": "this cannot be done",
-        "audit": "the page cannot be shown",
     }
     return Failure(422, details.get(error.source, "the recipe cannot be run here"), error.problems)
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
-from llmprune.service.api.account import MadeToken, NewToken, ShownToken, TokenId, require_user
+from llmprune.service.api.account import MadeToken, NewToken, ShownToken, TokenId, require_user, revoke_of
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.jobs.quotas import (
@@ -169,7 +169,7 @@ def make_user_token(user: UserName, wanted: NewToken, *, service: TheService, ca
 def revoke_user_token(user: UserName, token: TokenId, *, service: TheService, caller: TheCaller) -> None:
     """Revoke a token of a user, with the sessions that it opened."""
     del caller
-    service.tokens.revoke(known_user(service, user).name, token)
+    revoke_of(service, known_user(service, user).name, token=token)
 
 
 def known_user(service: Service, name: str) -> User:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
-from llmprune.service.api.account import NewToken, TokenId, account_of, make_own_token, require_user
+from llmprune.service.api.account import NewToken, TokenId, account_of, make_own_token, require_user, revoke_of
 from llmprune.service.api.auth import COOKIE
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.jobs.quotas import LABELS, Quotas, Usage
@@ -69,7 +69,7 @@ def make_token(
 def revoke_token(token: TokenId, service: TheService, *, caller: TheCaller) -> Response:
     """Revoke a token and return to the account."""
     require_user(caller)
-    service.tokens.revoke(caller.name, token)
+    revoke_of(service, caller.name, token=token)
     return RedirectResponse("/account", 303)
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size, parse_size
-from llmprune.service.api.account import TokenId, require_user
+from llmprune.service.api.account import TokenId, require_user, revoke_of
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.users import UserName, details_of, known_user
 from llmprune.service.jobs.quotas import LABELS, NO_LIMIT, OwnQuotas, default_quotas, set_own_quotas
@@ -151,7 +151,7 @@ def make_token(
 @router.post("/users/{user}/tokens/{token}/revoke")
 def revoke_token(user: UserName, token: TokenId, *, service: TheService) -> Response:
     """Revoke a token of a user."""
-    service.tokens.revoke(known_user(service, user).name, token)
+    revoke_of(service, known_user(service, user).name, token=token)
     return RedirectResponse(f"/users/{user}", 303)
 
 
