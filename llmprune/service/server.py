@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from llmprune.common.errors import OutputError, RecipeError
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.tokens import Tokens
+from llmprune.service.jobs.users import Users
 from llmprune.service.listening import listening
 from llmprune.service.logs import audit_command, kept, log_with_time
 from llmprune.service.settings import Settings, is_loopback
@@ -147,13 +148,13 @@ def open_tokens(settings: Settings) -> Tokens:
 
 
 def write_first_token(settings: Settings, file: Path) -> None:
-    """Make an admin's token and write it where only this user reads it, if there is no token yet.
+    """Make an admin's token and write it where only this user reads it, if there is no user yet.
 
     For containers, in which nobody can run ``token create`` before the service starts. Raises OutputError where the
     file cannot be written; then no token is made.
     """
     tokens = open_tokens(settings)
-    if tokens.records():
+    if Users(tokens.database).exist():
         return
     try:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:

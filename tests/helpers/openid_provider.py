@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import authlib.deprecate  # noqa: F401 - it shows its warnings again, so it comes before they are ignored
 import flask
 import pytest
 import requests

@@ -96,6 +96,13 @@ def test_a_person_signs_in_and_out(door: Door) -> None:
     assert len(door.users.all()) == 1
 
 
+@pytest.mark.parametrize("next", ["//evil.example", "/\\evil.example", "/\t/evil.example", "https://evil.example", "x"])
+def test_the_page_afterwards_is_of_this_service(door: Door, next: str) -> None:
+    """An address of another site, however it is written, becomes the first page."""
+    answer = door.back(door.idp.answer(door.begin(next), "ann-1"))
+    assert (answer.status_code, 'content="0;url=/"' in answer.text, "evil" in answer.text) == (200, True, False)
+
+
 def test_cookies_behind_a_proxy(tmp_path: Path, idp: OpenIDProvider) -> None:
     """Behind a trusted proxy with TLS the address back is https and both cookies are Secure."""
     (tmp_path / "secret").write_text("s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from typing import Annotated
 
 from fastapi import Form, Query, Request
@@ -20,6 +21,7 @@ from llmprune.service.web.responses import page, page_router
 
 router = page_router()
 
+_LOCAL = re.compile(r"/(?![/\\])[!-\[\]-~]*")
 _FLOW_SECONDS = 600  # to sign in at the provider
 Next = Annotated[str, Query(max_length=400)]
 
@@ -127,8 +129,8 @@ def _set_cookie(request: Request, response: Response, *, session: str) -> None:
 
 
 def _local(next: str) -> str:
-    """Return an address of this service; the first page for any other."""
-    return next if next.startswith("/") and not next.startswith(("//", "/\\")) else "/"
+    """Return an address of this service; the first page for any other, and for signs that browsers leave out."""
+    return next if _LOCAL.fullmatch(next) else "/"
 
 
 def _callback(request: Request) -> str:
