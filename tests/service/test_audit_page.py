@@ -122,6 +122,7 @@ def test_admins_alone_read_it(tmp_path: Path) -> None:
         ("POST /v1/jobs", 403),
         ("POST /users/{user}", 303),
     ]
+    assert page["entries"][0]["details"]["name"] == "<b>"
     assert page["entries"][2]["details"] == {"role": "viewer", "email": "u@x.org"}
     older = harness.http.get("/v1/audit", params={"before": page["next"]}, headers=admin).json()
     assert [entry["job"] for entry in older["entries"]] == [job, job]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmprune.common.errors import RecipeError
-from llmprune.service.api.dependencies import Service, TheCaller, TheService
+from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.jobs.quotas import Quotas, Usage, default_quotas, quotas_of, usage_of
 from llmprune.service.jobs.tokens import LOCAL, SCOPES, Caller, Scope
@@ -89,14 +89,16 @@ def list_tokens(service: TheService, caller: TheCaller) -> list[ShownToken]:
 
 
 @router.post("/tokens", status_code=201, responses=documented(409, 413, 422, 507))
-def make_token(wanted: NewToken, service: TheService, *, caller: TheCaller) -> MadeToken:
+def make_token(wanted: NewToken, request: Request, *, service: TheService, caller: TheCaller) -> MadeToken:
     """Make a token for the caller. It never allows more than the token or session that makes it."""
+    audit_details(request, **wanted.model_dump())
     return MadeToken(token=make_own_token(service, caller, wanted=wanted))
 
 
 @router.delete("/tokens/{token}", status_code=204, responses=documented(404, 409, 422, 507))
-def revoke_token(token: TokenId, service: TheService, *, caller: TheCaller) -> None:
+def revoke_token(token: TokenId, request: Request, *, service: TheService, caller: TheCaller) -> None:
     """Revoke a token of the caller, with the sessions that it opened."""
+    audit_details(request, token=token)
     require_user(caller)
     revoke_of(service, caller.name, token=token)
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sqlite3
 import time
@@ -37,6 +38,7 @@ CALLBACK = "/login/oidc/callback"
 _PROBES = ("/v1/health", "/v1/ready", "/v1/metrics")
 _COOKIE_VALUE = re.compile(r"[\w.~-]{1,1000}", re.ASCII)
 _SEEN_EVERY = 300.0  # seconds between two records of a caller's last request
+_SEEN_WAIT = 0.5  # seconds that a request waits for such a record
 _STREAM = re.compile(r"/v1/jobs/[^/]+/events")
 _MAX_PARAMETERS = 200
 _MAX_SEEN = 10_000  # callers
@@ -159,8 +161,9 @@ class AuthMiddleware:
         if len(self._seen) > _MAX_SEEN:
             self._seen.clear()
         self._seen[key] = now
-        with suppress(sqlite3.Error):  # a full disk must not refuse requests that only read
-            await run_in_threadpool(self.users.touch, caller.name, caller.token)
+        # a full disk or a long transaction must not keep requests waiting that only read
+        with suppress(sqlite3.Error, TimeoutError):
+            await asyncio.wait_for(run_in_threadpool(self.users.touch, caller.name, caller.token), _SEEN_WAIT)
 
     def _caller(self, headers: Headers) -> Caller | None:
         scheme, _, token = headers.get("authorization", "").partition(" ")

@@ -116,6 +116,11 @@ def caller_of(request: Request) -> Caller:
     return found
 
 
+def audit_details(request: Request, **values: Any) -> None:
+    """Add values that a request sets to its line of the audit log; None is left out. Never a secret."""
+    request.state.audit = {name: value for name, value in values.items() if value is not None}
+
+
 TheService = Annotated[Service, Depends(service_of)]
 TheCaller = Annotated[Caller, Depends(caller_of)]
 JobId = Annotated[str, InPath(pattern=f"^{JOB_ID}$", description="The job's id.")]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmprune.service.api.account import MadeToken, NewToken, ShownToken, TokenId, require_user, revoke_of
-from llmprune.service.api.dependencies import Service, TheCaller, TheService
+from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.jobs.quotas import (
     OwnQuotas,
@@ -84,31 +84,30 @@ class Moved(BaseModel):
 
 
 @router.get("", responses=documented())
-def list_users(service: TheService, caller: TheCaller) -> list[ShownUser]:
+def list_users(service: TheService) -> list[ShownUser]:
     """List all users."""
-    del caller
     return [ShownUser.model_validate(user, from_attributes=True) for user in service.users.all()]
 
 
 @router.post("", status_code=201, responses=documented(409, 413, 422, 507))
-def create_user(wanted: NewUser, service: TheService, *, caller: TheCaller) -> ShownUser:
+def create_user(wanted: NewUser, request: Request, *, service: TheService, caller: TheCaller) -> ShownUser:
     """Make a user, who signs in at the OpenID provider or with a token that an admin makes."""
+    audit_details(request, **wanted.model_dump())
     require_user(caller)
     user = service.users.create(wanted.name, wanted.role, email=wanted.email)
     return ShownUser.model_validate(user, from_attributes=True)
 
 
 @router.get("/{user}", responses=documented(404, 422))
-def show_user(user: UserName, service: TheService, *, caller: TheCaller) -> UserDetails:
+def show_user(user: UserName, service: TheService) -> UserDetails:
     """Show a user with usage and quotas."""
-    del caller
     return details_of(service, known_user(service, user))
 
 
 @router.patch("/{user}", responses=documented(404, 413, 422, 507))
-def change_user(user: UserName, changes: UserChanges, *, service: TheService, caller: TheCaller) -> UserDetails:
+def change_user(user: UserName, changes: UserChanges, *, request: Request, service: TheService) -> UserDetails:
     """Change role or e-mail address, or disable or enable a user. The last admin stays one."""
-    del caller
+    audit_details(request, **changes.model_dump())
     known_user(service, user)
     if changes.role is not None:
         service.users.set_role(user, changes.role)
@@ -121,9 +120,9 @@ def change_user(user: UserName, changes: UserChanges, *, service: TheService, ca
 
 
 @router.put("/{user}/quotas", responses=documented(404, 413, 422, 507))
-def set_quotas(user: UserName, quotas: OwnQuotas, *, service: TheService, caller: TheCaller) -> UserDetails:
+def set_quotas(user: UserName, quotas: OwnQuotas, *, request: Request, service: TheService) -> UserDetails:
     """Give a user quotas in place of the service's."""
-    del caller
+    audit_details(request, **quotas.model_dump())
     found = known_user(service, user)
     set_own_quotas(service.database, user, quotas=quotas)
     service.wake()
@@ -131,44 +130,42 @@ def set_quotas(user: UserName, quotas: OwnQuotas, *, service: TheService, caller
 
 
 @router.post("/{user}/transfer", responses=documented(404, 413, 422, 507))
-def transfer_jobs(user: UserName, receiver: Receiver, *, service: TheService, caller: TheCaller) -> Moved:
+def transfer_jobs(user: UserName, receiver: Receiver, *, request: Request, service: TheService) -> Moved:
     """Give all jobs of a user to another user, as when somebody leaves.
 
     Jobs from before there were users belong to ``local``.
     """
-    del caller
+    audit_details(request, to=receiver.to)
     if user != LOCAL.name:
         known_user(service, user)
     return Moved(jobs=transfer(service.database, user, to=receiver.to))
 
 
 @router.delete("/{user}/sessions", status_code=204, responses=documented(404, 422, 507))
-def end_user_sessions(user: UserName, service: TheService, *, caller: TheCaller) -> None:
+def end_user_sessions(user: UserName, service: TheService) -> None:
     """End all browser sessions of a user."""
-    del caller
     service.sessions.end_all(known_user(service, user).name)
 
 
 @router.get("/{user}/tokens", responses=documented(404, 422))
-def list_user_tokens(user: UserName, service: TheService, *, caller: TheCaller) -> list[ShownToken]:
+def list_user_tokens(user: UserName, service: TheService) -> list[ShownToken]:
     """List the tokens of a user; the tokens themselves are not stored."""
-    del caller
     found = service.tokens.records(known_user(service, user).name)
     return [ShownToken.model_validate(one, from_attributes=True) for one in found]
 
 
 @router.post("/{user}/tokens", status_code=201, responses=documented(404, 413, 422, 507))
-def make_user_token(user: UserName, wanted: NewToken, *, service: TheService, caller: TheCaller) -> MadeToken:
+def make_user_token(user: UserName, wanted: NewToken, *, request: Request, service: TheService) -> MadeToken:
     """Make a token for a user. It allows what its scopes and the user's role allow."""
-    del caller
+    audit_details(request, **wanted.model_dump())
     name = known_user(service, user).name
     return MadeToken(token=service.tokens.create(name, name=wanted.name, scopes=wanted.scopes, days=wanted.days))
 
 
 @router.delete("/{user}/tokens/{token}", status_code=204, responses=documented(404, 422, 507))
-def revoke_user_token(user: UserName, token: TokenId, *, service: TheService, caller: TheCaller) -> None:
+def revoke_user_token(user: UserName, token: TokenId, *, request: Request, service: TheService) -> None:
     """Revoke a token of a user, with the sessions that it opened."""
-    del caller
+    audit_details(request, token=token)
     revoke_of(service, known_user(service, user).name, token=token)
 
 

@@ -12,7 +12,7 @@ from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
 from llmprune.service.api.account import NewToken, TokenId, account_of, make_own_token, require_user, revoke_of
 from llmprune.service.api.auth import COOKIE
-from llmprune.service.api.dependencies import Service, TheCaller, TheService
+from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
 from llmprune.service.jobs.quotas import LABELS, Quotas, Usage
 from llmprune.service.jobs.tokens import LOCAL, SCOPE_MEANINGS, SCOPES, SCOPES_OF, Caller, Scope
 from llmprune.service.web.responses import page, page_router
@@ -59,6 +59,7 @@ def make_token(
     """Make a token and show it, this once."""
     try:
         wanted = form.wanted()
+        audit_details(request, **wanted.model_dump())
         made = make_own_token(service, caller, wanted=wanted)
     except RecipeError as error:
         return _account(request, service, caller=caller, status=422, problem=error.problems[0])
@@ -66,8 +67,9 @@ def make_token(
 
 
 @router.post("/account/tokens/{token}/revoke")
-def revoke_token(token: TokenId, service: TheService, *, caller: TheCaller) -> Response:
+def revoke_token(request: Request, token: TokenId, *, service: TheService, caller: TheCaller) -> Response:
     """Revoke a token and return to the account."""
+    audit_details(request, token=token)
     require_user(caller)
     revoke_of(service, caller.name, token=token)
     return RedirectResponse("/account", 303)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size, parse_size
 from llmprune.service.api.account import TokenId, require_user, revoke_of
-from llmprune.service.api.dependencies import Service, TheCaller, TheService
+from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
 from llmprune.service.api.users import UserName, details_of, known_user
 from llmprune.service.jobs.quotas import LABELS, NO_LIMIT, OwnQuotas, default_quotas, set_own_quotas
 from llmprune.service.jobs.sharing import transfer
@@ -67,6 +67,7 @@ def create_user(
 ) -> Response:
     """Make a user and show the user's page."""
     require_user(caller)
+    audit_details(request, name=name.strip(), role=role, email=email.strip())
     try:
         made = service.users.create(name.strip(), role, email=email)
     except RecipeError as error:
@@ -94,7 +95,7 @@ def change_user(
 ) -> Response:
     """Change role and e-mail address, or access, of a user."""
     known_user(service, user)
-    request.state.audit = {"access": access} if access else {"role": role, "email": email.strip()}
+    audit_details(request, role=role, email=None if role is None else email.strip(), access=access)
     try:
         if role is not None:
             service.users.set_role(user, role)
@@ -118,7 +119,7 @@ def set_quotas(
         set_own_quotas(service.database, user, quotas=quotas)
     except RecipeError as error:
         return _user(request, service, user=user, status=422, problem=error.problems[0])
-    request.state.audit = quotas.model_dump(exclude_none=True)
+    audit_details(request, **quotas.model_dump())
     service.wake()
     return RedirectResponse(f"/users/{user}", 303)
 
@@ -130,7 +131,7 @@ def transfer_jobs(request: Request, user: UserName, *, service: TheService, to: 
         moved = transfer(service.database, user, to=to.strip())
     except RecipeError as error:
         return _user(request, service, user=user, status=422, problem=error.problems[0])
-    request.state.audit = {"to": to.strip(), "jobs": moved}
+    audit_details(request, to=to.strip(), jobs=moved)
     return RedirectResponse(f"/users/{user}", 303)
 
 
@@ -142,6 +143,7 @@ def make_token(
     known_user(service, user)
     try:
         wanted = form.wanted()
+        audit_details(request, **wanted.model_dump())
         made = service.tokens.create(user, name=wanted.name, scopes=wanted.scopes, days=wanted.days)
     except RecipeError as error:
         return _user(request, service, user=user, status=422, problem=error.problems[0])
@@ -149,8 +151,9 @@ def make_token(
 
 
 @router.post("/users/{user}/tokens/{token}/revoke")
-def revoke_token(user: UserName, token: TokenId, *, service: TheService) -> Response:
+def revoke_token(request: Request, user: UserName, *, token: TokenId, service: TheService) -> Response:
     """Revoke a token of a user."""
+    audit_details(request, token=token)
     revoke_of(service, known_user(service, user).name, token=token)
     return RedirectResponse(f"/users/{user}", 303)
 
