@@ -70,6 +70,11 @@ def refused(answer: Any, status: int, sentence: str) -> None:
     assert "llmprune_session" not in str(answer.headers.get("Set-Cookie"))
 
 
+def last_warning(caplog: pytest.LogCaptureFixture) -> str:
+    """The last line that the operator reads about the provider."""
+    return [one.getMessage() for one in caplog.records if one.name == oidc_provider.__name__][-1]
+
+
 def test_a_person_signs_in_and_out(door: Door) -> None:
     """The first sign-in makes the user; the session works, survives as today's do, and ends with the sign-out."""
     page = door.http.get("/compare", headers=HTML)  # leads to the sign-in
@@ -96,11 +101,11 @@ def test_a_person_signs_in_and_out(door: Door) -> None:
     assert len(door.users.all()) == 1
 
 
-@pytest.mark.parametrize("next", ["//evil.example", "/\\evil.example", "/\t/evil.example", "https://evil.example", "x"])
-def test_the_page_afterwards_is_of_this_service(door: Door, next: str) -> None:
+def test_the_page_afterwards_is_of_this_service(door: Door) -> None:
     """An address of another site, however it is written, becomes the first page."""
-    answer = door.back(door.idp.answer(door.begin(next), "ann-1"))
-    assert (answer.status_code, 'content="0;url=/"' in answer.text, "evil" in answer.text) == (200, True, False)
+    for next in ("//evil.example", "/\\evil.example", "/\t/evil.example", "https://evil.example", "x"):
+        answer = door.back(door.idp.answer(door.begin(next), "ann-1"))
+        assert (answer.status_code, 'content="0;url=/"' in answer.text, "evil" in answer.text) == (200, True, False)
 
 
 def test_cookies_behind_a_proxy(tmp_path: Path, idp: OpenIDProvider) -> None:
@@ -148,12 +153,12 @@ def test_tokens_that_are_not_for_this_service(
     ):
         door.idp.person("forged", preferred_username="forged", **wrong)
         refused(door.sign_in("forged"), 401, "not valid")
-        assert logged in caplog.messages[-1], caplog.messages
+        assert logged in last_warning(caplog)
     with monkeypatch.context() as patch:
         shared = {"kty": "oct", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA"}
         sign_otherwise(patch, alg="HS256", key=shared)
         refused(door.sign_in("ann-1"), 401, "not valid")
-        assert "unsupported_algorithm" in caplog.messages[-1]
+        assert "unsupported_algorithm" in last_warning(caplog)
     assert door.users.all() == []
     assert door.sign_in("ann-1").status_code == 200
 
