@@ -184,8 +184,13 @@ def test_every_option_is_explained() -> None:
 def test_every_setting_is_explained() -> None:
     """A setting of the service is an option of ``llmprune serve`` or one of the documented fixed limits."""
     options = {parameter.name for parameter in click_command().commands["serve"].params}
-    renamed = {"host_names": "host_name", "trusted_proxies": "trusted_proxy", "allow_roots": "allow_root"}
-    renamed["database_url"] = "database"
+    renamed = {
+        "database_url": "database",
+        "host_names": "host_name",
+        "trusted_proxies": "trusted_proxy",
+        "allow_roots": "allow_root",
+        "oidc": "oidc_issuer",
+    }
     settings = {renamed.get(name, name) for name in Settings.model_fields} - INJECTED
     assert settings <= options | set(environment.FIXED_LIMITS)
     assert set(environment.FIXED_LIMITS) <= settings

@@ -11,7 +11,6 @@ from llmprune.service.settings import Settings
 # Settings that an operator cannot change by an option: what each limits.
 FIXED_LIMITS = {
     "log_limit": "bytes of one job's log; a job that writes more is ended",
-    "max_jobs": "jobs of one owner, ended ones included",
     "rate": "requests of one caller per second, after a burst",
     "burst": "requests of one caller that may come at once",
     "requests": "requests of one caller at a time; twice as many from one address",

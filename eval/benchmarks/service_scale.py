@@ -27,6 +27,7 @@ from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.job import ENDED, JobQuery, JobRequest, NewJob
 from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.postgresql import PostgresqlDatabase
+from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.settings import Settings
@@ -45,7 +46,7 @@ def fill(database: Database, jobs: int, *, live: int) -> None:
     """Add jobs of all users, the last ``live`` of them waiting, each with its events."""
     chance, store = random.Random(0), JobStore(database)
     new = NewJob("user-0", "org/model-1b", _RECIPE, (), JobRequest(name="template"))
-    template, _ = store.add("a" * 12, new, max_queued=10**6, max_jobs=10**6)
+    template, _ = store.add("a" * 12, new, quotas=Quotas())
     with database.write() as connection:
         connection.execute("DELETE FROM events WHERE job = ?", (template.id,))
     rows: list[dict[str, Any]] = []

@@ -19,6 +19,7 @@ from llmprune.common.errors import OutputError, RecipeError
 from llmprune.service.data_folder import locked, usable
 from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.tokens import Tokens
+from llmprune.service.jobs.users import Users
 from llmprune.service.listening import listening
 from llmprune.service.logs import audit_command, kept, log_with_time
 from llmprune.service.settings import Settings, is_loopback
@@ -148,13 +149,13 @@ def open_tokens(settings: Settings) -> Tokens:
 
 
 def write_first_token(settings: Settings, file: Path) -> None:
-    """Make an admin's token and write it where only this user reads it, if there is no token yet.
+    """Make an admin's token and write it where only this user reads it, if there is no user yet.
 
     For containers, in which nobody can run ``token create`` before the service starts. Raises OutputError where the
     file cannot be written; then no token is made.
     """
     tokens = open_tokens(settings)
-    if tokens.records():
+    if Users(tokens.database).exist():
         return
     try:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
@@ -193,8 +194,8 @@ def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 def require_token(settings: Settings, tokens: Tokens) -> None:
-    """Raise RecipeError where other machines can reach the service and there is no token."""
-    if not is_loopback(settings.host) and not tokens.records():
+    """Raise RecipeError where other machines can reach the service and nobody could sign in."""
+    if not is_loopback(settings.host) and settings.oidc is None and not tokens.records():
         raise RecipeError(
             f"--host {settings.host}: other machines can reach this address, so a token is needed first; make one with "
             f"llmprune token create --name NAME --role admin --data-dir {settings.data_dir}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmprune.service.memory import memory_per_job
+from llmprune.service.oidc.settings import OidcSettings
 
 SITE = Path(__file__).parent / "web" / "site"  # the documentation: built by make docs, part of the wheel
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -39,8 +40,13 @@ class Settings(BaseModel):
     keep_jobs: bool = False  # jobs run on while the service restarts
     share_jobs: bool = False  # every user with a token may read every job
     lend_hub_token: bool = False  # jobs without a token use the token and the cache of the user who started the service
-    max_queued: int = 1000  # of one owner
-    max_jobs: int = 20_000  # of one owner, ended ones included
+    max_queued: int = 1000  # of one owner, as are the limits that follow
+    max_jobs: int = 20_000  # ended ones included
+    max_running: int | None = None  # jobs at a time
+    max_gpus: int | None = None  # at a time
+    user_disk: int | None = None  # bytes of all jobs
+    jobs_per_day: int | None = None
+    oidc: OidcSettings | None = None  # sign-in at an OpenID provider
     rate: float = 20.0  # requests per second of one caller, after a burst
     burst: int = 200
     requests: int = 32  # at a time from one caller, and twice as many from one address

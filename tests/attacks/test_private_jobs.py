@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 
+from llmprune.service.api.auth import CALLBACK
 from llmprune.service.api.outputs import job_events
+from llmprune.service.api.route_scopes import scope_of
 from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.jobs.store import JobStore
-from llmprune.service.jobs.tokens import Caller
 
 NOBODYS = "0" * 12
 NAME, MODEL, OWNER = "merger-of-two-banks", "org/unannounced", "anna.privately"
@@ -120,11 +121,19 @@ def test_no_list_shows_a_private_job(house: tuple[House, list[str]]) -> None:
     assert {"/", "/now", "/compare", "/v1/jobs", "/v1/queue", "/v1/metrics"} <= set(paths)
     queries = [f"/v1/jobs?source={jobs[0]}", f"/v1/jobs?owner={OWNER}", "/v1/jobs?search=merger", "/?state=succeeded"]
     queries += [f"/v1/jobs?search={jobs[0]}", *(f"/v1/jobs?state={one}" for one in ("succeeded", "failed", "queued"))]
-    others = ("/v1/compare", "/v1/openapi.json", "/v1/ready", "/docs", "/docs/")  # the documentation knows no jobs
+    others = (
+        "/v1/compare",
+        "/v1/openapi.json",
+        "/v1/ready",
+        "/docs",
+        "/docs/",
+        "/login/oidc",
+        CALLBACK,
+    )  # the documentation knows no jobs
     paths = [path for path in paths if path not in others]
     for path in (*paths, *queries):
         answer = service.ask("bob", "GET", path)
-        assert answer.status_code == 200, path
+        assert answer.status_code == (403 if scope_of("GET", path.split("?")[0]) == "admin" else 200), path
         assert [secret for secret in (NAME, MODEL, OWNER, *jobs) if secret in answer.text] == [], path
         if path.startswith("/v1/jobs"):
             found = answer.json()
@@ -162,6 +171,8 @@ def test_a_shared_job_is_read_by_all_and_changed_by_its_owner(house: tuple[House
         ("POST", "retry"),
         ("POST", "reevaluate"),
         ("POST", "push"),
+        ("POST", "share"),
+        ("POST", "unshare"),
         ("DELETE", ""),
     ):
         answer = service.ask("bob", method, f"/v1/jobs/{shared}/{path}".rstrip("/"), **SENT["/v1/jobs/{job}/push"])
@@ -203,16 +214,23 @@ def test_an_admins_push_of_a_job_is_not_named_to_its_owner(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "loss", [f"DELETE FROM jobs WHERE owner = '{OWNER}'", f"DELETE FROM tokens WHERE name = '{OWNER}'"]
+    "loss",
+    [
+        f"DELETE FROM jobs WHERE owner = '{OWNER}'",
+        f"DELETE FROM tokens WHERE owner = '{OWNER}'",
+        "UPDATE users SET disabled = 1",
+    ],
 )
 def test_a_stream_ends_with_its_job_or_token(tmp_path: Path, loss: str) -> None:
-    """Who follows a job hears nothing more once the job is gone, or the token is revoked."""
+    """Who follows a job hears nothing more once the job is gone, the token is revoked or the user disabled."""
     service = House(tmp_path)
     job = service.submit(OWNER)
+    caller = service.harness.service.tokens.caller(service.tokens[OWNER])
+    assert caller is not None
 
     async def follow() -> list[str]:
         heard = []
-        async for event in job_events(job, service.harness.service, caller=Caller(OWNER, "user"), last_event_id=None):
+        async for event in job_events(job, service.harness.service, caller=caller, last_event_id=None):
             heard.append(json.loads(str(event.raw_data))["state"])
             with service.harness.service.database.write() as connection:
                 connection.execute(loss)

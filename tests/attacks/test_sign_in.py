@@ -103,9 +103,9 @@ def test_many_sign_ins_at_once_are_counted(closed: tuple[ServiceHarness, str]) -
 def test_a_token_has_few_sessions(closed: tuple[ServiceHarness, str]) -> None:
     """The oldest session of a token ends when there are too many."""
     harness, token = closed
-    tokens = harness.service.tokens
-    opened = [tokens.open_session(token) or "" for _ in range(25)]
-    assert [tokens.session_caller(session) is not None for session in opened] == [False] * 5 + [True] * 20
+    sessions = harness.service.sessions
+    opened = [sessions.open_with(token) or "" for _ in range(25)]
+    assert [sessions.caller(session) is not None for session in opened] == [False] * 5 + [True] * 20
 
 
 def test_a_network_of_proxies_is_written_in_any_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from helpers.service import ServiceHarness, recipe, settings_in
 from llmprune.service.jobs import schema
 from llmprune.service.jobs.job import JobRequest, NewJob
 from llmprune.service.jobs.open_database import open_database
+from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings
 
@@ -45,7 +46,7 @@ def filled(settings: Settings, jobs: int) -> JobStore:
     store = JobStore(database)
     for number in range(jobs):
         new = replace(NEW, key=str(number), request=JobRequest(name=f"∞ {number}", time_limit=0.1, shared=number == 1))
-        store.add(f"{number:012x}", new, max_queued=99, max_jobs=99)
+        store.add(f"{number:012x}", new, quotas=Quotas(queued=99, kept=99))
     store.start("0" * 12, ["0"])
     assert on(settings, "token", "create", "--name", "ann").code == 0
     return store
@@ -67,7 +68,7 @@ def test_a_backup_is_restored_on_either_database(tmp_path: Path, source: str, ta
     assert on(after, "restore", saved).code == 0
     restored = JobStore(open_database(after))
     assert contents(restored) == contents(jobs)
-    job, is_new = restored.add("f" * 12, replace(NEW, key="new"), max_queued=99, max_jobs=99)
+    job, is_new = restored.add("f" * 12, replace(NEW, key="new"), quotas=Quotas(queued=99, kept=99))
     assert (is_new, job.seq) == (True, 4)
     assert [event["id"] for event in restored.events("f" * 12, 0)] == [5]
     again = on(after, "restore", saved)
@@ -102,7 +103,7 @@ def test_a_backup_shows_one_instant(tmp_path: Path, kind: str) -> None:
     def submit() -> None:
         number = 1
         while not over.is_set():
-            store.add(f"{number:012x}", replace(NEW, key=str(number)), max_queued=10**6, max_jobs=10**6)
+            store.add(f"{number:012x}", replace(NEW, key=str(number)), quotas=Quotas(queued=10**6, kept=10**6))
             number += 1
 
     writer = threading.Thread(target=submit)

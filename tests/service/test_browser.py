@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 from helpers.browser import CHROMIUM, FOCUSED, MINUTE, PHONE, WIDE, faults_of_access, overflow, quiet_page, tab_to
+from helpers.openid_provider import openid_provider
 from helpers.service import recipe, served
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from llmprune.service.client.sync.client import Client
 from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.tokens import Tokens
+from llmprune.service.oidc.settings import OidcSettings
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.processes import processes_of_job
 
@@ -299,3 +301,34 @@ def test_sign_in_and_out(browser: Browser, tmp_path: Path) -> None:
         page.goto("/")
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
         context.close()
+
+
+def test_sign_in_at_a_provider(browser: Browser, tmp_path: Path) -> None:
+    """A person comes back from another site signed in, makes a token, and sees users and audit log as an admin."""
+    (tmp_path / "secret").write_text("s")
+    with openid_provider() as provider:
+        settings = OidcSettings(
+            issuer=provider.issuer.replace("127.0.0.1", "localhost"),  # another site for the browser
+            client_id="llmprune",
+            secret_file=tmp_path / "secret",
+            roles=(("ops", "admin"),),
+        )
+        provider.person("ann-1", preferred_username="ann", groups=["ops"])
+        with served(tmp_path, oidc=settings) as (client, _):
+            context = browser.new_context(base_url=client.server, viewport=PHONE)
+            page = context.new_page()
+            page.goto("/account")
+            assert (overflow(page), faults_of_access(page)) == (0, [])
+            page.get_by_role("link", name="Sign in at localhost").click()
+            page.locator("input[name=sub]").fill("ann-1")
+            page.keyboard.press("Enter")
+            expect(page.get_by_role("heading", name="What I use of what I may")).to_be_visible()
+            page.get_by_text("Make a token").click()
+            page.get_by_label("Name").fill("laptop")
+            page.get_by_role("button", name="Make the token").click()
+            expect(page.get_by_role("status")).to_contain_text("Copy it now")
+            assert (overflow(page), faults_of_access(page)) == (0, [])
+            for path in ("/users", "/users/ann", "/audit"):
+                page.goto(path)
+                assert (path, overflow(page), faults_of_access(page)) == (path, 0, [])
+            context.close()

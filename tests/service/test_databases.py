@@ -22,6 +22,7 @@ from llmprune.service.jobs import schema, service_lock
 from llmprune.service.jobs.database import Database, DatabaseUnavailable, IntegrityError
 from llmprune.service.jobs.job import JobQuery, JobRequest, NewJob, Outcome
 from llmprune.service.jobs.postgresql import PostgresqlDatabase
+from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
@@ -52,7 +53,7 @@ def postgresql() -> Iterator[PostgresqlServer]:
 def add(jobs: JobStore, number: int, *, key: str | None = None, **changes: Any) -> tuple[str, bool]:
     """Queue a job under a number; return its id, and whether it is new."""
     new = replace(NEW, key=key, digest=key or "", **changes)
-    job, is_new = jobs.add(f"{number:012x}", new, max_queued=10, max_jobs=100)
+    job, is_new = jobs.add(f"{number:012x}", new, quotas=Quotas(queued=10, kept=100))
     return job.id, is_new
 
 
@@ -106,7 +107,7 @@ def test_writers_wait_for_each_other(connect: Callable[[], Database]) -> None:
     assert sum(refused for *_, refused in done) == 4 * WRITERS - 10
     assert stores[0].counts(viewer="ann")["queued"] == 10
     with pytest.raises(Conflict):
-        stores[0].add("f" * 12, replace(NEW, owner="bob", key="k", digest="other"), max_queued=10, max_jobs=100)
+        stores[0].add("f" * 12, replace(NEW, owner="bob", key="k", digest="other"), quotas=Quotas(queued=10, kept=100))
 
 
 def test_a_transaction_is_written_whole_or_not_at_all(connect: Callable[[], Database]) -> None:

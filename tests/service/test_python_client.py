@@ -38,6 +38,7 @@ from llmprune.service.client.sync.client import Client
 ROOT = Path(__file__).parents[2]
 AIO = ROOT / "llmprune" / "service" / "client" / "aio"
 NOT_FOR_PYTHON = {"GET /v1/health", "GET /v1/metrics"}  # the client asks /v1/ready; metrics are for Prometheus
+BY_PEOPLE = ("/v1/account", "/v1/users", "/v1/audit")  # who may do what is changed on pages and by commands
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,7 @@ def test_every_operation_of_the_api_has_a_method(harness: ServiceHarness) -> Non
         f"{method.upper()} {path}" for path, methods in harness.app.openapi()["paths"].items() for method in methods
     ]
     missing = [one for one in asked if re.sub(r"\{.*?\}", "{}", one.split(" ")[1]) not in known]
+    missing = [one for one in missing if not one.split(" ")[1].startswith(BY_PEOPLE)]
     assert set(missing) == NOT_FOR_PYTHON, "see docs/develop/add-a-client-method.md"
 
 

@@ -60,7 +60,7 @@ def test_tokens_are_asked_for_everywhere(closed: tuple[ServiceHarness, str, str]
 def test_only_digests_are_kept(closed: tuple[ServiceHarness, str, str]) -> None:
     """The database's files contain neither tokens nor sessions."""
     harness, admin, user = closed
-    session = harness.service.tokens.open_session(user)
+    session = harness.service.sessions.open_with(user)
     kept = b"".join(path.read_bytes() for path in harness.settings.data_dir.glob("service.sqlite3*"))
     for secret in (admin, user, session, admin.removeprefix("llmprune_")):
         assert secret.encode() not in kept

@@ -26,6 +26,9 @@ SCHEMAS = sorted(FOLDER.glob("*.sql"))
 Rows = dict[str, list[dict[str, Any]]]
 
 
+REBUILT = ("tokens", "sessions")  # with columns of another meaning since there are users; see test_users.py
+
+
 def rows(connection: sqlite3.Connection) -> Rows:
     """Return all rows of all tables."""
     connection.row_factory = sqlite3.Row
@@ -74,7 +77,7 @@ def test_every_earlier_schema_is_migrated(tmp_path: Path, schema: Path, fresh: d
         after = rows(connection)
     assert (database.version(), described(path)) == (latest(), fresh)
     for table, old in before.items():
-        if table in after and old and after[table] and old[0].keys() <= after[table][0].keys():
+        if table not in REBUILT and table in after and old and after[table] and old[0].keys() <= after[table][0].keys():
             kept = [{name: row[name] for name in old[0]} for row in after[table]]
             assert kept == old, table
     assert len(after["jobs"]) == len(before["jobs"]) == 6

@@ -11,7 +11,18 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from llmprune import __version__
 from llmprune.recipe.recipe import Recipe
-from llmprune.service.api import archives, error_responses, jobs, outputs, recipes, status
+from llmprune.service.api import (
+    account,
+    archives,
+    audit,
+    error_responses,
+    jobs,
+    outputs,
+    recipes,
+    sharing,
+    status,
+    users,
+)
 from llmprune.service.api.auth import AuthMiddleware
 from llmprune.service.api.dependencies import Service
 from llmprune.service.api.machine_metrics import MachineCollector
@@ -23,6 +34,7 @@ from llmprune.service.environment import hub_variables, inherited
 from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Tokens
+from llmprune.service.oidc.provider import Provider
 from llmprune.service.planner.planner import Planner
 from llmprune.service.settings import Settings
 from llmprune.service.web import documentation, routes
@@ -60,11 +72,14 @@ def create_app(
         responses={500: error_responses.documented(500)[500]},
     )
     app.state.service = service
+    app.state.provider = Provider(settings.oidc) if settings.oidc else None
     app.state.metrics = Metrics(service.jobs)
     app.state.metrics.registry.register(MachineCollector(service))
-    token = Depends(HTTPBearer(auto_error=False, description="A token of llmprune token create."))
-    for router in (recipes.router, jobs.router, outputs.router, archives.router, status.router):
-        app.include_router(router, dependencies=[token])
+    token = Depends(
+        HTTPBearer(auto_error=False, description="A token of llmprune token create, or of the Account page.")
+    )
+    for part in (recipes, jobs, outputs, archives, sharing, account, users, audit, status):
+        app.include_router(part.router, dependencies=[token])
     app.include_router(status.public_router)
     routes.install(app)
     app.include_router(documentation.router)

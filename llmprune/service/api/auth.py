@@ -1,8 +1,9 @@
 """Authentication and request limits: a middleware that every request passes first.
 
-- Without any token, requests are accepted only on loopback and only under loopback's own names, because a foreign name
+- Without any user, requests are accepted only on loopback and only under loopback's own names, because a foreign name
   that resolves to this address is DNS rebinding.
-- With tokens: ``Authorization: Bearer`` or the cookie of a browser session.
+- With users: ``Authorization: Bearer`` or the cookie of a browser session. Role and scopes allow the request or not
+  (``route_scopes``).
 - A request that changes something is refused where the browser reports that another site sent it.
 - Each caller has a limit on requests per second and on concurrent requests; addresses that send wrong tokens have a
   lower one. Health, readiness and metrics are exempt, so that they are answered when nothing else is.
@@ -10,7 +11,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
+from contextlib import suppress
 from urllib.parse import SplitResult, quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
@@ -21,17 +25,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmprune.service.api.error_responses import Failure, problem_response, respond, table_failure
 from llmprune.service.api.rate_limit import ConcurrencyLimit, RateLimit, network_of
-from llmprune.service.jobs.database import DatabaseUnavailable
-from llmprune.service.jobs.tokens import LOCAL, Caller, Tokens
+from llmprune.service.api.route_scopes import PUBLIC, refusal_of
+from llmprune.service.jobs.database import DatabaseError, DatabaseUnavailable
+from llmprune.service.jobs.sessions import Sessions
+from llmprune.service.jobs.tokens import LOCAL, AccessEnded, Caller, Tokens
+from llmprune.service.jobs.users import Users
 from llmprune.service.settings import LOOPBACK, Settings, is_loopback
 
 COOKIE = "llmprune_session"
+FLOW_COOKIE = "llmprune_sign_in"  # of a sign-in under way at the OpenID provider
+CALLBACK = "/login/oidc/callback"
 _HEALTH = "/v1/health"
-_PUBLIC = (_HEALTH, "/v1/ready", "/login")
 _PROBES = (_HEALTH, "/v1/ready", "/v1/metrics")
-_SESSION = re.compile(r"[\w-]{1,100}", re.ASCII)
+_COOKIE_VALUE = re.compile(r"[\w.~-]{1,1000}", re.ASCII)
+_SEEN_EVERY = 300.0  # seconds between two records of a caller's last request
+_SEEN_WAIT = 0.5  # seconds that a request waits for such a record
 _STREAM = re.compile(r"/v1/jobs/[^/]+/events")
 _MAX_PARAMETERS = 200
+_MAX_SEEN = 10_000  # callers
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -53,6 +64,8 @@ class AuthMiddleware:
 
     def __init__(self, app: ASGIApp, settings: Settings, *, tokens: Tokens) -> None:
         self.app, self.settings, self.tokens = app, settings, tokens
+        self.users, self.sessions = Users(tokens.database), Sessions(tokens.database)
+        self._seen: dict[tuple[str, str | None], float] = {}  # time.monotonic() of the last record, by caller
         self._requests = RateLimit(settings.rate, settings.burst)
         self._wrong_tokens = RateLimit(0.5, 10)
         self._failed_sign_ins = RateLimit(0.5, 10)
@@ -68,7 +81,8 @@ class AuthMiddleware:
         if refusal or scope["path"] in _PROBES:
             await (refusal or self.app)(scope, receive, send)
             return None
-        if scope["path"] == "/login" and scope["method"] == "POST":
+        await self._record_seen(scope["state"]["caller"])
+        if _is_sign_in(scope):
             send = self._counting_failures(network_of(_address(scope)), send)
         with self._concurrency.counted(self._concurrent_limits(scope)) as is_allowed:
             await (self.app if is_allowed else _too_many_at_once(scope))(scope, receive, send)
@@ -88,7 +102,7 @@ class AuthMiddleware:
         """Uncount a sign-in that succeeds. Each is counted on arrival, because many may arrive at once."""
 
         async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] != 401:
+            if message["type"] == "http.response.start" and message["status"] not in (401, 403):
                 self._failed_sign_ins.give_back(network)
             await send(message)
 
@@ -107,8 +121,11 @@ class AuthMiddleware:
     def _refusal(self, scope: Scope) -> Response | None:
         """Return the response to a refused request; None where the request is accepted. Sets the caller."""
         headers, path = Headers(scope=scope), scope["path"]
-        is_open = self.is_open()
-        caller = LOCAL if is_open else self._caller(headers)
+        is_open, ended = self.is_open(), None
+        try:
+            caller = LOCAL if is_open else self._caller(headers)
+        except AccessEnded as error:
+            caller, ended = None, error
         if is_open and not self._is_known_host(headers.get("host", "")):
             message = "this name is not the service's; call it by 127.0.0.1, or give serve --host-name"
             return problem_response(Failure(403, message))
@@ -117,11 +134,13 @@ class AuthMiddleware:
             return problem_response(Failure(411, "send the length of the body (Content-Length), not chunks"))
         if scope["query_string"].count(b"&") > _MAX_PARAMETERS:
             return problem_response(Failure(422, f"a request has at most {_MAX_PARAMETERS} query parameters"))
-        if path in _PROBES and (caller or path in _PUBLIC):
+        if caller and (reason := refusal_of(caller, scope["method"], path)):
+            return respond(Request(scope), Failure(403, reason))
+        if path in _PROBES and (caller or path in PUBLIC):
             return None
-        return self._rate_refusal(scope, caller)
+        return self._rate_refusal(scope, caller, ended=ended)
 
-    def _rate_refusal(self, scope: Scope, caller: Caller | None) -> Response | None:
+    def _rate_refusal(self, scope: Scope, caller: Caller | None, *, ended: AccessEnded | None) -> Response | None:
         """Refuse a request above a rate, from another site, or without a token; None where it is accepted."""
         headers, path, network = Headers(scope=scope), scope["path"], network_of(_address(scope))
         wait = self._requests.wait(f"token {caller.name}" if caller else network)
@@ -129,24 +148,40 @@ class AuthMiddleware:
             wait = max(wait, self._wrong_tokens.wait(network))
         if not wait and scope["method"] not in _SAFE and _from_another_site(headers):
             return problem_response(Failure(403, "another site asked for this; only this service's own pages may"))
-        if not wait and path == "/login" and scope["method"] == "POST":
+        if not wait and _is_sign_in(scope):
             wait = self._failed_sign_ins.wait(network)
         if wait:
             return _too_many(scope, wait)
-        if caller is None and not (path in _PUBLIC or path.startswith("/static/")):
+        if ended is not None:
+            return problem_response(Failure(ended.status, str(ended), headers={"WWW-Authenticate": "Bearer"}))
+        if caller is None and not (path in PUBLIC or path.startswith("/static/")):
             return _sign_in_first(headers, path)
         return None
 
     def is_open(self) -> bool:
-        """Return whether no token is needed: on loopback, as long as no token exists."""
-        return is_loopback(self.settings.host) and not self.tokens.records()
+        """Return whether nobody has to sign in: on loopback, as long as there is no user and no OpenID provider."""
+        return is_loopback(self.settings.host) and self.settings.oidc is None and not self.users.exist()
+
+    async def _record_seen(self, caller: Caller | None) -> None:
+        """Record the caller's request, once in a while, because each record waits for the disk."""
+        if caller is None or caller == LOCAL:
+            return
+        key, now = (caller.name, caller.token), time.monotonic()
+        if now - self._seen.get(key, float("-inf")) < _SEEN_EVERY:
+            return
+        if len(self._seen) > _MAX_SEEN:
+            self._seen.clear()
+        self._seen[key] = now
+        # a full disk or a long transaction must not keep requests waiting that only read
+        with suppress(DatabaseError, DatabaseUnavailable, TimeoutError):
+            await asyncio.wait_for(run_in_threadpool(self.users.touch, caller.name, caller.token), _SEEN_WAIT)
 
     def _caller(self, headers: Headers) -> Caller | None:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme:
             return self.tokens.caller(token.strip()) if scheme.lower() == "bearer" else None
         session = session_of(headers)
-        return self.tokens.session_caller(session) if session else None
+        return self.sessions.caller(session) if session else None
 
     def _is_known_host(self, host: str) -> bool:
         name = _parts(f"//{host}").hostname if _is_plain(host) else None
@@ -160,19 +195,31 @@ def _address(scope: Scope) -> str:
 
 def session_of(headers: Headers) -> str | None:
     """Return the secret of the session in a browser's cookie."""
+    return cookie_of(headers, COOKIE)
+
+
+def cookie_of(headers: Headers, wanted: str) -> str | None:
+    """Return the value of a cookie of this service; None where there is none, or one that it never set."""
     for part in headers.get("cookie", "").split(";"):
         name, _, value = part.strip().partition("=")
-        if name == COOKIE:
-            return value if _SESSION.fullmatch(value) else None
+        if name == wanted:
+            return value if _COOKIE_VALUE.fullmatch(value) else None
     return None
 
 
+def _is_sign_in(scope: Scope) -> bool:
+    """Return whether a request tries to sign in."""
+    path: str = scope["path"]
+    return path == CALLBACK or (path == "/login" and scope["method"] == "POST")
+
+
 def _drop_foreign_cookies(scope: Scope) -> None:
-    """Remove all cookies but the session's, because Starlette's parser may take quadratic time to unquote them."""
+    """Remove all cookies but the service's, because Starlette's parser may take quadratic time to unquote them."""
     headers = Headers(scope=scope)
     if "cookie" in headers:
-        session = session_of(headers)
-        own = [(b"cookie", f"{COOKIE}={session}".encode())] if session else []
+        found = {name: value for name in (COOKIE, FLOW_COOKIE) if (value := cookie_of(headers, name))}
+        kept = "; ".join(f"{name}={value}" for name, value in found.items())
+        own = [(b"cookie", kept.encode())] if kept else []
         scope["headers"] = [(name, value) for name, value in headers.raw if name != b"cookie"] + own
 
 

@@ -16,8 +16,10 @@ from llmprune.service.api.recipe_queue import RecipeQueue
 from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.job import JOB_ID, J, Job
+from llmprune.service.jobs.sessions import Sessions
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Caller, Tokens
+from llmprune.service.jobs.users import Users
 from llmprune.service.planner.planner import Planner
 from llmprune.service.recipe_policy.policy import ExaminedRecipe
 from llmprune.service.settings import Settings
@@ -37,6 +39,16 @@ class Service:
     wake: Callable[[], None]  # wakes the supervisor
     paths: ServerPaths  # renames paths of the server in what clients see
     clock: Callable[[], float] = time.monotonic  # of the supervisor's heartbeats
+
+    @property
+    def users(self) -> Users:
+        """The users of the service."""
+        return Users(self.database)
+
+    @property
+    def sessions(self) -> Sessions:
+        """The browser sessions of all users."""
+        return Sessions(self.database)
 
     def find(self, job: str, caller: Caller) -> Job | None:
         """Return the job of this id; None where there is none that the caller may read."""
@@ -103,6 +115,11 @@ def caller_of(request: Request) -> Caller:
     """Return the caller that AuthMiddleware has identified."""
     found: Caller = request.state.caller
     return found
+
+
+def audit_details(request: Request, **values: Any) -> None:
+    """Add values that a request sets to its line of the audit log; None is left out. Never a secret."""
+    request.state.audit = {name: value for name, value in values.items() if value is not None}
 
 
 TheService = Annotated[Service, Depends(service_of)]

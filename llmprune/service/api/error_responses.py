@@ -122,6 +122,7 @@ def _wrong_recipe(error: RecipeError) -> Failure:
         "push": "the push cannot be done",
         "submission": "the job cannot be queued",
         "evaluation": "more samples cannot be evaluated",
+        "users": "this cannot be done",
     }
     return Failure(422, details.get(error.source, "the recipe cannot be run here"), error.problems)
 

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmprune.service import logs
+from llmprune.service.api.auth import CALLBACK
 from llmprune.service.api.metrics import METHODS
 from llmprune.service.api.rate_limit import RateLimit, network_of
 
@@ -63,9 +64,15 @@ class RequestsLogMiddleware:
             figures = {"status": status, "bytes": answered["bytes"], "ms": round(1000 * seconds, 1)}
             logs.access.info(logs.record(**who, method=method, path=shown, **figures))
         changes = method not in _SAFE and not path.startswith(_READ_ONLY_POSTS) and (caller or path == "/login")
+        changes = changes or path == CALLBACK
         sampled = caller is None or status == 429  # unlimited in number
         if changes and not (sampled and self._attempts.wait(caller.name if caller else network_of(address))):
             action = f"{method} {getattr(scope.get('route'), 'path', path)}"
             job = scope.get("path_params", {}).get("job", "")[:_MAX_TEXT] or None
             location = answered["location"][:_MAX_TEXT]
-            logs.audit.info(logs.record(**who, action=action[:_MAX_TEXT], job=job, status=status, location=location))
+            line = who | {"action": action[:_MAX_TEXT], "job": job, "status": status, "location": location}
+            if user := scope.get("path_params", {}).get("user"):
+                line["user"] = user[:_MAX_TEXT]
+            if details := scope.get("state", {}).get("audit"):
+                line["details"] = details
+            logs.audit.info(logs.record(**line))

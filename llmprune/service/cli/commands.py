@@ -1,18 +1,18 @@
-"""The commands of the service: its tokens, and the calls to a running service. Bodies import late."""
+"""The commands of the service: its start, and the calls to a running service. Bodies import late."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
+from llmprune.service.cli import user_commands
 from llmprune.service.cli.backup_commands import backup, restore
-from llmprune.service.cli.database_option import DatabaseUrl, database_url
-from llmprune.service.cli.serve import DataDir, serve
+from llmprune.service.cli.serve import serve
 
 if TYPE_CHECKING:
     from llmprune.service.client.sync.client import Client
@@ -29,38 +29,6 @@ HubTokenFile = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 _LOCAL_SERVER = "http://127.0.0.1:8321"
-
-
-def token(
-    action: Annotated[Literal["create", "list", "revoke"], typer.Argument(metavar="create|list|revoke")],
-    name: Annotated[str | None, typer.Option(help="Whose token it is.")] = None,
-    *,
-    role: Annotated[
-        Literal["user", "admin"], typer.Option(help="A user reads and changes their own jobs, an admin every job.")
-    ] = "user",
-    data_dir: DataDir = Path("runs/service"),
-    database: DatabaseUrl = None,
-) -> None:
-    """Make, list or revoke the service's tokens. A new one is printed once; only its digest is stored."""
-    import time
-
-    from llmprune.service.logs import audit_command
-    from llmprune.service.server import open_tokens
-    from llmprune.service.settings import Settings
-
-    tokens = open_tokens(Settings(data_dir=data_dir, database_url=database_url(database)))
-    if action == "list":
-        for known in tokens.records():
-            created = time.strftime("%Y-%m-%d", time.localtime(known.created))
-            typer.echo(f"{printable(known.name)}  {known.role}  {created}")
-    elif name is None:
-        raise RecipeError(f"token {action} needs --name")
-    elif action == "create":
-        typer.echo(tokens.create(name, role))
-        audit_command(data_dir, action="token create", token=name, role=role)
-    else:
-        tokens.revoke(name)
-        audit_command(data_dir, action="token revoke", token=name)
 
 
 def submit(
@@ -160,6 +128,18 @@ def retry(
         typer.echo(printable(client.job(job).retry(hub_token=hub_token).state))
 
 
+def share(job: JobArgument, server: Server = _LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
+    """Let every user of the service read a job."""
+    with _client(server, token_file) as client:
+        client.job(job).share()
+
+
+def unshare(job: JobArgument, server: Server = _LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
+    """Let only its owner and admins read a job."""
+    with _client(server, token_file) as client:
+        client.job(job).unshare()
+
+
 def reevaluate_job(
     job: JobArgument,
     limit: Annotated[
@@ -242,8 +222,23 @@ def push_job(
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (serve, submit, jobs, watch, cancel, retry, reevaluate_job, fetch, push_job, token, backup, restore):
+    for command in (
+        serve,
+        submit,
+        jobs,
+        watch,
+        cancel,
+        retry,
+        share,
+        unshare,
+        reevaluate_job,
+        fetch,
+        push_job,
+        backup,
+        restore,
+    ):
         app.command()(command)
+    user_commands.add_to(app)
 
 
 def _watch(job: JobHandle) -> JobSummary:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llmprune.common.errors import RecipeError
+from llmprune.service.cli import oidc_options as oidc
 from llmprune.service.cli.database_option import DatabaseUrl, database_url
 
 DataDir = Annotated[Path, typer.Option(help="Folder of the job table and of all jobs.")]
@@ -74,6 +75,13 @@ ShareJobs = Annotated[
     bool,
     typer.Option("--share-jobs", help="Every user with a token may read every job; default: its owner and admins."),
 ]
+MaxRunning = Annotated[int | None, typer.Option(min=0, help="Maximum number of running jobs of one user at a time.")]
+MaxGpus = Annotated[int | None, typer.Option(min=0, help="Maximum number of GPUs of one user at a time.")]
+JobsPerDay = Annotated[int | None, typer.Option(min=0, help="Maximum number of submissions of one user a day (UTC).")]
+UserDisk = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Maximum disk space of one user's jobs; above it none starts.")
+]
+MaxJobs = Annotated[int, typer.Option(min=1, help="Maximum number of jobs of one user, ended ones included.")]
 LendHubToken = Annotated[
     bool,
     typer.Option("--lend-hub-token", help="Jobs and plans use your hub token and cache, private repositories too."),
@@ -106,6 +114,20 @@ def serve(
     keep_days: KeepDays = None,
     keep_jobs: KeepJobs = False,
     max_queued: MaxQueued = 1000,
+    max_running: MaxRunning = None,
+    max_gpus: MaxGpus = None,
+    user_disk: UserDisk = None,
+    jobs_per_day: JobsPerDay = None,
+    max_jobs: MaxJobs = 20_000,
+    oidc_issuer: oidc.Issuer = None,
+    oidc_client_id: oidc.ClientId = None,
+    oidc_client_secret_file: oidc.SecretFile = None,
+    oidc_scopes: oidc.ProviderScopes = "openid profile email",
+    oidc_name_claim: oidc.NameClaim = "preferred_username",
+    oidc_groups_claim: oidc.GroupsClaim = "groups",
+    oidc_role: oidc.GroupRoles = None,
+    oidc_default_role: oidc.DefaultRole = "user",
+    oidc_domain: oidc.Domains = None,
     share_jobs: ShareJobs = False,
     lend_hub_token: LendHubToken = False,
     first_token_file: FirstToken = None,
@@ -119,13 +141,19 @@ def serve(
     proxies = tuple(_network(proxy) for proxy in trusted_proxy or ())
     if ray and not ray.startswith(("http://", "https://")):
         raise RecipeError(f"--ray {ray}: give the URL of its job API, such as http://head:8265")
+    sign_in = oidc.oidc_settings(
+        oidc_issuer, oidc_client_id, secret_file=oidc_client_secret_file, roles=oidc_role or (),
+        claims=(oidc_scopes, oidc_name_claim, oidc_groups_claim), access=(oidc_default_role, oidc_domain or ()),
+    )  # fmt: skip
     settings = Settings(
         data_dir=data_dir.absolute(), database_url=database_url(database), host=host, port=port,
         host_names=tuple(host_name or ()), trusted_proxies=proxies,
         slots=slots, gpus=devices.find_gpus() if gpus is None else devices.choose_gpus(gpus), allow_roots=roots,
         allow_tasks=tasks, torchrun_options=_words(torchrun_options or ""), ray=ray, time_limit=time_limit or None,
         disk_quota=_size(disk_quota) if disk_quota else None, keep_days=keep_days, keep_jobs=keep_jobs,
-        max_queued=max_queued, share_jobs=share_jobs, lend_hub_token=lend_hub_token,
+        max_queued=max_queued, max_running=max_running, max_gpus=max_gpus, max_jobs=max_jobs,
+        jobs_per_day=jobs_per_day, user_disk=_size(user_disk) if user_disk else None, oidc=sign_in,
+        share_jobs=share_jobs, lend_hub_token=lend_hub_token,
         **({} if memory_limit is None else {"memory_limit": _size(memory_limit)}),
     )  # fmt: skip
     if first_token_file is not None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from llmprune.service.jobs.database import Database, Row, Transaction
+from llmprune.service.jobs.fair_order import count_start
 from llmprune.service.jobs.job import (
     ACTIVE,
     ENDED,
@@ -24,9 +25,9 @@ from llmprune.service.jobs.job import (
     job_of,
     summary_of,
 )
+from llmprune.service.jobs.quotas import Quotas, require_quota
 from llmprune.service.jobs.store_reads import (
     Conflict,
-    QueueFull,
     Term,
     escaped,
     first_row,
@@ -60,11 +61,11 @@ class JobStore:
         self.database = database
         self._parsed: dict[Sequence[State], dict[str, tuple[Row, Job]]] = {}  # by states and id: the last rows and jobs
 
-    def add(self, job: str, new: NewJob, *, max_queued: int, max_jobs: int) -> tuple[Job, bool]:
+    def add(self, job: str, new: NewJob, *, quotas: Quotas) -> tuple[Job, bool]:
         """Queue a job under the id ``job``, or return the one that this owner, key and digest made before.
 
         Return the job, and whether it is new. Raises Conflict where the key came with another digest, QueueFull where
-        the owner has ``max_queued`` waiting jobs or ``max_jobs`` jobs in all.
+        a quota of the owner is reached; ``quotas``: those of an owner without quotas of their own.
         """
         owner, key, digest, request = new.owner, new.key, new.digest, new.request
         with self.database.write() as connection:
@@ -75,7 +76,7 @@ class JobStore:
                 return job_of(row_of(connection, known["job"])), False
             if request.source is not None:
                 require_pushable(connection, request.source)
-            _require_space(connection, owner, max_queued=max_queued, max_jobs=max_jobs)
+            require_quota(connection, owner, gpus=request.gpus, defaults=quotas)
             values = {
                 "id": job, "owner": owner, "model": new.model, "recipe": new.recipe,
                 "overrides": json.dumps(list(new.overrides)), "state": "queued", "created": time.time(),
@@ -86,7 +87,7 @@ class JobStore:
             )
             if key is not None:
                 connection.execute("INSERT INTO idempotency VALUES (?, ?, ?, ?)", (owner, key, digest, job))
-            _write_event(connection, job)
+            write_event(connection, job)
             return job_of(row_of(connection, job)), True
 
     def get(self, job: str) -> Job | None:
@@ -190,6 +191,7 @@ class JobStore:
             row = row_of(connection, job)
             if row["state"] != "queued":
                 return None
+            count_start(connection, row["owner"])
             step = "starting" if row["source"] is None else "pushing to the hub"
             step = step if row["reevaluate"] is None else "evaluation of more samples"
             values = {"devices": json.dumps(list(devices)), "attempts": row["attempts"] + 1, "step": step}
@@ -261,16 +263,6 @@ _FRESH: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _require_space(connection: Transaction, owner: str, *, max_queued: int, max_jobs: int) -> None:
-    """Raise QueueFull where an owner has as many jobs as are allowed."""
-    waiting = first_row(connection, "SELECT count(*) AS n FROM jobs WHERE owner = ? AND state = 'queued'", owner)
-    if waiting is not None and waiting["n"] >= max_queued:
-        raise QueueFull(f"{owner} has {waiting['n']} jobs in the queue, and {max_queued} are allowed")
-    kept = first_row(connection, "SELECT count(*) AS n FROM jobs WHERE owner = ?", owner)
-    if kept is not None and kept["n"] >= max_jobs:
-        raise QueueFull(f"{owner} has {kept['n']:,} jobs, and {max_jobs:,} are kept; delete some that have ended")
-
-
 def _cancelled(row: Row) -> dict[str, Any]:
     """Return the columns of a cancelled job; one that evaluated more samples gets its earlier verdict back."""
     figures = summary_of(row).figures
@@ -288,10 +280,11 @@ def _description(row: Row) -> str:
 def _change(connection: Transaction, job: str, *, kind: str = "state", **values: Any) -> None:
     columns = ", ".join(f"{name} = ?" for name in values)
     connection.execute(f"UPDATE jobs SET {columns} WHERE id = ?", [*values.values(), job])
-    _write_event(connection, job, kind=kind)
+    write_event(connection, job, kind=kind)
 
 
-def _write_event(connection: Transaction, job: str, *, kind: str = "state") -> None:
+def write_event(connection: Transaction, job: str, *, kind: str = "state") -> None:
+    """Add an event with a job's state to a transaction."""
     now = summary_of(row_of(connection, job))
     data = json.dumps({"id": job} | {name: getattr(now, name) for name in _EVENT_FIELDS})
     connection.execute("INSERT INTO events (job, kind, data, at) VALUES (?, ?, ?, ?)", (job, kind, data, time.time()))

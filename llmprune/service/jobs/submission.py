@@ -26,6 +26,7 @@ from llmprune.results.formatting import plural
 from llmprune.service.jobs.hub_token import drop_token, keep_token
 from llmprune.service.jobs.job import BY_TASK, FINISHED, Job, JobRequest, NewJob, State
 from llmprune.service.jobs.job_name import default_name
+from llmprune.service.jobs.quotas import default_quotas
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.tokens import Caller
@@ -212,7 +213,7 @@ def _add(settings: Settings, hub_token: str | None, *, jobs: JobStore, new: NewJ
     try:
         if hub_token:  # stored before the job is queued: the supervisor may start it at once
             keep_token(folder, hub_token)
-        queued, is_new = jobs.add(job, new, max_queued=settings.max_queued, max_jobs=settings.max_jobs)
+        queued, is_new = jobs.add(job, new, quotas=default_quotas(settings))
         return queued, is_new
     finally:
         if not is_new:

@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from llmprune.service.jobs.disk_use import forget_disk_use, jobs_to_measure, write_disk_use
 from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, JobQuery, JobSummary
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings
@@ -57,6 +58,14 @@ def clean_up(settings: Settings, jobs: JobStore) -> None:
         shutil.rmtree(settings.hub_home, ignore_errors=True)
 
 
+def measure_jobs(settings: Settings, jobs: JobStore) -> None:
+    """Measure the folders of running jobs, and of those that have changed, for the quotas of their owners."""
+    found = jobs_to_measure(jobs.database)
+    measured = [(job, used_bytes(settings.folder(job)), state, attempts) for job, state, attempts in found]
+    if measured:
+        write_disk_use(jobs.database, measured)
+
+
 def over_quota(settings: Settings) -> bool:
     """Return whether the jobs take more than the quota, so that no job may start."""
     return settings.disk_quota is not None and _counted_bytes(settings) > settings.disk_quota
@@ -77,6 +86,7 @@ def remove_products(settings: Settings, jobs: JobStore, *, job: JobSummary) -> i
             shutil.rmtree(place, ignore_errors=True)
     if freed:
         jobs.cleaned(job.id)
+        forget_disk_use(jobs.database, job.id)
     return freed
 
 

@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmprune.common.errors import RecipeError
+from llmprune.service.jobs.fair_order import in_turn
 from llmprune.service.jobs.job import Job, JobSummary
+from llmprune.service.jobs.quotas import Room
 
 MAX_PUSHES = 2  # at a time; a push takes no slot, for it mostly waits for the network
 
@@ -94,11 +96,17 @@ class Machine:
         return [gpu for gpu in self.gpus if gpu not in taken]
 
     def startable(
-        self, waiting: Sequence[Job], running: Sequence[Job], *, remote_capacity: Mapping[str, int]
+        self,
+        waiting: Sequence[Job],
+        running: Sequence[Job],
+        *,
+        remote_capacity: Mapping[str, int],
+        room: Room | None = None,
     ) -> list[Start]:
         """Choose the waiting jobs that start now.
 
-        Jobs start in the given order: while a job waits for GPUs, no later job takes a GPU.
+        Jobs start in the order of ``in_turn``: while a job waits for GPUs, no later job takes a GPU. A job that waits
+        for its owner's other jobs by ``room``, the owner's quotas, holds nobody up.
         ``remote_capacity``: how many more jobs each remote launcher takes; they use nothing of this machine.
         """
         local = [job for job in running if uses_this_machine(job, remote_capacity)]
@@ -106,7 +114,11 @@ class Machine:
         pushes = MAX_PUSHES - sum(job.source is not None for job in running)
         chosen: list[Start] = []
         blocked, capacity = False, dict(remote_capacity)
-        for job in waiting:
+        room = room or Room({}, running, disk={}, last={})
+        for job in in_turn(waiting, running, last=room.last):
+            if room.held(job):
+                continue
+            before = len(chosen)
             if job.source is not None:
                 pushes -= 1
                 if pushes >= 0:
@@ -124,6 +136,8 @@ class Machine:
                 gpus = gpus[job.gpus :]
             else:
                 blocked = True
+            if len(chosen) > before:
+                room.take(job)
         return chosen
 
 

@@ -17,10 +17,11 @@ from llmprune.common.errors import LLMPruneError
 from llmprune.service.jobs.hub_token import drop_token
 from llmprune.service.jobs.job import ACTIVE, Job, Outcome
 from llmprune.service.jobs.open_database import open_database
+from llmprune.service.jobs.quotas import room_for
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.attempts import launch_of
-from llmprune.service.supervisor.cleanup import clean_up, over_quota
+from llmprune.service.supervisor.cleanup import clean_up, measure_jobs, over_quota
 from llmprune.service.supervisor.devices import Machine
 from llmprune.service.supervisor.isolation import Isolation
 from llmprune.service.supervisor.launchers import make_launchers
@@ -197,6 +198,7 @@ class Supervisor:
 
     def _clean_up(self) -> None:
         clean_up(self.settings, self.jobs)
+        measure_jobs(self.settings, self.jobs)
         self._over_quota = over_quota(self.settings)
 
     def _queue_returned(self, job: Job) -> None:
@@ -240,12 +242,15 @@ class Supervisor:
 
     def _start_waiting(self) -> None:
         waiting = self.jobs.in_states("queued")
+        if not waiting:
+            return
         capacity = dict.fromkeys(self._remote, 0)
         for name in self._remote & {job.launcher for job in waiting}:
             self._isolation.attempt(f"asking {name} for its capacity", partial(self._ask_capacity, name, capacity))
         waiting = [job for job in waiting if not job.unreadable or self._isolated(job, lambda: None)]
         running = self.jobs.in_states(*ACTIVE)
-        for start in self.machine.startable(waiting, running, remote_capacity=capacity):
+        room = room_for(self.jobs.database, self.settings, waiting=waiting, running=running)
+        for start in self.machine.startable(waiting, running, remote_capacity=capacity, room=room):
             self._isolated(start.job, partial(self._start, start.job, start.devices))
 
     def _ask_capacity(self, name: str, capacity: dict[str, int]) -> None:

@@ -20,6 +20,7 @@ from llmprune.service.cli.terminal import doing, state_words
 
 _STATIC = {
     "style.css": (__package__, "static/style.css", "text/css; charset=utf-8"),
+    "people.css": (__package__, "static/people.css", "text/css; charset=utf-8"),
     "app.js": (__package__, "static/app.js", "text/javascript; charset=utf-8"),
     "icon.svg": (__package__, "static/icon.svg", "image/svg+xml"),
     "htmx.js": ("js_lib_htmx", "static/htmx/htmx.min.js", "text/javascript; charset=utf-8"),
@@ -68,6 +69,17 @@ def model_name(model: str) -> str:
     return short_model_name(model) if "://" in model or model[:1] == "/" else model
 
 
+def browser_name(stated: str) -> str:
+    """Return what a User-Agent header says for people, such as ``Firefox on Linux``."""
+    names = {"Edg/": "Edge", "Firefox/": "Firefox", "Chrome/": "Chrome", "Safari/": "Safari"}
+    systems = {"Windows": "Windows", "Android": "Android", "iPhone": "iPhone", "iPad": "iPad", "Mac OS": "macOS"}
+    name = next((name for part, name in names.items() if part in stated), None)
+    system = next((name for part, name in (systems | {"Linux": "Linux"}).items() if part in stated), None)
+    if name is None:
+        return printable(stated[:60]) or "unknown browser"
+    return f"{name} on {system}" if system else name
+
+
 def moment(seconds: float) -> str:
     """Format a moment as ``2026-01-31T14:05:00Z``."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
@@ -83,6 +95,7 @@ def _environment() -> Environment:
     environment = template_environment("llmprune.service.web", "templates")
     environment.filters.update(
         ago=ago,
+        browser_name=browser_name,
         clock=clock,
         model_name=model_name,
         moment=moment,

@@ -126,6 +126,14 @@ class AsyncJobHandle:
         params = {"limit": limit}
         return await self._changed(Call("POST", f"{self._path}/reevaluate", Job, params, hub_header(hub_token)))
 
+    async def share(self) -> Job:
+        """Let every user of the service read the job."""
+        return await self._changed(Call("POST", f"{self._path}/share", Job))
+
+    async def unshare(self) -> Job:
+        """Let only the job's owner and admins read it."""
+        return await self._changed(Call("POST", f"{self._path}/unshare", Job))
+
     async def push(self, hub_token: str, *, repo_id: str, **settings: Any) -> AsyncJobHandle:
         """Push the finished model to the hub; return the job of the push. ``settings``: of a recipe's hub section."""
         headers = hub_header(hub_token) | new_key()

@@ -127,6 +127,14 @@ class JobHandle:
         params = {"limit": limit}
         return self._changed(Call("POST", f"{self._path}/reevaluate", Job, params, hub_header(hub_token)))
 
+    def share(self) -> Job:
+        """Let every user of the service read the job."""
+        return self._changed(Call("POST", f"{self._path}/share", Job))
+
+    def unshare(self) -> Job:
+        """Let only the job's owner and admins read it."""
+        return self._changed(Call("POST", f"{self._path}/unshare", Job))
+
     def push(self, hub_token: str, *, repo_id: str, **settings: Any) -> JobHandle:
         """Push the finished model to the hub; return the job of the push. ``settings``: of a recipe's hub section."""
         headers = hub_header(hub_token) | new_key()

@@ -1,0 +1,243 @@
+"""Quotas: how many jobs, GPUs and bytes each user may have. The operator's values hold unless a user has others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmprune.common.errors import RecipeError
+from llmprune.common.schema import format_size
+from llmprune.results.formatting import plural
+from llmprune.service.jobs.database import Database, Row, Transaction
+from llmprune.service.jobs.fair_order import last_starts
+from llmprune.service.jobs.job import ACTIVE, Job
+from llmprune.service.jobs.store_reads import QueueFull, first_row
+from llmprune.service.jobs.users import SOURCE
+from llmprune.service.settings import Settings
+
+NO_LIMIT = -1
+_DAY = 86_400
+_ACTIVE = ", ".join(f"'{state}'" for state in ACTIVE)
+
+
+class Quotas(BaseModel):
+    """Limits of one user; null: no limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    queued: int | None = Field(None, description="Waiting jobs.")
+    running: int | None = Field(None, description="Running jobs at a time.")
+    gpus: int | None = Field(None, description="GPUs at a time.")
+    disk: int | None = Field(None, description="Bytes on disk of all jobs.")
+    per_day: int | None = Field(None, description="Submissions in a day (UTC).")
+    kept: int | None = Field(None, description="Jobs in all, ended ones included.")
+
+
+class OwnQuotas(BaseModel):
+    """Limits of one user in place of the service's; null: the service's; -1: no limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    queued: int | None = Field(None, ge=-1, le=2**53, description="Waiting jobs.")
+    running: int | None = Field(None, ge=-1, le=2**53, description="Running jobs at a time.")
+    gpus: int | None = Field(None, ge=-1, le=2**53, description="GPUs at a time.")
+    disk: int | None = Field(None, ge=-1, le=2**53, description="Bytes on disk of all jobs.")
+    per_day: int | None = Field(None, ge=-1, le=2**53, description="Submissions in a day (UTC).")
+    kept: int | None = Field(None, ge=-1, le=2**53, description="Jobs in all, ended ones included.")
+
+
+class Usage(BaseModel):
+    """A user's share of each quota."""
+
+    queued: int = Field(description="Waiting jobs.")
+    running: int = Field(description="Running jobs.")
+    gpus: int = Field(description="GPUs of the running jobs.")
+    disk: int = Field(description="Bytes on disk of all jobs, as last measured.")
+    per_day: int = Field(description="Submissions today (UTC).")
+    kept: int = Field(description="Jobs in all, ended ones included.")
+
+
+NAMES: tuple[str, ...] = tuple(Quotas.model_fields)
+LABELS = {
+    "running": "Jobs running at a time",
+    "queued": "Jobs waiting",
+    "gpus": "GPUs at a time",
+    "disk": "Disk space of jobs",
+    "per_day": "Jobs submitted a day (UTC)",
+    "kept": "Jobs kept",
+}
+_COLUMNS = ", ".join(NAMES)
+
+
+def default_quotas(settings: Settings) -> Quotas:
+    """Return the quotas of a user without quotas of their own."""
+    return Quotas(
+        queued=settings.max_queued,
+        running=settings.max_running,
+        gpus=settings.max_gpus,
+        disk=settings.user_disk,
+        per_day=settings.jobs_per_day,
+        kept=settings.max_jobs,
+    )
+
+
+def own_quotas(database: Database, owner: str) -> OwnQuotas:
+    """Return the quotas that an admin gave a user."""
+    rows = database.read(f"SELECT {_COLUMNS} FROM user_quotas WHERE owner = ?", (owner,))
+    return OwnQuotas(**dict(rows[0])) if rows else OwnQuotas()
+
+
+def set_own_quotas(database: Database, owner: str, *, quotas: OwnQuotas) -> None:
+    """Give a user other quotas than the service's. Raises RecipeError where there is no such user."""
+    updates = ", ".join(f"{name} = excluded.{name}" for name in NAMES)
+    sql = f"INSERT INTO user_quotas (owner, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+    with database.write() as connection:
+        if first_row(connection, "SELECT 1 FROM users WHERE name = ?", owner) is None:
+            raise RecipeError(f"there is no user {owner!r}", SOURCE)
+        connection.execute(
+            f"{sql} ON CONFLICT (owner) DO UPDATE SET {updates}",
+            (owner, *quotas.model_dump(include=set(NAMES)).values()),
+        )
+
+
+def quotas_of(database: Database, owner: str, *, defaults: Quotas) -> Quotas:
+    """Return the quotas that hold for a user."""
+    return _merged(defaults, own_quotas(database, owner).model_dump())
+
+
+def usage_of(database: Database, owner: str) -> Usage:
+    """Return how much of each quota a user has used."""
+    rows = database.read(
+        "SELECT count(*) AS kept, "
+        "coalesce(sum(CASE WHEN state = 'queued' THEN 1 ELSE 0 END), 0) AS queued, "
+        f"coalesce(sum(CASE WHEN state IN ({_ACTIVE}) THEN 1 ELSE 0 END), 0) AS running, "
+        f"coalesce(sum(CASE WHEN state IN ({_ACTIVE}) THEN gpus ELSE 0 END), 0) AS gpus FROM jobs WHERE owner = ?",
+        (owner,),
+    )
+    return Usage(**dict(rows[0]), disk=_disk(database.read(*_disk_query(owner))), per_day=_today(database, owner))
+
+
+def require_quota(connection: Transaction, owner: str, *, gpus: int, defaults: Quotas) -> None:
+    """Count a submission, or raise QueueFull where a quota of its owner leaves no room for it."""
+    row = first_row(connection, f"SELECT {_COLUMNS} FROM user_quotas WHERE owner = ?", owner)
+    quotas = _merged(defaults, dict(row) if row else {})
+    if quotas.gpus is not None and gpus > quotas.gpus:
+        raise QueueFull(
+            f"the job needs {plural(gpus, 'GPU')}, and {owner} may use {quotas.gpus} at a time; ask an admin"
+        )
+    waiting = _count(connection, "SELECT count(*) n FROM jobs WHERE owner = ? AND state = 'queued'", owner)
+    if quotas.queued is not None and waiting >= quotas.queued:
+        raise QueueFull(f"{owner} has {plural(waiting, 'job')} in the queue, and {quotas.queued:,} are allowed")
+    if quotas.kept is not None:
+        kept = _count(connection, "SELECT count(*) n FROM jobs WHERE owner = ?", owner)
+        if kept >= quotas.kept:
+            raise QueueFull(
+                f"{owner} has {plural(kept, 'job')}, and {quotas.kept:,} are kept; delete some that have ended"
+            )
+    if quotas.disk is not None:
+        query, values = _disk_query(owner)
+        used = _disk(connection.execute(query, values).fetchall())
+        if used >= quotas.disk:
+            raise QueueFull(
+                f"the jobs of {owner} take {format_size(used)}, and {format_size(quotas.disk)} are allowed; delete some"
+            )
+    _count_submission(connection, owner, limit=quotas.per_day)
+
+
+def _count_submission(connection: Transaction, owner: str, *, limit: int | None) -> None:
+    """Add one to today's submissions. Raises QueueFull at the limit."""
+    now = time.time()
+    day = int(now // _DAY)
+    sql = "SELECT number n FROM submitted_jobs WHERE owner = ? AND day = ?"
+    today = _count(connection, sql, owner, day)
+    if limit is not None and today >= limit:
+        hours = max(1, round(((day + 1) * _DAY - now) / 3600))
+        raise QueueFull(
+            f"{owner} has submitted {plural(today, 'job')} today, and {limit:,} are allowed; the next day begins in "
+            f"about {plural(hours, 'hour')} (UTC)"
+        )
+    connection.execute("DELETE FROM submitted_jobs WHERE owner = ? AND day < ?", (owner, day))
+    connection.execute(
+        "INSERT INTO submitted_jobs (owner, day, number) VALUES (?, ?, 1) "
+        "ON CONFLICT (owner, day) DO UPDATE SET number = submitted_jobs.number + 1",
+        (owner, day),
+    )
+
+
+class Room:
+    """Room that each owner's quotas leave for jobs that start now. ``last``: each owner's last start."""
+
+    def __init__(
+        self,
+        quotas: Mapping[str, Quotas],
+        running: Sequence[Job],
+        *,
+        disk: Mapping[str, int],
+        last: Mapping[str, int],
+    ) -> None:
+        self.last = last
+        self._quotas, self._disk = quotas, disk
+        self._jobs: dict[str, int] = {}
+        self._gpus: dict[str, int] = {}
+        for job in running:
+            self.take(job)
+
+    def held(self, job: Job) -> str | None:
+        """Return why a job has to wait for its owner's other jobs; None where it may start."""
+        quotas = self._quotas.get(job.owner, Quotas())
+        jobs, gpus = self._jobs.get(job.owner, 0), self._gpus.get(job.owner, 0)
+        if quotas.running is not None and jobs >= quotas.running:
+            return f"{job.owner} may run {plural(quotas.running, 'job')} at a time"
+        if quotas.gpus is not None and job.gpus and gpus + job.gpus > quotas.gpus:
+            return f"{job.owner} may use {plural(quotas.gpus, 'GPU')} at a time"
+        if quotas.disk is not None and self._disk.get(job.owner, 0) >= quotas.disk:
+            return f"the jobs of {job.owner} take their {format_size(quotas.disk)} of disk; delete some"
+        return None
+
+    def take(self, job: Job) -> None:
+        """Count a job that runs or starts."""
+        self._jobs[job.owner] = self._jobs.get(job.owner, 0) + 1
+        self._gpus[job.owner] = self._gpus.get(job.owner, 0) + job.gpus
+
+
+def room_for(database: Database, settings: Settings, *, waiting: Iterable[Job], running: Sequence[Job]) -> Room:
+    """Return the room that is left for the owners of the waiting jobs. A disabled owner has none."""
+    defaults, owners = default_quotas(settings), {job.owner for job in waiting}
+    own = {row["owner"]: dict(row) for row in database.read(f"SELECT owner, {_COLUMNS} FROM user_quotas")}
+    quotas = {owner: _merged(defaults, own.get(owner, {})) for owner in owners}
+    for row in database.read("SELECT name FROM users WHERE disabled = 1"):
+        if row["name"] in quotas:
+            quotas[row["name"]] = Quotas(running=0)
+    disk = {
+        owner: _disk(database.read(*_disk_query(owner))) for owner, found in quotas.items() if found.disk is not None
+    }
+    return Room(quotas, running, disk=disk, last=last_starts(database))
+
+
+def _merged(defaults: Quotas, own: Mapping[str, Any]) -> Quotas:
+    values = {name: own[name] for name in NAMES if own.get(name) is not None}
+    given = {name: None if value == NO_LIMIT else value for name, value in values.items()}
+    return defaults.model_copy(update=given)
+
+
+def _count(connection: Transaction, sql: str, *values: Any) -> int:
+    row = first_row(connection, sql, *values)
+    return int(row["n"]) if row else 0
+
+
+def _today(database: Database, owner: str) -> int:
+    sql = "SELECT number FROM submitted_jobs WHERE owner = ? AND day = ?"
+    rows = database.read(sql, (owner, int(time.time() // _DAY)))
+    return int(rows[0]["number"]) if rows else 0
+
+
+def _disk_query(owner: str) -> tuple[str, tuple[str]]:
+    sql = "SELECT coalesce(sum(d.bytes), 0) AS n FROM job_disk d JOIN jobs j ON j.id = d.job WHERE j.owner = ?"
+    return sql, (owner,)
+
+
+def _disk(rows: Sequence[Row]) -> int:
+    return int(rows[0]["n"])
