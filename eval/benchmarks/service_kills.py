@@ -288,11 +288,11 @@ def measure_kills(folder: Path, arguments: argparse.Namespace) -> None:
             ordeal.over.set()
             ordeal.server.terminate()
             ordeal.server.wait()
+            remove_server()
         if not figures["all_well"]:
             print((folder / "serve.log").read_text(), file=sys.stderr)
         figures["processes_left"] = sum(len(processes_of_job(job)) for job in ordeal.jobs)
     about = {"database": arguments.database, "runs": "fake" if arguments.fake else "real"}
     about["seconds"] = round(time.monotonic() - begin)
-    remove_server()
     name = f"service-kills-{arguments.database}" if arguments.fake else "service-kills"
     record(name, about | {"kills": kills} | figures)

@@ -20,6 +20,7 @@ from llmprune.common.errors import OutputError, RecipeError
 from llmprune.service.cli.database_option import database_url
 from llmprune.service.jobs import schema, service_lock
 from llmprune.service.jobs.database import Database, DatabaseUnavailable, IntegrityError
+from llmprune.service.jobs.hub_token import has_token
 from llmprune.service.jobs.job import JobQuery, JobRequest, NewJob, Outcome
 from llmprune.service.jobs.postgresql import PostgresqlDatabase
 from llmprune.service.jobs.quotas import Quotas
@@ -186,6 +187,27 @@ def test_lost_connections_are_opened_again(postgresql: PostgresqlServer, tmp_pat
     with pytest.raises(DatabaseUnavailable):
         delete_without_connection()
     assert harness.job(job)["state"] == "succeeded"
+
+
+class LostAnswer(JobStore):
+    """A job table whose answer to a submission is lost after it was written."""
+
+    def add(self, *arguments: Any, **settings: Any) -> Any:
+        """Queue the job, and lose the answer."""
+        super().add(*arguments, **settings)
+        raise DatabaseUnavailable("the database cannot be reached at the moment", reason="lost")
+
+
+def test_a_job_whose_answer_was_lost_keeps_its_folder(tmp_path: Path) -> None:
+    """A submission that got a 503 may be queued: its hub token stays, and the same key finds it."""
+    harness = ServiceHarness(tmp_path)
+    headers = YAML | {"Idempotency-Key": "k", "X-Hub-Token": "hf_secret"}
+    harness.app.state.service = replace(harness.service, jobs=LostAnswer(harness.service.database))
+    assert harness.http.post("/v1/jobs", content=RECIPE, headers=headers).status_code == 503
+    harness.app.state.service = harness.service
+    answer = harness.http.post("/v1/jobs", content=RECIPE, headers=headers)
+    assert harness.service.jobs.counts(viewer=None)["queued"] == 1
+    assert has_token(harness.settings.folder(answer.json()["id"]))
 
 
 def test_one_service_on_a_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

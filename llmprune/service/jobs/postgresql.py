@@ -212,14 +212,20 @@ def _own_errors() -> Iterator[None]:
     """Raise the errors of psycopg as those of the interface."""
     try:
         yield
-    except _PASSING as error:
-        is_full = isinstance(error, states.DiskFull)
-        message = "the database has no space left" if is_full else "the database cannot be reached at the moment"
-        raise DatabaseUnavailable(message, reason=" ".join(str(error).split()), is_full=is_full) from error
     except psycopg.IntegrityError as error:
         raise IntegrityError(str(error)) from error
     except psycopg.Error as error:
-        raise DatabaseError(str(error)) from error
+        if not _is_passing(error):
+            raise DatabaseError(str(error)) from error
+        is_full = isinstance(error, states.DiskFull)
+        message = "the database has no space left" if is_full else "the database cannot be reached at the moment"
+        raise DatabaseUnavailable(message, reason=" ".join(str(error).split()), is_full=is_full) from error
+
+
+def _is_passing(error: psycopg.Error) -> bool:
+    """Return whether the cause of an error may pass. Without a state it is the client's: the connection broke."""
+    is_of_the_client = error.sqlstate is None and not isinstance(error, psycopg.ProgrammingError | psycopg.DataError)
+    return isinstance(error, _PASSING) or is_of_the_client
 
 
 def without_password(url: str, *, source: str) -> tuple[str, str | None]:

@@ -23,6 +23,7 @@ from llmprune.recipe.hub import Hub
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.results.evaluation_figures import GateFigures
 from llmprune.results.formatting import plural
+from llmprune.service.jobs.database import DatabaseUnavailable
 from llmprune.service.jobs.hub_token import drop_token, keep_token
 from llmprune.service.jobs.job import BY_TASK, FINISHED, Job, JobRequest, NewJob, State
 from llmprune.service.jobs.job_name import default_name
@@ -216,8 +217,16 @@ def _add(settings: Settings, hub_token: str | None, *, jobs: JobStore, new: NewJ
         queued, is_new = jobs.add(job, new, quotas=default_quotas(settings))
         return queued, is_new
     finally:
-        if not is_new:
+        if not is_new and not _may_exist(job, jobs):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _may_exist(job: str, jobs: JobStore) -> bool:
+    """Return whether a job may be in the table: an answer of the database that is lost may have said that it is."""
+    try:
+        return jobs.get(job) is not None
+    except DatabaseUnavailable:
+        return True
 
 
 def _job_request(submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings) -> JobRequest:
