@@ -25,6 +25,7 @@ from pydantic import BaseModel
 import llmprune
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.validation_messages import models_in
+from llmprune.service.notifications.settings import NotificationSettings
 from llmprune.service.settings import SITE, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -185,8 +186,9 @@ def test_every_setting_is_explained() -> None:
     """A setting of the service is an option of ``llmprune serve`` or one of the documented fixed limits."""
     options = {parameter.name for parameter in click_command().commands["serve"].params}
     renamed = {"host_names": "host_name", "trusted_proxies": "trusted_proxy", "allow_roots": "allow_root"}
-    renamed["database_url"] = "database"
-    settings = {renamed.get(name, name) for name in Settings.model_fields} - INJECTED
+    renamed |= {"database_url": "database", "webhook_hosts": "webhook_host", "mail_domains": "mail_domain"}
+    names = {*Settings.model_fields, *NotificationSettings.model_fields} - {"notifications"}
+    settings = {renamed.get(name, name) for name in names} - INJECTED
     assert settings <= options | set(environment.FIXED_LIMITS)
     assert set(environment.FIXED_LIMITS) <= settings
 

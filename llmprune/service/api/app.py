@@ -11,7 +11,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from llmprune import __version__
 from llmprune.recipe.recipe import Recipe
-from llmprune.service.api import archives, error_responses, jobs, outputs, recipes, status
+from llmprune.service.api import archives, error_responses, live, notifications, outputs, recipes, status
+from llmprune.service.api import jobs as job_routes
 from llmprune.service.api.auth import AuthMiddleware
 from llmprune.service.api.dependencies import Service
 from llmprune.service.api.machine_metrics import MachineCollector
@@ -23,6 +24,8 @@ from llmprune.service.environment import hub_variables, inherited
 from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Tokens
+from llmprune.service.monitoring.board import QueueBoard
+from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.planner.planner import Planner
 from llmprune.service.settings import Settings
 from llmprune.service.web import documentation, routes
@@ -41,13 +44,15 @@ def create_app(
     service = Service(
         settings=settings,
         database=database,
-        jobs=JobStore(database),
+        jobs=(jobs := JobStore(database)),
         tokens=Tokens(database),
         planner=planner or _planner(settings),
         recipe_queue=RecipeQueue(),
         hash_queue=RecipeQueue(),
         wake=wake,
         paths=ServerPaths.of(settings),
+        outbox=Outbox(database),
+        queue_board=QueueBoard(settings, jobs, paused=lambda: status.paused(app.state.service)),
     )
     app = FastAPI(
         title="llmprune",
@@ -63,7 +68,8 @@ def create_app(
     app.state.metrics = Metrics(service.jobs)
     app.state.metrics.registry.register(MachineCollector(service))
     token = Depends(HTTPBearer(auto_error=False, description="A token of llmprune token create."))
-    for router in (recipes.router, jobs.router, outputs.router, archives.router, status.router):
+    jobs_and_outputs = (job_routes, live, notifications, outputs, archives)
+    for router in (recipes.router, *(module.router for module in jobs_and_outputs), status.router):
         app.include_router(router, dependencies=[token])
     app.include_router(status.public_router)
     routes.install(app)

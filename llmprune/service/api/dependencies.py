@@ -18,6 +18,8 @@ from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.job import JOB_ID, J, Job
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Caller, Tokens
+from llmprune.service.monitoring.board import QueueBoard
+from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.planner.planner import Planner
 from llmprune.service.recipe_policy.policy import ExaminedRecipe
 from llmprune.service.settings import Settings
@@ -36,6 +38,8 @@ class Service:
     hash_queue: RecipeQueue
     wake: Callable[[], None]  # wakes the supervisor
     paths: ServerPaths  # renames paths of the server in what clients see
+    outbox: Outbox
+    queue_board: QueueBoard
     clock: Callable[[], float] = time.monotonic  # of the supervisor's heartbeats
 
     def find(self, job: str, caller: Caller) -> Job | None:
