@@ -25,6 +25,7 @@ from pydantic import BaseModel
 import llmprune
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.validation_messages import models_in
+from llmprune.service.notifications.settings import NotificationSettings
 from llmprune.service.settings import SITE, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -189,9 +190,12 @@ def test_every_setting_is_explained() -> None:
         "host_names": "host_name",
         "trusted_proxies": "trusted_proxy",
         "allow_roots": "allow_root",
+        "webhook_hosts": "webhook_host",
+        "mail_domains": "mail_domain",
         "oidc": "oidc_issuer",
     }
-    settings = {renamed.get(name, name) for name in Settings.model_fields} - INJECTED
+    names = {*Settings.model_fields, *NotificationSettings.model_fields} - {"notifications"}
+    settings = {renamed.get(name, name) for name in names} - INJECTED
     assert settings <= options | set(environment.FIXED_LIMITS)
     assert set(environment.FIXED_LIMITS) <= settings
 

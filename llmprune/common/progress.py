@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.progress import (
@@ -28,6 +28,7 @@ from llmprune.common.console import PlainConsole
 from llmprune.common.local_processes import is_first_of_launcher
 from llmprune.common.printing import printable
 from llmprune.common.time_left import ExpectedPart, Forecast, TimeLeft, rough_duration
+from llmprune.common.timeline import LAST, Timeline
 
 PROGRESS_FILE = "LLMPRUNE_PROGRESS"  # environment variable with the path of the file
 _REPEAT_EVERY = 180.0  # seconds
@@ -74,6 +75,9 @@ class _Lines:
 
 _lines: _Lines | None = None
 _forecast: Forecast | None = None
+_more_runs = False
+_timeline = Timeline()
+_tokens: tuple[str, int] | None = None  # step that passes tokens through the model, and how many
 _listener: Callable[[Reported], None] | None = None
 
 
@@ -116,7 +120,19 @@ def expecting(parts: Sequence[ExpectedPart]) -> Iterator[Forecast]:
 
 def time_left() -> TimeLeft | None:
     """Return the time left of the whole run; None where nothing is expected."""
-    return _forecast.left() if _forecast is not None else None
+    left = _forecast.left() if _forecast is not None else None
+    return left and replace(left, is_complete=left.is_complete and not _more_runs)
+
+
+@contextmanager
+def more_runs_follow(follow: bool = True) -> Iterator[None]:
+    """Count what is expected within the context as a part of the whole run only, because other runs follow it."""
+    global _more_runs
+    before, _more_runs = _more_runs, _more_runs or follow
+    try:
+        yield
+    finally:
+        _more_runs = before
 
 
 def estimated_seconds(step: str) -> float | None:
@@ -126,6 +142,7 @@ def estimated_seconds(step: str) -> float | None:
 
 def report_reused(step: str) -> None:
     """Report that the result of a step exists, so that the step takes no time."""
+    _timeline.reuse(step)
     if _forecast is not None:
         _forecast.reuse(step)
 
@@ -156,16 +173,23 @@ def report_progress(
     total: int | None = None,
     since: float | None = None,
     detail: str | None = None,
+    tokens: int | None = None,
 ) -> None:
     """Report the progress of a step in printed lines and in the progress file, where the environment names one.
 
-    ``since``: time.monotonic() when the step began; ``detail``: how it stands, in words. Only the
-    first of several processes reports.
+    ``since``: time.monotonic() when the step began; ``detail``: how it stands, in words; ``tokens``: number that the
+    step passes through the model. Only the first of several processes reports.
     """
+    global _tokens
     if not is_first_of_launcher():
         return
-    if _forecast is not None:
+    if tokens is not None:
+        _tokens = step, tokens
+    if _forecast is not None and step == LAST:
+        _forecast.finish()
+    elif _forecast is not None:
         _forecast.note(step, done, total=total, since=since)
+    _timeline.note(step, _forecast)
     seconds = time.monotonic() - since if since is not None else None
     if _lines is not None:
         left = seconds / done * (total - done) if seconds and done and total else None
@@ -174,15 +198,20 @@ def report_progress(
     if not path and _listener is None:
         return
     whole = time_left()
-    left_in_all = round(whole.seconds, 1) if whole is not None and whole.is_complete else None
+    left_in_all = round(whole.seconds, 1) if whole is not None and whole.is_known else None
     reported = Reported(step, done, total, seconds, detail, left_in_all)
     if _listener is not None:
         _listener(reported)
     if not path:
         return
+    content = asdict(reported) | {
+        "tokens": _tokens[1] if _tokens is not None and step.startswith(_tokens[0]) else None,
+        "left": None if whole is None else asdict(whole),
+        "steps": _timeline.steps(_forecast),
+    }
     with suppress(OSError):  # a full disk must not end the run here
         temporary = Path(f"{path}.partial")
-        temporary.write_text(json.dumps(asdict(reported)))
+        temporary.write_text(json.dumps(content))
         temporary.replace(path)
 
 

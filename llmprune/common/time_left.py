@@ -3,7 +3,8 @@
     left = Σ over the parts to come of estimate × pace        pace = (elapsed + w) / (estimate of the finished part + w)
 
 The pace compares what was measured with what was estimated. w is a twentieth of the whole estimate, so that the first
-seconds of a run do not decide. Parts without an estimate are left out, and the result is then a lower bound.
+seconds of a run do not decide. Parts without an estimate are left out, and the result is then a lower bound. Where an
+earlier run measured a part, its time takes the place of the estimate.
 """
 
 from __future__ import annotations
@@ -40,21 +41,38 @@ class ExpectedPart:
 
     ``step``: name of the step in the report; ``name``: beginning of the part's name in reports of progress.
     ``seconds``: estimate, None where there is none. ``items``: number that its progress counts to, such as layers; None
-    where its progress starts over within the part.
+    where its progress starts over within the part. ``measured``: seconds by the measurement of an earlier run; None
+    where there was none.
     """
 
     step: str
     name: str
     seconds: float | None
     items: int | None = None
+    measured: float | None = None
+
+    @property
+    def expected(self) -> float | None:
+        """Seconds that the part should take: by an earlier measurement where there is one, else by the estimate."""
+        return self.seconds if self.measured is None else self.measured
 
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """Seconds left of a run; ``is_complete``: False where a part to come has no estimate, so that it takes longer."""
+    """Seconds left of a run.
+
+    ``is_complete``: False where a part to come has no estimate, so that it takes longer. ``is_measured``: False as long
+    as no part of this run has shown how fast it is, and no earlier run did.
+    """
 
     seconds: float
     is_complete: bool
+    is_measured: bool
+
+    @property
+    def is_known(self) -> bool:
+        """True where all of the rest is estimated, and a measurement has shown how good the estimates are."""
+        return self.is_complete and self.is_measured
 
 
 @dataclass
@@ -83,6 +101,49 @@ class Forecast:
     _elapsed: float = 0.0  # of finished parts with an estimate, in seconds
     _estimated: float = 0.0  # the same parts, as estimated
     _reused: set[str] = field(default_factory=set)
+    _times: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Seconds of the parts that this run did from their beginning to their end, by name."""
+        return dict(self._times)
+
+    @property
+    def reused(self) -> frozenset[str]:
+        """Steps that need no time because their results exist."""
+        return frozenset(self._reused)
+
+    @property
+    def current_step(self) -> str | None:
+        """Step of the part under way; None before the first part."""
+        return self._part.step if self._part else None
+
+    def part_of(self, name: str) -> ExpectedPart | None:
+        """Return the part, the current or a later one, that a reported name belongs to; None where there is none."""
+        index = self._index_of(name)
+        return None if index is None else self.parts[index]
+
+    def expected_of(self, step: str) -> float | None:
+        """Return the expected seconds of the step under way or the next of this name; None where a part has none."""
+        parts = [part for part in self.parts[max(self._current, 0) :] if part.step == step]
+        seconds = [part.expected for part in parts]
+        return None if not seconds or None in seconds else sum(one for one in seconds if one is not None)
+
+    def to_come(self) -> dict[str, float | None]:
+        """Return the expected seconds of the steps after the current one; None where a part has no estimate."""
+        found: dict[str, float | None] = {}
+        pace = self._pace()
+        for part in self.parts[self._current + 1 :]:
+            if part.step not in self._reused and part.step != self.current_step:
+                seconds = found.get(part.step, 0.0)
+                unknown = seconds is None or part.expected is None
+                found[part.step] = None if unknown else (seconds or 0.0) + (part.expected or 0.0) * pace
+        return found
+
+    def finish(self) -> None:
+        """Record that the last part has ended; nothing is left."""
+        self._finish(self.clock())
+        self._current, self._seen = len(self.parts), None
 
     def note(self, name: str, done: int | None = None, *, total: int | None = None, since: float | None = None) -> None:
         """Record a report of progress. Reports of parts that are not to come are counted to the current part.
@@ -117,17 +178,23 @@ class Forecast:
     def left(self) -> TimeLeft | None:
         """Return the time left; None where nothing of the rest has an estimate."""
         rest = [part for part in self.parts[max(self._current, 0) :] if part.step not in self._reused]
-        known = [part for part in rest if part.seconds is not None]
+        known = [part for part in rest if part.expected is not None]
         if not known:
             return None
         now, pace = self.clock(), self._pace()
-        ahead = sum((part.seconds or 0.0) * pace for part in rest if part is not self._part)
+        ahead = sum((part.expected or 0.0) * pace for part in rest if part is not self._part)
         seconds = ahead + self._left_of_current(now, pace)
-        return TimeLeft(max(seconds, 0.0), is_complete=len(known) == len(rest))
+        return TimeLeft(max(seconds, 0.0), is_complete=len(known) == len(rest), is_measured=self._is_measured(known))
 
     @property
     def _part(self) -> ExpectedPart | None:
-        return self.parts[self._current] if self._current >= 0 else None
+        return self.parts[self._current] if 0 <= self._current < len(self.parts) else None
+
+    def _is_measured(self, known: Sequence[ExpectedPart]) -> bool:
+        """Return whether the pace was measured for enough of the run, or an earlier run measured most of the rest."""
+        whole = sum(part.expected or 0.0 for part in known)
+        earlier = sum(part.measured or 0.0 for part in known)
+        return self._known_so_far()[1] >= _WEIGHT * self._whole() or 2 * earlier >= whole > 0
 
     def _index_of(self, name: str) -> int | None:
         """Return the index of the part, the current one or a later one, that a reported name belongs to."""
@@ -140,23 +207,36 @@ class Forecast:
     def _finish(self, now: float) -> None:
         """Count the current part as finished."""
         part, seen = self._part, self._seen
-        if part is not None and seen is not None and part.seconds is not None:
+        if part is None or seen is None:
+            return
+        share = self._share_here(part, seen)
+        if share == 1.0 and part.step not in self._reused:
+            self._times[part.name] = now - seen.began
+        if part.expected is not None:
             self._elapsed += now - seen.began
-            self._estimated += part.seconds * self._share_here(part, seen)
+            self._estimated += part.expected * share
 
     @staticmethod
     def _share_here(part: ExpectedPart, seen: _Seen) -> float:
         """Return the share of a part's items that this run has to do: a resumed part has fewer."""
         return min(seen.total / part.items, 1.0) if seen.total and part.items else 1.0
 
-    def _pace(self) -> float:
-        """Return measured / estimated time of finished parts and of finished items of the current one; 1 at first."""
+    def _whole(self) -> float:
+        return sum(one.expected or 0.0 for one in self.parts)
+
+    def _known_so_far(self) -> tuple[float, float]:
+        """Return measured and estimated seconds of the finished parts and of the finished items of the current one."""
         elapsed, estimated = self._elapsed, self._estimated
         part, seen = self._part, self._seen
-        if part is not None and part.seconds is not None and seen is not None and seen.done and seen.total:
+        if part is not None and part.expected is not None and seen is not None and seen.done and seen.total:
             elapsed += seen.reported - seen.began
-            estimated += part.seconds * self._share_here(part, seen) * seen.done / seen.total
-        weight = _WEIGHT * sum(one.seconds or 0.0 for one in self.parts)
+            estimated += part.expected * self._share_here(part, seen) * seen.done / seen.total
+        return elapsed, estimated
+
+    def _pace(self) -> float:
+        """Return measured / estimated time of what is finished; 1 at first."""
+        elapsed, estimated = self._known_so_far()
+        weight = _WEIGHT * self._whole()
         if not estimated + weight:
             return 1.0
         return min(max((elapsed + weight) / (estimated + weight), 1 / _MAX_PACE), _MAX_PACE)
@@ -168,6 +248,6 @@ class Forecast:
             return 0.0
         if seen.left is not None:
             return seen.left - (now - seen.reported)
-        if part.seconds is None or part.step in self._reused:
+        if part.expected is None or part.step in self._reused:
             return 0.0
-        return part.seconds * self._share_here(part, seen) * pace - (now - seen.began)
+        return part.expected * self._share_here(part, seen) * pace - (now - seen.began)

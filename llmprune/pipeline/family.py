@@ -13,7 +13,7 @@ from typing import Protocol
 
 from llmprune.common.distributed import is_first_process
 from llmprune.common.errors import ModelError
-from llmprune.common.progress import report_progress
+from llmprune.common.progress import more_runs_follow, report_progress
 from llmprune.pipeline.context import RunContext, Search
 from llmprune.pipeline.finish import FinishedRun
 from llmprune.pipeline.search import search_space_of
@@ -53,7 +53,8 @@ def run_family(context: RunContext, search: Search, *, run: RunMember) -> tuple[
         output = folder / str(number + 1)
         if is_first_process():
             output.mkdir(parents=True, exist_ok=True)
-        finished.append(run(surveyed, output, asked=asked, generated=generated, search=own))
+        with more_runs_follow(number + 1 < count):
+            finished.append(run(surveyed, output, asked=asked, generated=generated, search=own))
     if is_first_process():
         for left in folder.iterdir():
             if left.name.isdecimal() and int(left.name) > count:

@@ -18,7 +18,7 @@ from llmprune.checkpoint.pruned_source import pruned_source
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.errors import LLMPruneError, ModelError
 from llmprune.common.files import write_text
-from llmprune.common.progress import report_progress
+from llmprune.common.progress import more_runs_follow, report_progress
 from llmprune.data.recovery_windows import Part
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.pipeline.batches import Batches
@@ -146,7 +146,8 @@ class _Rounds:
             self._discard(number, recipe)
             folder.mkdir(parents=True, exist_ok=True)
         report_progress(f"round {number} of {rounds}: to {plan.pruned.layers} layers")
-        report = run(survey, folder)
+        with more_runs_follow():
+            report = run(survey, folder)
         if is_first_process():
             record = {"recipe": recipe_of_model(self.recipes[number - 1]), "origin": self._origin}
             write_text(self._record(number), json.dumps(record, indent=1) + "\n")

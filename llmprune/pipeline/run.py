@@ -26,7 +26,7 @@ from llmprune.common.libraries import quiet_libraries, seconds_of_imports
 from llmprune.common.local_processes import is_own_process
 from llmprune.common.notebook import progress_in_notebook
 from llmprune.common.process_memory import bound_kernel_caches, keep_freed_memory
-from llmprune.common.progress import expecting, report_progress
+from llmprune.common.progress import report_progress
 from llmprune.evaluation.lm_eval.tasks import fetch_tasks
 from llmprune.pipeline.agreement import require_same_everywhere
 from llmprune.pipeline.batches import Batches
@@ -44,6 +44,7 @@ from llmprune.pipeline.steps import run_steps
 from llmprune.planning.budget.settle import is_open
 from llmprune.planning.counted_vocabulary import count_vocabulary
 from llmprune.planning.duration.estimate import Durations
+from llmprune.planning.duration.measured import expecting_durations
 from llmprune.planning.plan import Plan, PlanningOutcome, plan_and_check
 from llmprune.planning.round_recipes import has_rounds
 from llmprune.planning.self_generated import ChosenNumbers
@@ -140,7 +141,7 @@ def _run_planned(planned: _Planned, output: Path, *, options: RunOptions) -> Fin
             _write_plan(context)
         if has_rounds(context.recipe):
             context, options = _after_earlier_rounds(context, options=options)
-        with expecting(context.durations.expected() if context.durations else ()):
+        with expecting_durations(context.durations, context.recipe):
             report = run_steps(context, options)
         if options.fresh and is_first_process():
             remove(context.folder.home / MEMBERS)  # of a family that this run replaces
@@ -161,7 +162,7 @@ def search_only(recipe: Recipe, output: Path, *, fresh: bool = False) -> SearchF
 
 def _searched(context: RunContext, options: RunOptions) -> Search:
     """Search the shapes for the budgets of a recipe."""
-    with expecting(context.durations.expected() if context.durations else ()):
+    with expecting_durations(context.durations, context.recipe):
         found = search_of_run(context, generated=options.generated.get(GENERATED), known=options.searched)
     context.inputs.release()  # the rest of the run opens the model anew, for the shape that was found
     return found

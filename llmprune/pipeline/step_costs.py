@@ -36,7 +36,7 @@ def measure_step(
     ``tokens``: number of tokens that pass through the model. ``decoder``: reads layers from the disk. In a profile of
     torch.profiler the block has this name.
     """
-    report_progress(name)
+    report_progress(name, tokens=tokens)
     reset_peak()
     waited = decoder.waits.seconds if decoder else 0.0
     read, start = proc_field("io", "read_bytes:"), time.perf_counter()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llmprune.common.distributed import broadcast_from_first, is_first_process
+from llmprune.common.progress import report_progress
+from llmprune.common.timeline import LAST
 from llmprune.cut.decision import Cut
 from llmprune.data.recovery_windows import RecoveryWindows
 from llmprune.pipeline.calibration_check import check_calibration
@@ -51,6 +53,7 @@ def run_steps(context: RunContext, options: RunOptions) -> Report:
     if options.measure_forward:
         time_dense_forward_pass(context)  # a second time, because the speed of a machine drifts
     measured = evaluate(context, chosen.cut)
+    report_progress(LAST)
     results = RunResults(
         scores,
         chosen,

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmprune.service.memory import memory_per_job
+from llmprune.service.notifications.settings import NotificationSettings
 from llmprune.service.oidc.settings import OidcSettings
 
 SITE = Path(__file__).parent / "web" / "site"  # the documentation: built by make docs, part of the wheel
@@ -53,6 +54,7 @@ class Settings(BaseModel):
     streams: int = 32  # event streams of one caller at a time; twice as many from one address, 8 times as many in all
     body_limit: int = 128 * 1024  # bytes; enough for a recipe of RECIPE_LIMIT bytes, urlencoded, and its form
     grace: float = 15.0  # seconds between SIGTERM and SIGKILL
+    notifications: NotificationSettings = NotificationSettings()
     documentation: Path = SITE  # folder of the built pages
     command: tuple[str, ...] = (sys.executable, "-m", "llmprune")
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmprune.common import progress
-from llmprune.common.time_left import ExpectedPart, Forecast, rough_duration
+from llmprune.common.time_left import ExpectedPart, Forecast, TimeLeft, rough_duration
+from llmprune.common.timeline import Timeline
 
 PARTS = (
     ExpectedPart("pass 1", "pass 1: scoring layers", 30.0, items=10),
@@ -149,19 +152,80 @@ def test_reports_of_other_work_belong_to_the_part_under_way() -> None:
 def test_lines_and_file_tell_the_time_left_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A new step's line says it, and so does the file for a service; without a plan neither does."""
+    """A new step's line says it; the file for a service has it too, with whether a measurement confirms it."""
     monkeypatch.setenv(progress.PROGRESS_FILE, str(tmp_path / "progress.json"))
     with progress.lines_without_terminal():
-        with progress.expecting([ExpectedPart("pass 1", "pass 1", 1200.0)]):
+        with progress.expecting([ExpectedPart("pass 1", "pass 1", 1200.0, items=4)]):
             progress.report_progress("pass 1", 0, total=4)
             assert progress.estimated_seconds("pass 1") == 1200
-            assert json.loads((tmp_path / "progress.json").read_text())["run_seconds_left"] == pytest.approx(
-                1200, abs=5
-            )
+            told = json.loads((tmp_path / "progress.json").read_text())
+            assert (told["run_seconds_left"], told["left"]["is_measured"]) == (None, False)
+            assert told["left"]["seconds"] == pytest.approx(1200, abs=5)
+            progress.report_progress("pass 1", 1, total=4, since=time.monotonic() - 300)
+            told = json.loads((tmp_path / "progress.json").read_text())
+            assert told["run_seconds_left"] == round(told["left"]["seconds"], 1) == pytest.approx(900, abs=5)
+            assert told["steps"][-2:] == [
+                {"name": "pass 1", "state": "current", "seconds": told["steps"][-2]["seconds"], "expected": 1200.0},
+                {"name": "report", "state": "to come", "seconds": None, "expected": None},
+            ]
         progress.report_progress("saving")
     lines = capfd.readouterr().err.splitlines()
     assert [line[9:] for line in lines] == ["pass 1, 4 to do, about 20 min left in all", "saving"]
     assert json.loads((tmp_path / "progress.json").read_text())["run_seconds_left"] is None
+
+
+def test_an_earlier_measurement_takes_the_place_of_the_estimate() -> None:
+    """The time left then counts as measured from the first moment; the estimate of the step itself stays the plan's."""
+    parts = [replace(part, measured=2 * (part.seconds or 0.0)) for part in PARTS]
+    forecast, _ = _forecast(*parts, ExpectedPart("tasks", "tasks", None, measured=30.0))
+    left = forecast.left()
+    assert left is not None
+    assert (left.seconds, left.is_known) == (230.0, True)
+    assert forecast.estimate("pass 1") == 30.0
+    assert forecast.estimate("tasks") is None
+
+
+def test_the_time_left_is_known_once_a_part_of_the_run_was_measured() -> None:
+    """Before that it is an estimate only."""
+    forecast, clock = _forecast()
+    known = []
+    for _ in _walk(forecast, clock, each=3.0):
+        left = forecast.left()
+        assert left is not None
+        known.append(left.is_known)
+    assert known[:2] == [False, False]
+    assert all(known[2:])
+    forecast.finish()
+    assert {name: round(seconds) for name, seconds in forecast.times.items()} == {
+        "pass 1: scoring layers": 30, "pass 2: cut and refit": 60, "saving": 0,
+    }  # fmt: skip
+
+
+def test_a_round_before_the_last_tells_no_time_of_the_whole_run() -> None:
+    """Its own time left is a lower bound only."""
+    with progress.expecting(PARTS):
+        with progress.more_runs_follow(), progress.more_runs_follow(False):
+            assert progress.time_left() == TimeLeft(100.0, is_complete=False, is_measured=False)
+        assert progress.time_left() == TimeLeft(100.0, is_complete=True, is_measured=False)
+
+
+def test_the_steps_of_a_run_are_a_timeline() -> None:
+    """Steps that are done have their time, those to come their estimate, and what exists already is marked."""
+    forecast, clock = _forecast()
+    timeline = Timeline(clock)
+    for name, seconds in (("planning", 2), ("pass 1: scoring layers", 30), ("pass 1: scoring layers", 0)):
+        forecast.note(name)
+        timeline.note(name, forecast)
+        clock.now += seconds
+    forecast.reuse("saving")
+    timeline.reuse("saving")
+    forecast.note("pass 2: cut and refit")
+    timeline.note("pass 2: cut and refit", forecast)
+    clock.now += 5
+    assert [(one["name"], one["state"], one["seconds"]) for one in timeline.steps(forecast)] == [
+        ("planning", "done", 2.0), ("saving", "reused", None), ("pass 1", "done", 30.0),
+        ("pass 2", "current", 5.0), ("report", "to come", None),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ instead of the same form filled in for a tiny one.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -332,3 +333,27 @@ def test_sign_in_at_a_provider(browser: Browser, tmp_path: Path) -> None:
                 page.goto(path)
                 assert (path, overflow(page), faults_of_access(page)) == (path, 0, [])
             context.close()
+
+
+def test_a_running_job_is_followed(page: Page, live: tuple[Client, Settings]) -> None:
+    """Its page has the steps and their times; its log grows until it is paused, at the width of a phone too."""
+    client, settings = live
+    steps = [{"name": "planning", "state": "done", "seconds": 2}, {"name": "pass 2", "state": "current", "seconds": 3}]
+    told = {"step": "pass 2: cut", "done": 2, "total": 8, "seconds": 3, "steps": steps}
+    job = client.submit(recipe(layers=1, pause=600, told=json.dumps(told)))
+    page.goto(f"/jobs/{job.id}")
+    expect(page.get_by_role("listitem").filter(has_text="Cut and repair")).to_have_attribute("aria-current", "step")
+    expect(page.get_by_text("40 layers/min")).to_be_visible()
+    page.set_viewport_size(PHONE)
+    assert (overflow(page), faults_of_access(page)) == (0, [])
+    page.get_by_role("link", name="Follow the log").click()
+    with settings.log(job.id).open("a", encoding="utf-8") as log:
+        log.writelines(f"line {number}\n" for number in range(90))
+    expect(page.get_by_text("line 89")).to_be_in_viewport()  # the box keeps its end in view
+    assert (overflow(page), faults_of_access(page)) == (0, [])
+    page.get_by_role("link", name="Pause").click()
+    page.get_by_label("Lines with").fill("LINE 7")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("line 79")).to_be_visible()
+    expect(page.get_by_text("line 89")).to_have_count(0)
+    job.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,9 +25,12 @@ from llmprune.service.jobs.hub_token import has_token
 from llmprune.service.jobs.job import JobQuery, JobRequest, NewJob, Outcome
 from llmprune.service.jobs.postgresql import PostgresqlDatabase
 from llmprune.service.jobs.quotas import Quotas
+from llmprune.service.jobs.run_times import RunTimes, known_run_times
 from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
+from llmprune.service.notifications.outbox import Outbox
+from llmprune.service.notifications.targets import Target
 from llmprune.service.supervisor.__main__ import _stop
 
 NEW = NewJob("ann", "org/model", "r", (), JobRequest(name="first"))
@@ -56,6 +60,30 @@ def add(jobs: JobStore, number: int, *, key: str | None = None, **changes: Any) 
     new = replace(NEW, key=key, digest=key or "", **changes)
     job, is_new = jobs.add(f"{number:012x}", new, quotas=Quotas(queued=10, kept=100))
     return job.id, is_new
+
+
+def test_run_times_and_notifications_are_the_same(connect: Callable[[], Database]) -> None:
+    """What an end writes besides the job: its time for the next one of its kind, and what is to be sent."""
+    jobs, outbox = JobStore(connect()), Outbox(connect())
+    outbox.set_defaults("ann", [Target("email", "ann@example.org")])
+    for number, seconds in enumerate((20.0, 5.0)):
+        job, _ = add(jobs, number)
+        jobs.start(job, [])
+        jobs.end(job, Outcome("succeeded", 0), ran_seconds=seconds)
+    found = jobs.get(job)
+    assert found is not None
+    assert known_run_times(connect(), [found]) == {job: RunTimes(2, 5.0, 5.0, 20.0)}
+    due = outbox.due(time.time(), limit=8)
+    assert [one.body["data"]["state"] for one in due] == ["succeeded"] * 2
+    assert not outbox.failed(due[0], "no answer")
+    outbox.delivered(due[1])
+    [delivered] = outbox.deliveries(due[1].body["data"]["id"])
+    assert (delivered.state, delivered.tries, delivered.target) == ("delivered", 1, "ann@example.org")
+    outbox.forget_old(time.time() + 40 * 86_400)
+    assert outbox.deliveries(due[1].body["data"]["id"]) == []
+    assert len(outbox.due(time.time() + 11, limit=8)) == 1
+    jobs.delete(job)
+    assert outbox.targets(job) == ()
 
 
 def test_the_job_table_answers_the_same(connect: Callable[[], Database]) -> None:

@@ -16,13 +16,15 @@ from llmprune.service.api import (
     archives,
     audit,
     error_responses,
-    jobs,
+    live,
+    notifications,
     outputs,
     recipes,
     sharing,
     status,
     users,
 )
+from llmprune.service.api import jobs as job_routes
 from llmprune.service.api.auth import AuthMiddleware
 from llmprune.service.api.dependencies import Service
 from llmprune.service.api.machine_metrics import MachineCollector
@@ -34,6 +36,8 @@ from llmprune.service.environment import hub_variables, inherited
 from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Tokens
+from llmprune.service.monitoring.board import QueueBoard
+from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.oidc.provider import Provider
 from llmprune.service.planner.planner import Planner
 from llmprune.service.settings import Settings
@@ -53,13 +57,15 @@ def create_app(
     service = Service(
         settings=settings,
         database=database,
-        jobs=JobStore(database),
+        jobs=(jobs := JobStore(database)),
         tokens=Tokens(database),
         planner=planner or _planner(settings),
         recipe_queue=RecipeQueue(),
         hash_queue=RecipeQueue(),
         wake=wake,
         paths=ServerPaths.of(settings),
+        outbox=Outbox(database),
+        queue_board=QueueBoard(settings, jobs, paused=lambda: status.paused(app.state.service)),
     )
     app = FastAPI(
         title="llmprune",
@@ -78,7 +84,8 @@ def create_app(
     token = Depends(
         HTTPBearer(auto_error=False, description="A token of llmprune token create, or of the Account page.")
     )
-    for part in (recipes, jobs, outputs, archives, sharing, account, users, audit, status):
+    jobs_and_outputs = (job_routes, live, notifications, outputs, archives, sharing)
+    for part in (recipes, *jobs_and_outputs, account, users, audit, status):
         app.include_router(part.router, dependencies=[token])
     app.include_router(status.public_router)
     routes.install(app)

@@ -20,6 +20,8 @@ from llmprune.service.jobs.sessions import Sessions
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Caller, Tokens
 from llmprune.service.jobs.users import Users
+from llmprune.service.monitoring.board import QueueBoard
+from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.planner.planner import Planner
 from llmprune.service.recipe_policy.policy import ExaminedRecipe
 from llmprune.service.settings import Settings
@@ -38,6 +40,8 @@ class Service:
     hash_queue: RecipeQueue
     wake: Callable[[], None]  # wakes the supervisor
     paths: ServerPaths  # renames paths of the server in what clients see
+    outbox: Outbox
+    queue_board: QueueBoard
     clock: Callable[[], float] = time.monotonic  # of the supervisor's heartbeats
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
@@ -38,6 +39,12 @@ PushToken = Annotated[
     str,
     Header(alias="X-Hub-Token", max_length=500, pattern=r"^[!-~]+$", description="Hub token for this push alone."),
 ]
+# Headers, because proxies log the parameters of an address, and the path of a webhook may be a secret.
+_DEFAULTS = "Default: those of PUT /v1/notifications."
+_NOTIFY_URL = f"Webhook that is called when the job ends; several are separated by spaces. {_DEFAULTS}"
+_NOTIFY_EMAIL = f"Address that gets an e-mail when the job ends; several are separated by spaces. {_DEFAULTS}"
+NotifyUrls = Annotated[Sequence[str], Header(alias="X-Notify-URL", max_length=5, description=_NOTIFY_URL)]
+NotifyEmails = Annotated[Sequence[str], Header(alias="X-Notify-Email", max_length=5, description=_NOTIFY_EMAIL)]
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200, description=_KEY)]
 SeqNumber = Annotated[int | None, Query(ge=0, le=2**62, description="The field next of the previous page.")]
 
@@ -73,6 +80,8 @@ async def submit_job(
     shared: Annotated[bool, Query(description="Every user with a token may read it.")] = False,
     key: IdempotencyKey = None,
     hub_token: HubToken = None,
+    notify_urls: NotifyUrls = (),
+    notify_emails: NotifyEmails = (),
 ) -> Job:
     """Queue a recipe as a job."""
     submission = Submission(
@@ -86,6 +95,8 @@ async def submit_job(
         key=key,
         hub_token=hub_token,
         shared=shared,
+        notify_urls=[url for one in notify_urls for url in one.split()],
+        notify_emails=[email for one in notify_emails for email in one.split()],
     )
     job, new = await service.recipe_queue.run(
         caller.name, submit, submission, caller, settings=service.settings, jobs=service.jobs

@@ -64,6 +64,14 @@ def queue_of(service: Service, caller: Caller) -> Queue:
     )
 
 
+def paused(service: Service) -> str | None:
+    """Return why no waiting job starts; None where they start as usual."""
+    alive, full = heartbeat(service)
+    if full:
+        return "no job starts, because the disk quota is reached"
+    return None if alive else "no job starts until the supervisor has been restarted"
+
+
 def heartbeat(service: Service) -> tuple[bool, bool]:
     """Return whether the supervisor is alive, by the monotonic clock, and whether the disk quota is reached."""
     rows = service.database.read('SELECT monotonic, "full" FROM heartbeat')

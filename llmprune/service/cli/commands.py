@@ -27,6 +27,14 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")
 HubTokenFile = Annotated[
     Path, typer.Option(help="File with a hub token for this push alone; the service deletes it afterwards.")
 ]
+NotifyUrl = Annotated[
+    list[str] | None,
+    typer.Option(metavar="URL", help="Webhook that the service calls when the job ends; may be repeated."),
+]
+NotifyEmail = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ADDRESS", help="Address that gets an e-mail when the job ends; may be repeated."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 _LOCAL_SERVER = "http://127.0.0.1:8321"
 
@@ -56,6 +64,8 @@ def submit(
         typer.Option(help="File with a hub token for this job alone; the service deletes it when the job ends."),
     ] = None,
     shared: Annotated[bool, typer.Option("--shared", help="Every user with a token may read it.")] = False,
+    notify_url: NotifyUrl = None,
+    notify_email: NotifyEmail = None,
     follow: Annotated[bool, typer.Option("--watch", help="Watch the job until it has ended.")] = False,
     server: Server = _LOCAL_SERVER,
     token_file: TokenFile = None,
@@ -69,6 +79,8 @@ def submit(
         "gpus": gpus,
         "priority": priority,
         "time_limit": time_limit,
+        "notify_urls": notify_url,
+        "notify_emails": notify_email,
     }
     from llmprune.service.cli.local_paths import paths_of_this_machine
 

@@ -11,6 +11,16 @@ import typer
 from llmprune.common.errors import RecipeError
 from llmprune.service.cli import oidc_options as oidc
 from llmprune.service.cli.database_option import DatabaseUrl, database_url
+from llmprune.service.cli.notification_options import (
+    MailDomain,
+    MailFrom,
+    PublicUrl,
+    Smtp,
+    SmtpPasswordFile,
+    WebhookHost,
+    Webhooks,
+    notification_settings,
+)
 
 DataDir = Annotated[Path, typer.Option(help="Folder of the job table and of all jobs.")]
 Host = Annotated[str, typer.Option(help="Address to bind; one that other machines can reach needs a token first.")]
@@ -131,6 +141,13 @@ def serve(
     share_jobs: ShareJobs = False,
     lend_hub_token: LendHubToken = False,
     first_token_file: FirstToken = None,
+    webhooks: Webhooks = "public",
+    webhook_host: WebhookHost = None,
+    smtp: Smtp = None,
+    smtp_password_file: SmtpPasswordFile = None,
+    mail_from: MailFrom = None,
+    mail_domain: MailDomain = None,
+    public_url: PublicUrl = None,
 ) -> None:
     """Serve pruning jobs over HTTP and in the browser."""
     from llmprune.service import server
@@ -145,6 +162,10 @@ def serve(
         oidc_issuer, oidc_client_id, secret_file=oidc_client_secret_file, roles=oidc_role or (),
         claims=(oidc_scopes, oidc_name_claim, oidc_groups_claim), access=(oidc_default_role, oidc_domain or ()),
     )  # fmt: skip
+    notifications = notification_settings(
+        webhooks=webhooks, webhook_hosts=webhook_host, smtp=smtp, smtp_password_file=smtp_password_file,
+        mail_from=mail_from, mail_domains=mail_domain, public_url=public_url,
+    )  # fmt: skip
     settings = Settings(
         data_dir=data_dir.absolute(), database_url=database_url(database), host=host, port=port,
         host_names=tuple(host_name or ()), trusted_proxies=proxies,
@@ -153,7 +174,7 @@ def serve(
         disk_quota=_size(disk_quota) if disk_quota else None, keep_days=keep_days, keep_jobs=keep_jobs,
         max_queued=max_queued, max_running=max_running, max_gpus=max_gpus, max_jobs=max_jobs,
         jobs_per_day=jobs_per_day, user_disk=_size(user_disk) if user_disk else None, oidc=sign_in,
-        share_jobs=share_jobs, lend_hub_token=lend_hub_token,
+        share_jobs=share_jobs, lend_hub_token=lend_hub_token, notifications=notifications,
         **({} if memory_limit is None else {"memory_limit": _size(memory_limit)}),
     )  # fmt: skip
     if first_token_file is not None:

@@ -59,9 +59,14 @@ class TerminalProgress:
     def __init__(self) -> None:
         self._console = PlainConsole(stderr=True)
         self._last_line = ""
-        columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
+        columns = (
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[line]}{task.fields[below]}", markup=False),
+        )
         self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._bar = self._progress.add_task("", total=1.0)
+        self._bar = self._progress.add_task("", total=1.0, line="", below="")
+        self._place = ""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -72,12 +77,18 @@ class TerminalProgress:
 
     def show(self, event: dict[str, Any]) -> None:
         """Show an event."""
-        self._progress.update(self._bar, completed=event["fraction"], description=doing(event))
+        self._progress.update(self._bar, completed=event["fraction"], line=doing(event))
         state = state_words(event["state"])
         line = printable(f"{state}: {event['step']}" if event["step"] else state)
         if not self._console.is_terminal and line != self._last_line:
             self._last_line = line
-            self._console.print(Text(line), soft_wrap=True)
+            place = f": {self._place}" if event["state"] == "queued" and self._place else ""
+            self._console.print(Text(line + place), soft_wrap=True)
+
+    def note(self, status: str) -> None:
+        """Show a status below the bar; elsewhere it is printed only with the line of a job that waits."""
+        self._place = status
+        self._progress.update(self._bar, below=f"\n{status}" if status else "")
 
     def end(self, job: dict[str, Any]) -> None:
         """Print how the job ended."""

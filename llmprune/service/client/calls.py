@@ -50,6 +50,8 @@ class JobSettings(TypedDict, total=False):
     priority: int | None
     time_limit: float | None  # seconds
     shared: bool | None
+    notify_urls: Iterable[str] | None
+    notify_emails: Iterable[str] | None
 
 
 class JobFilters(TypedDict, total=False):
@@ -111,6 +113,18 @@ def states_of(state: str | Iterable[str] | None) -> list[str]:
 def new_key(key: str | None = None) -> dict[str, str]:
     """Return the header that makes a submission safe to repeat, by default with a new key."""
     return {"Idempotency-Key": key or uuid.uuid4().hex}
+
+
+def notify_headers(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the headers with the targets of a job's notifications. Raises RecipeError for one that has spaces."""
+    found: dict[str, str] = {}
+    for name, header in (("notify_urls", "X-Notify-URL"), ("notify_emails", "X-Notify-Email")):
+        targets = list(settings.get(name) or ())
+        for target in targets:
+            if not re.fullmatch(r"[!-~]+", target):
+                raise RecipeError(f"{target[:100]!r}: a URL or an e-mail address has no spaces and only ASCII letters")
+        found |= {header: " ".join(targets)} if targets else {}
+    return found
 
 
 def hub_header(token: str | None) -> dict[str, str]:

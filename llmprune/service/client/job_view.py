@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Self
 
 from llmprune.common.notebook import NotebookProgress, bar_html, in_notebook
 from llmprune.common.printing import printable
 from llmprune.results.formatting import byte_size, change, duration, percent
 from llmprune.service.api.values import JobEvent
+from llmprune.service.cli.status_line import status_line
 from llmprune.service.cli.terminal import TerminalProgress, doing, state_words
 from llmprune.service.jobs.job import Job, JobSummary
+from llmprune.service.monitoring.run_progress import RunProgress
+from llmprune.service.monitoring.usage import JobUse
 
+_ASK_EVERY = 5.0  # seconds
 _STYLES = {"succeeded": "success", "failed": "danger", "queued": "info", "running": "info"}
 
 
@@ -49,6 +54,7 @@ class JobProgress:
 
     def __init__(self, job: JobSummary) -> None:
         self._job = job
+        self._status, self._asked = "", float("-inf")
         self._notebook = NotebookProgress(job.name) if in_notebook() else None
         self._terminal = None if self._notebook else TerminalProgress()
 
@@ -63,13 +69,27 @@ class JobProgress:
         elif self._notebook and kind is not None:
             self._notebook.end("no longer watched; .progress() shows it again", style="warning", fraction=None)
 
+    def is_status_due(self) -> bool:
+        """Return whether the status is to be asked for, which is so every few seconds, and count it as asked."""
+        now = time.monotonic()
+        if now - self._asked < _ASK_EVERY:
+            return False
+        self._asked = now
+        return True
+
+    def note(self, progress: RunProgress, use: JobUse) -> None:
+        """Note what else is known about the job; shown with the next event."""
+        self._status = status_line(progress, use)
+        if self._terminal:
+            self._terminal.note(self._status)
+
     def show(self, event: JobEvent) -> None:
         """Show an event."""
         now: dict[str, Any] = event.model_dump()
         if self._terminal:
             self._terminal.show(now)
         elif self._notebook:
-            self._notebook.show(doing(now), event.fraction)
+            self._notebook.show(", ".join(filter(None, (doing(now), self._status))), event.fraction)
 
     def end(self, job: Job) -> None:
         """Show the end of the job."""

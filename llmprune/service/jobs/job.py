@@ -23,6 +23,7 @@ from llmprune.publish.published import Published
 from llmprune.recipe.hub import Hub
 from llmprune.results.evaluation_figures import Verdict
 from llmprune.service.jobs.database import Row
+from llmprune.service.notifications.targets import Target
 
 State = Literal["queued", "running", "cancelling", "cancelled", "failed", "gate_not_met", "gate_undecided", "succeeded"]
 ACTIVE: tuple[State, ...] = ("running", "cancelling")
@@ -85,7 +86,10 @@ class JobRequest(_Value):
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job to be queued. ``key`` is its idempotency key, ``digest`` that of the submission made with the key."""
+    """A job to be queued. ``key`` is its idempotency key, ``digest`` that of the submission made with the key.
+
+    ``notify``: targets that are told when it ends; None: those that its owner has set for such jobs.
+    """
 
     owner: str
     model: str
@@ -94,6 +98,7 @@ class NewJob:
     request: JobRequest
     key: str | None = None
     digest: str = ""
+    notify: tuple[Target, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,8 @@ class JobSummary(_Value):
     fraction: float = Field(description="Fraction of the whole run that is done, roughly.")
     seconds_left: float | None = Field(description="Estimated seconds left in the step.")
     run_seconds_left: float | None = Field(
-        description="Estimated seconds left of the whole run; null: unknown, as before the tasks of the evaluation end."
+        description="Estimated seconds left of the whole run; null: unknown, as before a step has shown the speed "
+        "or before the tasks of the evaluation end."
     )
     launcher: str
     gpus: int

@@ -26,6 +26,7 @@ from llmprune.service.jobs.job import (
     summary_of,
 )
 from llmprune.service.jobs.quotas import Quotas, require_quota
+from llmprune.service.jobs.run_times import record_run_time
 from llmprune.service.jobs.store_reads import (
     Conflict,
     Term,
@@ -37,6 +38,7 @@ from llmprune.service.jobs.store_reads import (
     require_pushable,
     row_of,
 )
+from llmprune.service.notifications.outbox import notify_end, write_default_targets, write_targets
 
 _NOTHING_LEFT: dict[str, Any] = {"seconds_left": None, "run_seconds_left": None, "detail": None}
 _EVENT_FIELDS = (
@@ -87,6 +89,10 @@ class JobStore:
             )
             if key is not None:
                 connection.execute("INSERT INTO idempotency VALUES (?, ?, ?, ?)", (owner, key, digest, job))
+            if new.notify is None:
+                write_default_targets(connection, job, owner=owner)
+            else:
+                write_targets(connection, job, targets=new.notify)
             write_event(connection, job)
             return job_of(row_of(connection, job)), True
 
@@ -223,6 +229,8 @@ class JobStore:
             if settled["state"] in FINISHED and was_cancelled:
                 ended |= {"error": row["error"], "exit_code": None}
             _change(connection, job, **ended | settled)
+            if ran_seconds is not None:
+                record_run_time(connection, row, state=settled["state"], seconds=round(ran_seconds, 2))
 
     def give_up(self, job: str, error: str) -> None:
         """Fail a job that cannot continue, whether it waits or runs."""
@@ -281,6 +289,8 @@ def _change(connection: Transaction, job: str, *, kind: str = "state", **values:
     columns = ", ".join(f"{name} = ?" for name in values)
     connection.execute(f"UPDATE jobs SET {columns} WHERE id = ?", [*values.values(), job])
     write_event(connection, job, kind=kind)
+    if values.get("state") in ENDED:
+        notify_end(connection, row_of(connection, job))
 
 
 def write_event(connection: Transaction, job: str, *, kind: str = "state") -> None:

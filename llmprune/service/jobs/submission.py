@@ -31,6 +31,7 @@ from llmprune.service.jobs.quotas import default_quotas
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.tokens import Caller
+from llmprune.service.notifications.targets import Target, checked_targets
 from llmprune.service.recipe_policy.policy import admit
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.launchers import offered_launchers
@@ -50,6 +51,8 @@ class Submission:
     key: str | None = None
     hub_token: str | None = None
     shared: bool = False
+    notify_urls: Sequence[str] = ()
+    notify_emails: Sequence[str] = ()
 
     def digest(self) -> str:
         """Return a digest of everything that an idempotency key stands for, which excludes the hub token."""
@@ -62,6 +65,8 @@ class Submission:
             self.priority,
             self.time_limit,
             self.shared,
+            list(self.notify_urls),
+            list(self.notify_emails),
         )
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -91,6 +96,7 @@ def submit(submission: Submission, caller: Caller, *, settings: Settings, jobs: 
         request=_job_request(submission, admitted.recipe, caller=caller, settings=settings),
         key=submission.key,
         digest=submission.digest(),
+        notify=_targets(submission, settings),
     )
     return _add(settings, submission.hub_token, jobs=jobs, new=new)
 
@@ -199,6 +205,12 @@ def cancel(job: Job, settings: Settings, *, jobs: JobStore) -> Job:
     if cancelled.ended:
         drop_token(settings.folder(job.id), settings.log(job.id))
     return cancelled
+
+
+def _targets(submission: Submission, settings: Settings) -> tuple[Target, ...] | None:
+    """Return the targets that are told when the job ends; None where the submission names none. Raises RecipeError."""
+    urls, emails = submission.notify_urls, submission.notify_emails
+    return checked_targets(urls, emails, settings=settings.notifications) or None
 
 
 def _require_token(hub_token: str | None) -> None:

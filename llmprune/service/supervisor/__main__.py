@@ -13,10 +13,18 @@ import logging
 import os
 import select
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from llmprune.service.jobs.database import DatabaseUnavailable
+from llmprune.service.jobs.open_database import open_database
+from llmprune.service.jobs.store import JobStore
 from llmprune.service.logs import log_with_time
+from llmprune.service.monitoring.sampler import Sampler
+from llmprune.service.notifications.deliverer import Deliverer
 from llmprune.service.settings import Settings
+from llmprune.service.supervisor.launchers import remote_launchers
 from llmprune.service.supervisor.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -36,6 +44,25 @@ def main() -> None:
 def supervise(settings: Settings) -> None:
     """Run round after round until standard input says stop or closes."""
     supervisor = Supervisor(settings)
+    with _background(settings):
+        _rounds(supervisor)
+
+
+@contextmanager
+def _background(settings: Settings) -> Iterator[None]:
+    """Send notifications and sample the use of the machine in threads, because both may wait for others."""
+    stop = threading.Event()
+    sampler = Sampler(settings, JobStore(open_database(settings)), remote_launchers=remote_launchers(settings))
+    for work in (Deliverer(settings).run, sampler.run):
+        threading.Thread(target=work, args=(stop,), daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
+
+
+def _rounds(supervisor: Supervisor) -> None:
+    """Run round after round until standard input says stop or closes."""
     said = ""
     while True:
         try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from llmprune.publish.published import Published
 from llmprune.service.jobs.job import Figures
@@ -27,14 +28,38 @@ SHARES = {
 }
 _MEANING = {1: "the run failed", 2: "the recipe cannot be run as it is", 3: "the gate was not met"}
 _TAIL = 20_000  # bytes of the log that are searched for the error
-_MAX_PROGRESS = 10_000  # bytes of the file; a step takes about a hundred
+_MAX_PROGRESS = 20_000  # bytes of the file; each of the 60 steps at most takes about a hundred
+
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
 
 
-class _Progress(BaseModel):
+class ReportedStep(BaseModel):
+    """Step in the timeline of a run. ``seconds``: spent so far; ``expected``: in all, None where unknown."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    name: str = Field(max_length=200)
+    state: Literal["done", "reused", "current", "to come"]
+    seconds: Seconds | None = None
+    expected: Seconds | None = None
+
+
+class ReportedTimeLeft(BaseModel):
+    """Time left of a whole run; see ``common.time_left.TimeLeft``."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    seconds: Seconds
+    is_complete: bool
+    is_measured: bool
+
+
+class ReportedProgress(BaseModel):
     """Contents of the progress file.
 
-    ``done`` and ``total`` count layers, ``seconds`` are those of the step so far, ``run_seconds_left`` those that the
-    whole run still takes, None where the run cannot tell; ``detail`` says how a training stands.
+    ``done`` and ``total`` count layers, ``seconds`` are those of the step so far, ``tokens`` those that the step passes
+    through the model, ``run_seconds_left`` those that the whole run still takes, None where the run cannot tell;
+    ``detail`` says how a training stands.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -45,6 +70,35 @@ class _Progress(BaseModel):
     seconds: float | None = Field(ge=0, le=1e9)
     run_seconds_left: float | None = Field(None, ge=0, le=1e9)
     detail: str | None = Field(None, max_length=300)
+    tokens: int | None = Field(None, ge=0, le=10**15)
+    left: ReportedTimeLeft | None = None
+    steps: tuple[ReportedStep, ...] = Field((), max_length=200)
+
+    _written: float = PrivateAttr(0.0)
+
+    @property
+    def written(self) -> float:
+        """When it was written, in seconds since 1970."""
+        return self._written
+
+    @property
+    def fraction(self) -> float | None:
+        """Fraction of the run's time that is over; None where the time left is not known."""
+        if self.left is None or not (self.left.is_complete and self.left.is_measured):
+            return None
+        spent = sum(step.seconds or 0.0 for step in self.steps)
+        return spent / (spent + self.left.seconds) if spent else None
+
+
+def reported_progress(folder: Path) -> ReportedProgress | None:
+    """Return what the run in a job's folder has reported last; None where it cannot be read."""
+    try:
+        with (folder / PROGRESS).open("rb") as file:
+            reported = ReportedProgress.model_validate_json(file.read(_MAX_PROGRESS))
+            reported._written = os.fstat(file.fileno()).st_mtime
+            return reported
+    except (OSError, ValueError):
+        return None
 
 
 def read_progress(folder: Path, fraction: float) -> dict[str, Any]:
@@ -52,14 +106,13 @@ def read_progress(folder: Path, fraction: float) -> dict[str, Any]:
 
     ``fraction`` is the last known one: it never decreases, and does not change in a step of unknown share.
     """
-    try:
-        with (folder / PROGRESS).open("rb") as file:
-            progress = _Progress.model_validate_json(file.read(_MAX_PROGRESS))
-    except (OSError, ValueError):
+    progress = reported_progress(folder)
+    if progress is None:
         return {}
     step, done, total, seconds = progress.step, progress.done, progress.total, progress.seconds
     begins, share = SHARES.get(re.split(r"[:(]", step)[0].strip(), (fraction, 0.0))
-    known = fraction if begins + share <= fraction else begins + share * ((done or 0) / total if total else 0.0)
+    by_steps = fraction if begins + share <= fraction else begins + share * ((done or 0) / total if total else 0.0)
+    known = by_steps if progress.fraction is None else progress.fraction
     left = seconds / done * (total - done) if done and total and seconds else None
     return {
         "step": step,

@@ -16,6 +16,7 @@ from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
 from llmprune.service.jobs.submission import Submission, submit
+from llmprune.service.notifications.targets import split_lines
 from llmprune.service.planner.queue import PlannerBusy
 from llmprune.service.recipe_policy.allowed_paths import task_folders
 from llmprune.service.recipe_policy.policy import examine
@@ -71,6 +72,8 @@ async def submit_recipe(
     minutes: Annotated[str, Form(pattern=r"^\d{0,6}$")] = "",
     hub_token: Annotated[str, Form(max_length=500)] = "",
     shared: Annotated[Literal["on", ""], Form()] = "",
+    notify_url: Annotated[str, Form(max_length=12_000)] = "",
+    notify_email: Annotated[str, Form(max_length=2_000)] = "",
     key: Annotated[str, Form(max_length=100)] = "",
 ) -> Response:
     """Queue the recipe in the editor, once however often the button is pressed, or show its problems."""
@@ -84,6 +87,8 @@ async def submit_recipe(
         key=key or None,
         hub_token=plain_token(hub_token),
         shared=bool(shared),
+        notify_urls=split_lines(notify_url),
+        notify_emails=split_lines(notify_email),
     )
 
     def queue() -> Response:
@@ -176,6 +181,8 @@ def _editor(
         "folders": task_folders(settings),
         "everybody": settings.share_jobs,
         "key": token_hex(16),
+        "mail": settings.notifications.smtp is not None,
+        "webhooks": settings.notifications.webhooks != "off",
         "typed": False,
     }
     return page(request, "submit", status=status, **values)

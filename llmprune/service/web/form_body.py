@@ -14,7 +14,7 @@ from starlette.datastructures import FormData
 from llmprune.service.api.error_responses import Refused
 
 _KIND = "application/x-www-form-urlencoded"
-_MAX_FIELDS = 50  # the form with the editor has 26
+_MAX_FIELDS = 50  # the form with the editor has 28
 
 
 class FormRequest(Request):

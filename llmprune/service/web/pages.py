@@ -14,6 +14,7 @@ from llmprune.service.api.status import queue_of
 from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, Job, JobQuery, State
 from llmprune.service.jobs.submission import can_reevaluate
 from llmprune.service.web.compare import comparison_of
+from llmprune.service.web.live_values import live_values, notification_values, places_of, usage_values
 from llmprune.service.web.render import static_file
 from llmprune.service.web.responses import page, page_router
 from llmprune.service.web.search import has_budget, search_of
@@ -39,6 +40,7 @@ def jobs_page(
     found = service.jobs.page(JobQuery(viewer, states, search=search, before=before, limit=PAGE_SIZE))
     queue = queue_of(service, caller)
     values: dict[str, Any] = {"jobs": [service.shown(job) for job in found.jobs], "after": found.next, "at": "jobs"}
+    values["places"] = places_of(service, found.jobs)
     values |= {"state": state, "search": search or "", "queue": queue, "total": sum(queue.counts.values())}
     return page(request, "jobs", **values)
 
@@ -56,7 +58,8 @@ def jobs_now(
     """Refresh the list: slots and devices, jobs by state, and the rows of the jobs that had not ended."""
     found = service.jobs.page(JobQuery(service.viewer(caller), ids=job, limit=PAGE_SIZE)).jobs if job else []
     jobs = [service.shown(one) for one in found]
-    return page(request, "now", jobs=jobs, state=state, total=total, queue=queue_of(service, caller), oob=True)
+    values: dict[str, Any] = {"queue": queue_of(service, caller), "places": places_of(service, jobs)}
+    return page(request, "now", jobs=jobs, state=state, total=total, oob=True, **values)
 
 
 @router.get("/jobs/{job}")
@@ -74,6 +77,9 @@ def job_page(request: Request, job: JobId, *, service: TheService, caller: TheCa
         "server": request.base_url,
         "search": search_of(service, job),
         "waiting": _is_searching(found),
+        **live_values(service, found),
+        **usage_values(service, found),
+        **notification_values(service, found, caller=caller),
     }
     return page(request, "job", **values)
 
@@ -82,10 +88,18 @@ def job_page(request: Request, job: JobId, *, service: TheService, caller: TheCa
 def job_live(request: Request, job: JobId, *, service: TheService, caller: TheCaller) -> Response:
     """Refresh the progress on a job's page; once the job has ended, the whole page is loaded again."""
     found = service.job(job, caller)
-    response = page(request, "live", job=service.shown(found), log_end=_log_end(service, found), oob=True)
+    values = {"log_end": _log_end(service, found), **live_values(service, found)}
+    response = page(request, "live", job=service.shown(found), oob=True, **values)
     if found.state in ENDED:
         response.headers["HX-Refresh"] = "true"
     return response
+
+
+@router.get("/jobs/{job}/usage")
+def job_usage(request: Request, job: JobId, *, service: TheService, caller: TheCaller) -> Response:
+    """Refresh what a job uses of the machine."""
+    found = service.job(job, caller)
+    return page(request, "usage", job=service.shown(found), **usage_values(service, found))
 
 
 @router.get("/jobs/{job}/search")

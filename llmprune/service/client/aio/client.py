@@ -26,6 +26,7 @@ from llmprune.service.client.calls import (
     hub_header,
     job_path,
     new_key,
+    notify_headers,
     params_of,
     recipe_call,
 )
@@ -33,6 +34,7 @@ from llmprune.service.client.recipe_input import text_of
 from llmprune.service.client.server import Server
 from llmprune.service.client.values import PlannedRun
 from llmprune.service.jobs.job import Job
+from llmprune.service.notifications.values import UserNotifications
 
 if TYPE_CHECKING:
     from llmprune.service.client.recipe_input import RecipeInput
@@ -96,10 +98,12 @@ class AsyncClient:
         """Queue a recipe as a job. A lost answer makes the client send it again, and it is never queued twice.
 
         ``key``: idempotency key; default: a new one for each call. ``hub_token``: for this job alone.
-        ``settings``: name, launcher, gpus, priority, time_limit, shared.
+        ``settings``: name, launcher, gpus, priority, time_limit, shared; notify_urls and notify_emails are told when it
+        ends.
         """
-        headers = new_key(key) | hub_header(hub_token)
+        headers = new_key(key) | hub_header(hub_token) | notify_headers(settings)
         params, text = params_of(settings, JobSettings), text_of(recipe, overrides)
+        params = {name: value for name, value in params.items() if not name.startswith("notify_")}
         call = recipe_call("/v1/jobs", Job, recipe=text, params=params, headers=headers)
         return AsyncJobHandle(self.connection, await self.connection.ask(call))
 
@@ -137,6 +141,19 @@ class AsyncClient:
         """Return the figures of several jobs."""
         ids = [job if isinstance(job, str) else job.id for job in jobs]
         return await self.connection.ask(Call("GET", "/v1/compare", list[Compared], {"job": ids}))
+
+    async def notifications(self) -> UserNotifications:
+        """Return who is told when your jobs end that name nobody, and the secret that signs your webhooks."""
+        return await self.connection.ask(Call("GET", "/v1/notifications", UserNotifications))
+
+    async def set_notifications(self, *, urls: Sequence[str] = (), emails: Sequence[str] = ()) -> UserNotifications:
+        """Replace who is told when your jobs end that name nobody."""
+        targets = {"urls": list(urls), "emails": list(emails)}
+        return await self.connection.ask(Call("PUT", "/v1/notifications", UserNotifications, json=targets))
+
+    async def test_notifications(self) -> UserNotifications:
+        """Send a test to these targets."""
+        return await self.connection.ask(Call("POST", "/v1/notifications/test", UserNotifications))
 
     async def health(self) -> Health:
         """Return the version of a service that accepts and starts jobs. Raises ServiceBusy where it does not."""

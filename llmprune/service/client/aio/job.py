@@ -23,6 +23,9 @@ from llmprune.service.client.event_stream import Event
 from llmprune.service.client.job_view import JobProgress, bundle_of, describe_failure
 from llmprune.service.client.server import Attempts
 from llmprune.service.jobs.job import Job, JobSummary
+from llmprune.service.monitoring.run_progress import RunProgress
+from llmprune.service.monitoring.usage import JobUse
+from llmprune.service.notifications.values import JobNotifications
 
 _POLL = 1.0  # seconds between two looks at a job or its log
 
@@ -92,8 +95,27 @@ class AsyncJobHandle:
         """
         with JobProgress(self.shown) as view:
             async for event in self.events():
+                if view.is_status_due():
+                    view.note(await self.timeline(), await self.usage())
                 view.show(event)
             view.end(await self.refresh())
+
+    async def timeline(self) -> RunProgress:
+        """Return the steps of the run, the time left, the throughput, and the place in the queue."""
+        return await self._connection.ask(Call("GET", f"{self._path}/progress", RunProgress))
+
+    async def usage(self) -> JobUse:
+        """Return samples of the processors, memory, GPUs and disk that the job has used."""
+        return await self._connection.ask(Call("GET", f"{self._path}/usage", JobUse))
+
+    async def notifications(self) -> JobNotifications:
+        """Return who is told when the job ends, and what was sent."""
+        return await self._connection.ask(Call("GET", f"{self._path}/notifications", JobNotifications))
+
+    async def notify(self, *, urls: Sequence[str] = (), emails: Sequence[str] = ()) -> JobNotifications:
+        """Replace the webhooks and e-mail addresses that are told when the job ends."""
+        targets = {"urls": list(urls), "emails": list(emails)}
+        return await self._connection.ask(Call("PUT", f"{self._path}/notifications", JobNotifications, json=targets))
 
     async def log(self, *, follow: bool = False) -> AsyncIterator[str]:
         """Yield the lines of the job's log. ``follow``: wait for further lines until the job has ended."""

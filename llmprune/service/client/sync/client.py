@@ -24,6 +24,7 @@ from llmprune.service.client.calls import (
     hub_header,
     job_path,
     new_key,
+    notify_headers,
     params_of,
     recipe_call,
 )
@@ -34,6 +35,7 @@ from llmprune.service.client.sync.io import Pause
 from llmprune.service.client.sync.job import JobHandle
 from llmprune.service.client.values import PlannedRun
 from llmprune.service.jobs.job import Job
+from llmprune.service.notifications.values import UserNotifications
 
 if TYPE_CHECKING:
     from llmprune.service.client.recipe_input import RecipeInput
@@ -97,10 +99,12 @@ class Client:
         """Queue a recipe as a job. A lost answer makes the client send it again, and it is never queued twice.
 
         ``key``: idempotency key; default: a new one for each call. ``hub_token``: for this job alone.
-        ``settings``: name, launcher, gpus, priority, time_limit, shared.
+        ``settings``: name, launcher, gpus, priority, time_limit, shared; notify_urls and notify_emails are told when it
+        ends.
         """
-        headers = new_key(key) | hub_header(hub_token)
+        headers = new_key(key) | hub_header(hub_token) | notify_headers(settings)
         params, text = params_of(settings, JobSettings), text_of(recipe, overrides)
+        params = {name: value for name, value in params.items() if not name.startswith("notify_")}
         call = recipe_call("/v1/jobs", Job, recipe=text, params=params, headers=headers)
         return JobHandle(self.connection, self.connection.ask(call))
 
@@ -138,6 +142,19 @@ class Client:
         """Return the figures of several jobs."""
         ids = [job if isinstance(job, str) else job.id for job in jobs]
         return self.connection.ask(Call("GET", "/v1/compare", list[Compared], {"job": ids}))
+
+    def notifications(self) -> UserNotifications:
+        """Return who is told when your jobs end that name nobody, and the secret that signs your webhooks."""
+        return self.connection.ask(Call("GET", "/v1/notifications", UserNotifications))
+
+    def set_notifications(self, *, urls: Sequence[str] = (), emails: Sequence[str] = ()) -> UserNotifications:
+        """Replace who is told when your jobs end that name nobody."""
+        targets = {"urls": list(urls), "emails": list(emails)}
+        return self.connection.ask(Call("PUT", "/v1/notifications", UserNotifications, json=targets))
+
+    def test_notifications(self) -> UserNotifications:
+        """Send a test to these targets."""
+        return self.connection.ask(Call("POST", "/v1/notifications/test", UserNotifications))
 
     def health(self) -> Health:
         """Return the version of a service that accepts and starts jobs. Raises ServiceBusy where it does not."""

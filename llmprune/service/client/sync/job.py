@@ -24,6 +24,9 @@ from llmprune.service.client.server import Attempts
 from llmprune.service.client.sync.connection import Connection
 from llmprune.service.client.sync.io import in_thread
 from llmprune.service.jobs.job import Job, JobSummary
+from llmprune.service.monitoring.run_progress import RunProgress
+from llmprune.service.monitoring.usage import JobUse
+from llmprune.service.notifications.values import JobNotifications
 
 _POLL = 1.0  # seconds between two looks at a job or its log
 
@@ -93,8 +96,27 @@ class JobHandle:
         """
         with JobProgress(self.shown) as view:
             for event in self.events():
+                if view.is_status_due():
+                    view.note(self.timeline(), self.usage())
                 view.show(event)
             view.end(self.refresh())
+
+    def timeline(self) -> RunProgress:
+        """Return the steps of the run, the time left, the throughput, and the place in the queue."""
+        return self._connection.ask(Call("GET", f"{self._path}/progress", RunProgress))
+
+    def usage(self) -> JobUse:
+        """Return samples of the processors, memory, GPUs and disk that the job has used."""
+        return self._connection.ask(Call("GET", f"{self._path}/usage", JobUse))
+
+    def notifications(self) -> JobNotifications:
+        """Return who is told when the job ends, and what was sent."""
+        return self._connection.ask(Call("GET", f"{self._path}/notifications", JobNotifications))
+
+    def notify(self, *, urls: Sequence[str] = (), emails: Sequence[str] = ()) -> JobNotifications:
+        """Replace the webhooks and e-mail addresses that are told when the job ends."""
+        targets = {"urls": list(urls), "emails": list(emails)}
+        return self._connection.ask(Call("PUT", f"{self._path}/notifications", JobNotifications, json=targets))
 
     def log(self, *, follow: bool = False) -> Iterator[str]:
         """Yield the lines of the job's log. ``follow``: wait for further lines until the job has ended."""

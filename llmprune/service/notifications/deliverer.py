@@ -1,0 +1,87 @@
+"""Deliverer of the outbox: a thread of the supervisor, of which only one at a time works on a data folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+from llmprune.service.api.server_paths import ServerPaths
+from llmprune.service.jobs.database import DatabaseError
+from llmprune.service.jobs.open_database import open_database
+from llmprune.service.notifications.mail import send_mail
+from llmprune.service.notifications.outbox import Outbox, Pending
+from llmprune.service.notifications.webhook import DeliveryError, post, secret_of, signed_headers
+from llmprune.service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_ROUND_EVERY = 1.0  # seconds
+_AT_A_TIME = 8
+_FORGET_EVERY = 3600.0  # seconds
+
+
+class Deliverer:
+    """Sends what is due in the outbox of a service."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.outbox = Outbox(open_database(settings))
+        self._paths = ServerPaths.of(settings)
+        self._forgot = float("-inf")
+
+    def run(self, stop: threading.Event) -> None:
+        """Send until ``stop`` is set."""
+        with ThreadPoolExecutor(_AT_A_TIME, "notification") as senders:
+            said = ""
+            while not stop.wait(_ROUND_EVERY):
+                try:
+                    self.round(senders)
+                    said = ""
+                except (OSError, DatabaseError) as error:  # nothing is lost: the next round tries again
+                    if str(error) != said:  # once, not every second
+                        logger.warning("the outbox cannot be used (%s); trying again", error)
+                    said = str(error)
+
+    def round(self, senders: ThreadPoolExecutor) -> int:
+        """Send the notifications that are due; return their number."""
+        if time.monotonic() - self._forgot > _FORGET_EVERY:
+            self._forgot = time.monotonic()
+            self.outbox.forget_old(time.time())
+        due = self.outbox.due(time.time(), limit=_AT_A_TIME)
+        list(senders.map(self._send, due))
+        return len(due)
+
+    def _send(self, pending: Pending) -> None:
+        try:
+            self._deliver(pending)
+        except DeliveryError as error:
+            reason = self._paths.hide(str(error))
+            given_up = self.outbox.failed(pending, reason, permanent=error.permanent)
+            end = "given up" if given_up else "trying again later"
+            logger.warning("a notification to %s failed (%s); %s", pending.target.shown, reason, end)
+        else:
+            self.outbox.delivered(pending)
+
+    def _deliver(self, pending: Pending) -> None:
+        """Send one notification. Raises DeliveryError."""
+        settings, body = self.settings.notifications, self._shown(pending)
+        if pending.target.kind == "email":
+            return send_mail(pending.target.target, pending.id, body=body, settings=settings)
+        content = json.dumps(body).encode()
+        secret = secret_of(self.settings.data_dir, pending.owner)
+        headers = signed_headers(pending.id, content, secret=secret, now=int(time.time()))
+        return post(pending.target.target, content, headers=headers, settings=settings)
+
+    def _shown(self, pending: Pending) -> dict[str, Any]:
+        """Return the body as it is sent: the same at every try, without paths of the server, with a link to the job."""
+        body: dict[str, Any] = self._paths.hide_in(dict(pending.body))
+        data = body["data"]
+        if data.get("id"):
+            data["url"] = self.settings.notifications.link_to(data["id"])
+        when = datetime.fromtimestamp(pending.created, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return {"type": body["type"], "timestamp": when, "data": data}

@@ -1,0 +1,42 @@
+"""Values of the parts of a job's page that show its progress, its use of the machine and its notifications."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from llmprune.service.api.dependencies import Service
+from llmprune.service.api.live import live_progress, live_use
+from llmprune.service.api.notifications import notifications_of
+from llmprune.service.jobs.job import Job, JobSummary
+from llmprune.service.jobs.tokens import Caller
+from llmprune.service.monitoring.queue_estimate import QueuePlace
+from llmprune.service.supervisor.launchers import remote_launchers
+from llmprune.service.web.run_charts import histories, timeline_rows
+
+
+def live_values(service: Service, job: Job) -> dict[str, Any]:
+    """Return the values of the progress."""
+    progress = live_progress(service, job)
+    return {"progress": progress, "rows": timeline_rows(progress)}
+
+
+def places_of(service: Service, jobs: Iterable[JobSummary]) -> dict[str, QueuePlace]:
+    """Return the places of the jobs that wait, by id."""
+    found = {job.id: service.queue_board.place(job) for job in jobs}
+    return {job: place for job, place in found.items() if place is not None}
+
+
+def usage_values(service: Service, job: Job) -> dict[str, Any]:
+    """Return the values of the use of the machine."""
+    elsewhere = job.launcher in remote_launchers(service.settings)
+    return {"usage": histories(live_use(service, job)), "elsewhere": elsewhere}
+
+
+def notification_values(service: Service, job: Job, *, caller: Caller) -> dict[str, Any]:
+    """Return the values of the notifications; none where the caller may not change the job."""
+    if not caller.may_change(job.owner):
+        return {"notified": None}
+    settings = service.settings.notifications
+    offered = {"webhooks": settings.webhooks != "off", "mail": settings.smtp is not None}
+    return {"notified": notifications_of(service, job.id), **offered}
