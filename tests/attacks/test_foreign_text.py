@@ -20,7 +20,7 @@ from rich.text import Text
 from llmprune.common.console import PlainConsole
 from llmprune.common.printing import LOG_FORMAT, LineFormatter, printable, printable_message
 from llmprune.service.client.sync.client import Client
-from llmprune.service.jobs.store import _write_event
+from llmprune.service.jobs.store import write_event
 from llmprune.service.jobs.submission import default_name
 
 LINK = "\x1b]8;;http://evil\x1b\\here\x1b]8;;\x1b\\"
@@ -57,7 +57,7 @@ def hostile_job(harness: ServiceHarness, state: str = "failed") -> str:
         }
         columns = ", ".join(f"{name} = ?" for name in texts)
         connection.execute(f"UPDATE jobs SET {columns}, state = ? WHERE id = ?", [*texts.values(), state, job])
-        _write_event(connection, job)
+        write_event(connection, job)
     return job
 
 

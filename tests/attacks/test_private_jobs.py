@@ -25,6 +25,7 @@ NAME, MODEL, OWNER = "merger-of-two-banks", "org/unannounced", "anna.privately"
 TEXT = RECIPE.replace("org/model", MODEL)
 # What requests send that have a body; a new route with a {job} in its path needs its line here.
 SENT: dict[str, dict[str, Any]] = {
+    "/v1/jobs/{job}/notifications": {"json": {}},
     "/v1/jobs/{job}/push": {"json": {"repo_id": "org/x"}, "headers": {"X-Hub-Token": "hf_x"}},
     "/jobs/{job}/push": {"data": {"repo_id": "org/x", "hub_token": "hf_x"}},
 }

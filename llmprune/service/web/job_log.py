@@ -84,7 +84,7 @@ def more_lines(
     *,
     service: TheService,
     caller: TheCaller,
-    since: Annotated[int, Query(ge=0, le=2**62)],
+    since: Annotated[int, Query(ge=0, le=2**62)] = 0,
     added: Annotated[int, Query(ge=0, le=10**6)] = 0,
     q: _Text = "",
     level: _Level = "",
