@@ -96,5 +96,5 @@ def _settings_of(submission: Submission) -> dict[str, str]:
 
 
 def unix_text(text: str) -> str:
-    """Return a text with the line ends of a recipe file, as a browser's form has others."""
-    return text.replace("\r\n", "\n")
+    """Return a text with the line ends of a recipe file, as a browser's form has others, and without NUL."""
+    return text.replace("\r\n", "\n").replace("\0", "")
