@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmprune.service.jobs.job import FINISHED, SUMMARY_COLUMNS, Job, JobSummary, summary_of
 from llmprune.service.jobs.store import JobStore
-from llmprune.service.jobs.store_reads import Term, visible
+from llmprune.service.jobs.store_reads import Term, newest
 from llmprune.service.jobs.tokens import Caller
 from llmprune.service.recipe_policy.allowed_paths import JOB_SCHEME
 from llmprune.service.settings import Settings
@@ -16,8 +16,7 @@ from llmprune.service.settings import Settings
 def finished_of_model(jobs: JobStore, model: str, *, viewer: str | None, limit: int) -> list[JobSummary]:
     """Return the finished jobs of a model that a viewer may see (None: all), the newest first."""
     terms: list[Term] = [("model = ?", [model]), (f"state IN ({', '.join('?' * len(FINISHED))})", [*FINISHED])]
-    sql, values = visible(f"seq, {SUMMARY_COLUMNS}", terms, viewer=viewer)
-    rows = jobs.database.read(f"{sql} ORDER BY seq DESC LIMIT ?", [*values, limit])
+    rows = jobs.database.read(*newest(f"seq, {SUMMARY_COLUMNS}", terms, viewer=viewer, limit=limit))
     return [summary_of(row) for row in rows]
 
 
