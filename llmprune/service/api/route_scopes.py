@@ -53,6 +53,11 @@ ROUTES: dict[Scope | None, tuple[str, ...]] = {
         "POST /submit/compose",
         "POST /submit/check",
         "POST /submit/plan",
+        "GET /submit/models",
+        "GET /submit/frontier",
+        "GET /submit/schema",
+        "POST /submit/draft",
+        "POST /submit/draft/discard",
         "POST /v1/jobs",
     ),
     "manage": tuple(

@@ -94,6 +94,7 @@ class NewJob:
     request: JobRequest
     key: str | None = None
     digest: str = ""
+    base: str | None = None  # the job whose finished model it prunes
 
 
 @dataclass(frozen=True)

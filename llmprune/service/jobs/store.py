@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, get_args
 
+from llmprune.service.jobs.bases import add_base, require_no_use
 from llmprune.service.jobs.database import Database, Row, Transaction
 from llmprune.service.jobs.fair_order import count_start
 from llmprune.service.jobs.job import (
@@ -85,6 +86,8 @@ class JobStore:
             connection.execute(
                 f"INSERT INTO jobs ({names}) VALUES ({', '.join('?' * len(values))})", [*values.values()]
             )
+            if new.base is not None:
+                add_base(connection, job, base=new.base)
             if key is not None:
                 connection.execute("INSERT INTO idempotency VALUES (?, ?, ?, ?)", (owner, key, digest, job))
             write_event(connection, job)
@@ -249,6 +252,7 @@ class JobStore:
             if state not in ENDED:
                 raise Conflict(f"the job is {state}; cancel it first")
             require_no_push(connection, job)
+            require_no_use(connection, job)
             connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
     def events(self, job: str, after: int, *, limit: int = 500) -> list[Row]:

@@ -25,6 +25,7 @@ from llmprune.results.evaluation_figures import GateFigures
 from llmprune.results.formatting import plural
 from llmprune.service.jobs.hub_token import drop_token, keep_token
 from llmprune.service.jobs.job import BY_TASK, FINISHED, Job, JobRequest, NewJob, State
+from llmprune.service.jobs.job_models import JobModels
 from llmprune.service.jobs.job_name import default_name
 from llmprune.service.jobs.quotas import default_quotas
 from llmprune.service.jobs.store import JobStore
@@ -81,15 +82,18 @@ class PushSubmission:
 
 def submit(submission: Submission, caller: Caller, *, settings: Settings, jobs: JobStore) -> tuple[Job, bool]:
     """Queue a job; return it, and whether it is new. Raises RecipeError, Conflict and QueueFull."""
-    admitted = admit(submission.recipe, submission.overrides, settings=settings)
+    models = JobModels(jobs, settings, caller)
+    admitted = admit(submission.recipe, submission.overrides, settings=settings, model_of=models.folder)
+    base = models.base_of(admitted.recipe.model.id)
     new = NewJob(
         owner=caller.name,
         model=admitted.recipe.model.id,
         recipe=submission.recipe,
         overrides=admitted.overrides,
-        request=_job_request(submission, admitted.recipe, caller=caller, settings=settings),
+        request=_job_request(submission, admitted.recipe, caller=caller, settings=settings, base=base),
         key=submission.key,
         digest=submission.digest(),
+        base=base.id if base else None,
     )
     return _add(settings, submission.hub_token, jobs=jobs, new=new)
 
@@ -220,7 +224,9 @@ def _add(settings: Settings, hub_token: str | None, *, jobs: JobStore, new: NewJ
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _job_request(submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings) -> JobRequest:
+def _job_request(
+    submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings, base: Job | None
+) -> JobRequest:
     """Check the settings of a submission and fill in the defaults. Raises RecipeError that lists every problem."""
     offered = offered_launchers(settings)
     launcher = offered.get(submission.launcher)
@@ -251,7 +257,7 @@ def _job_request(submission: Submission, recipe: Recipe, *, caller: Caller, sett
     if problems:
         raise RecipeError(problems, "submission")
     return JobRequest(
-        name=submission.name or default_name(recipe),
+        name=submission.name or default_name(recipe, base.name if base else None),
         launcher=submission.launcher,
         gpus=gpus,
         priority=submission.priority,

@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from llmprune.service.jobs.bases import bases_in_use
 from llmprune.service.jobs.disk_use import forget_disk_use, jobs_to_measure, write_disk_use
 from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, JobQuery, JobSummary
 from llmprune.service.jobs.store import JobStore
@@ -92,11 +93,11 @@ def remove_products(settings: Settings, jobs: JobStore, *, job: JobSummary) -> i
 
 def _ended(jobs: JobStore) -> list[JobSummary]:
     found: list[JobSummary] = []
-    being_pushed = jobs.pushed()
+    in_use = jobs.pushed() | bases_in_use(jobs.database)
     query = JobQuery(viewer=None, states=ENDED, limit=_PAGE_SIZE)
     while True:
         page = jobs.page(query)
-        found += [job for job in page.jobs if not job.cleaned and job.id not in being_pushed]
+        found += [job for job in page.jobs if not job.cleaned and job.id not in in_use]
         if page.next is None:
             return found
         query = replace(query, before=page.next)

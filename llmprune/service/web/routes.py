@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from llmprune.service.web import account, audit, editor, job_actions, pages, sharing, sign_in, users
+from llmprune.service.web import (
+    account,
+    audit,
+    drafts,
+    editor,
+    job_actions,
+    model_picker,
+    pages,
+    recipe_schema,
+    sharing,
+    sign_in,
+    users,
+)
 from llmprune.service.web.responses import error_page
 
 
 def install(app: FastAPI) -> None:
     """Add all pages to the app, and have failures shown as pages to people."""
-    for module in (pages, job_actions, editor, sign_in, account, users, audit, sharing):
+    own = (pages, job_actions, editor, drafts, recipe_schema, sign_in, account, users, audit, sharing)
+    for module in own:
         app.include_router(module.router)
+    model_picker.install(app)
     app.state.error_page = error_page
