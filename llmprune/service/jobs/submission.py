@@ -26,12 +26,18 @@ from llmprune.results.formatting import plural
 from llmprune.service.jobs.hub_token import drop_token, keep_token
 from llmprune.service.jobs.job import BY_TASK, FINISHED, Job, JobRequest, NewJob, State
 from llmprune.service.jobs.job_name import default_name
+from llmprune.service.jobs.other_machines import node_gpus
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.tokens import Caller
 from llmprune.service.recipe_policy.policy import admit
 from llmprune.service.settings import Settings
-from llmprune.service.supervisor.launchers import offered_launchers
+from llmprune.service.supervisor.launchers import LAUNCHERS, offered_launchers, remote_launchers
+
+_NO_TOKEN = (
+    "X-Hub-Token: hub tokens are not sent to machines without the service's data folder; leave it out, "
+    "or choose the launcher local"
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def submit(submission: Submission, caller: Caller, *, settings: Settings, jobs: 
         model=admitted.recipe.model.id,
         recipe=submission.recipe,
         overrides=admitted.overrides,
-        request=_job_request(submission, admitted.recipe, caller=caller, settings=settings),
+        request=_job_request(submission, admitted.recipe, caller=caller, settings=settings, jobs=jobs),
         key=submission.key,
         digest=submission.digest(),
     )
@@ -178,6 +184,8 @@ def _queue_again(
     states: Sequence[State],
 ) -> Job:
     """Queue a job that is in one of the states. Its new hub token is stored first, for it may start at once."""
+    if hub_token and not _takes_tokens(job.launcher, settings):
+        raise RecipeError(_NO_TOKEN, "submission")
     folder = settings.folder(job.id)
     new_token = hub_token if job.state in states else None
     if new_token:
@@ -219,7 +227,22 @@ def _add(settings: Settings, hub_token: str | None, *, jobs: JobStore, new: NewJ
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _job_request(submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings) -> JobRequest:
+def _takes_tokens(launcher: str, settings: Settings) -> bool:
+    """Return whether the machines of a launcher can read a job's hub token, which only the data folder holds."""
+    return settings.artifacts is None or launcher not in remote_launchers(settings)
+
+
+def _most_gpus(launcher: str, settings: Settings, *, jobs: JobStore) -> int | None:
+    """Return the GPUs that a job may have; None where the cluster has not listed its nodes yet."""
+    if LAUNCHERS[launcher].on_this_machine:
+        return len(settings.gpus)
+    known = node_gpus(jobs.database, launcher)
+    return settings.ray_node_gpus if known is None else max(known, settings.ray_node_gpus or 0)
+
+
+def _job_request(
+    submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings, jobs: JobStore
+) -> JobRequest:
     """Check the settings of a submission and fill in the defaults. Raises RecipeError that lists every problem."""
     offered = offered_launchers(settings)
     launcher = offered.get(submission.launcher)
@@ -233,8 +256,10 @@ def _job_request(submission: Submission, recipe: Recipe, *, caller: Caller, sett
         )
     if launcher is None:
         problems.append(f"launcher: {submission.launcher!r} is not offered; choose {', '.join(offered)}")
-    elif launcher.on_this_machine and gpus > len(settings.gpus):
-        problems.append(f"gpus: {gpus} asked and {launcher.gpu_host} has {len(settings.gpus)}; ask for fewer")
+    elif (most := _most_gpus(submission.launcher, settings, jobs=jobs)) is not None and gpus > most:
+        problems.append(f"gpus: {gpus} asked and {launcher.gpu_host} has {most}; ask for fewer")
+    if launcher is not None and submission.hub_token and not _takes_tokens(submission.launcher, settings):
+        problems.append(_NO_TOKEN)
     named = recipe.devices
     needed = 0 if named == "all" else named if isinstance(named, int) else max(named) + 1
     if needed > gpus:
