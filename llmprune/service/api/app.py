@@ -30,6 +30,7 @@ from llmprune.service.api.metrics import Metrics, MetricsMiddleware
 from llmprune.service.api.recipe_queue import RecipeQueue
 from llmprune.service.api.requests_log import RequestsLogMiddleware
 from llmprune.service.api.server_paths import ServerPaths
+from llmprune.service.api.stored_files import StoredFiles
 from llmprune.service.environment import hub_variables, inherited
 from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.store import JobStore
@@ -60,6 +61,7 @@ def create_app(
         hash_queue=RecipeQueue(),
         wake=wake,
         paths=ServerPaths.of(settings),
+        stored_files=StoredFiles.of(settings),
     )
     app = FastAPI(
         title="llmprune",

@@ -14,6 +14,7 @@ from fastapi import Path as InPath
 from llmprune.service.api.error_responses import Refused
 from llmprune.service.api.recipe_queue import RecipeQueue
 from llmprune.service.api.server_paths import ServerPaths
+from llmprune.service.api.stored_files import StoredFiles
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.job import JOB_ID, J, Job
 from llmprune.service.jobs.job_models import JobModels
@@ -39,6 +40,7 @@ class Service:
     hash_queue: RecipeQueue
     wake: Callable[[], None]  # wakes the supervisor
     paths: ServerPaths  # renames paths of the server in what clients see
+    stored_files: StoredFiles  # files of jobs on other machines
     clock: Callable[[], float] = time.monotonic  # of the supervisor's heartbeats
 
     @property

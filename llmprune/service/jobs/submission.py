@@ -27,6 +27,7 @@ from llmprune.service.jobs.hub_token import drop_token, keep_token
 from llmprune.service.jobs.job import BY_TASK, FINISHED, Job, JobRequest, NewJob, State
 from llmprune.service.jobs.job_models import JobModels
 from llmprune.service.jobs.job_name import default_name
+from llmprune.service.jobs.launcher_checks import NO_TOKEN, has_data_folder, launcher_problems
 from llmprune.service.jobs.quotas import default_quotas
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
@@ -90,7 +91,7 @@ def submit(submission: Submission, caller: Caller, *, settings: Settings, jobs: 
         model=admitted.recipe.model.id,
         recipe=submission.recipe,
         overrides=admitted.overrides,
-        request=_job_request(submission, admitted.recipe, caller=caller, settings=settings, base=base),
+        request=_job_request(submission, admitted.recipe, caller=caller, settings=settings, jobs=jobs, base=base),
         key=submission.key,
         digest=submission.digest(),
         base=base.id if base else None,
@@ -183,6 +184,8 @@ def _queue_again(
     states: Sequence[State],
 ) -> Job:
     """Queue a job that is in one of the states. Its new hub token is stored first, for it may start at once."""
+    if hub_token and not has_data_folder(job.launcher, settings):
+        raise RecipeError(NO_TOKEN, "submission")
     folder = settings.folder(job.id)
     new_token = hub_token if job.state in states else None
     if new_token:
@@ -225,7 +228,7 @@ def _add(settings: Settings, hub_token: str | None, *, jobs: JobStore, new: NewJ
 
 
 def _job_request(
-    submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings, base: Job | None
+    submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings, jobs: JobStore, base: Job | None
 ) -> JobRequest:
     """Check the settings of a submission and fill in the defaults. Raises RecipeError that lists every problem."""
     offered = offered_launchers(settings)
@@ -240,8 +243,11 @@ def _job_request(
         )
     if launcher is None:
         problems.append(f"launcher: {submission.launcher!r} is not offered; choose {', '.join(offered)}")
-    elif launcher.on_this_machine and gpus > len(settings.gpus):
-        problems.append(f"gpus: {gpus} asked and {launcher.gpu_host} has {len(settings.gpus)}; ask for fewer")
+    else:
+        has_token = bool(submission.hub_token)
+        problems += launcher_problems(
+            submission.launcher, gpus, has_token=has_token, base=base, settings=settings, jobs=jobs
+        )
     named = recipe.devices
     needed = 0 if named == "all" else named if isinstance(named, int) else max(named) + 1
     if needed > gpus:
