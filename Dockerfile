@@ -35,6 +35,12 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     && uv pip install --python /opt/docs/bin/python --constraint constraints.txt --group docs \
     && PYTHONPATH=/src:$(echo /opt/llmprune/lib/python*/site-packages) /opt/docs/bin/python -m mkdocs build --quiet
 
+# The recipe editor of the pages, from npm packages.
+COPY .ci/editor.py .ci/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install --python /opt/docs/bin/python --constraint constraints.txt --group editor \
+    && /opt/docs/bin/python .ci/editor.py
+
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --python /opt/llmprune/bin/python --no-deps .
 

@@ -7,9 +7,10 @@ OLDER_READY := $(OLDER)/.ready
 LLAMA_CPP := .venv-gguf
 LLAMA_CPP_READY := $(LLAMA_CPP)/.ready
 SITE := llmprune/service/web/site
+EDITOR := llmprune/service/web/built
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart serve check test lint client types docs pytest bench-gpu older llama-cpp wheel wheel-test release constraints clean
+.PHONY: help quickstart serve check test lint client types docs editor pytest bench-gpu older llama-cpp wheel wheel-test release constraints clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -18,6 +19,7 @@ quickstart: $(READY)  ## set everything up, then prune a real model
 	$(BIN)/llmprune run recipes/quickstart.yaml
 
 serve: $(READY)  ## set everything up, then serve pruning jobs on http://127.0.0.1:8321
+	@test -f $(EDITOR)/editor.js || $(MAKE) editor || echo 'The pages have a plain text field as editor.'
 	$(BIN)/llmprune serve --allow-tasks eval/tasks
 
 # The rooms whose tests are short and need no service and no model hub; together they take about a minute.
@@ -26,7 +28,7 @@ QUICK := $(addprefix tests/,recipe data criteria sparsity layerwise score cut pr
 check: lint types  ## lint, types and the quick tests: what you run while you work
 	$(BIN)/python -m pytest -n auto --dist loadfile $(QUICK)
 
-test: lint types docs pytest  ## lint, types, documentation and all tests
+test: lint types docs editor pytest  ## lint, types, documentation, recipe editor and all tests
 
 lint: $(READY)  ## check style and format
 	$(BIN)/ruff check .
@@ -41,6 +43,9 @@ types: $(READY)  ## check types
 docs: $(READY)  ## build the documentation, which the service serves at /docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "Documentation: $(SITE)/index.html"
+
+editor: $(READY)  ## bundle the recipe editor of the service's pages from npm packages
+	$(BIN)/python .ci/editor.py
 
 # Every process takes whole files, so that what a file's tests share is made once, in the order of collection
 # (tests/conftest.py). One process more than there are cores, for many tests wait for processes of their own.
@@ -57,7 +62,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("llmprune needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": set PYTHON=") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --group docs --editable '.[demo,dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --group docs --group editor --editable '.[demo,dev]'
 	touch $(READY)
 
 # transformers 4.x, to load pruned models with. Its environment has what that version needs otherwise and finds the
@@ -75,7 +80,7 @@ llama-cpp: $(LLAMA_CPP_READY)  ## set up llama.cpp, with which some tests write 
 $(LLAMA_CPP_READY): $(READY) .ci/llama_cpp
 	.ci/llama_cpp $(LLAMA_CPP) $(VENV)
 
-wheel: docs  ## build the source distribution and the wheel into dist/
+wheel: docs editor  ## build the source distribution and the wheel into dist/
 	rm -rf dist
 	$(BIN)/uv build --quiet --out-dir dist
 	@ls dist
@@ -93,4 +98,4 @@ constraints: $(READY)  ## write the installed versions into constraints.txt
 	$(BIN)/uv pip freeze --quiet --python $(BIN)/python --exclude-editable | grep -v -e ' @ ' -e '^uv==' > constraints.txt
 
 clean:  ## remove environments, caches and built files
-	rm -rf $(VENV) $(OLDER) $(LLAMA_CPP) $(SITE) dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OLDER) $(LLAMA_CPP) $(SITE) $(EDITOR) dist .mypy_cache .ruff_cache .pytest_cache

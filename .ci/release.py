@@ -22,6 +22,7 @@ IN_WHEEL = (  # files beside the code that a wheel without which would work only
     "llmprune/service/jobs/migrations/0001_jobs.sql",
     "llmprune/service/web/site/index.html",
     "llmprune/service/web/site/search/search_index.json",
+    "llmprune/service/web/built/editor.js",
     "llmprune/service/web/static/style.css",
     "llmprune/service/web/templates/base.html.j2",
 )

@@ -50,6 +50,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "start up": results.start_up,
     "intervals": results.intervals,
     "service": results.service,
+    "nodes": results.nodes,
     "faults": results.faults,
     "model support": results.model_support,
     "interoperation": interoperation.interoperation,

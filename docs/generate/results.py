@@ -228,6 +228,39 @@ def _times(one: dict[str, float]) -> str:
     return f"{one['median_ms']:,} / {one['p99_ms']:,} ms"
 
 
+def nodes() -> str:
+    """The loss of a Ray node in the middle of a run, and what copies of a run folder cost."""
+    found = figures("service-nodes")
+    rows = [
+        [
+            way,
+            f"{one['seconds_to_detection']} s",
+            f"{one['seconds_to_continuation']} s",
+            f"{one['killed_after_layers']}, {one['continued_after_layers']}",
+            "identical" if one["identical"] else "different",
+        ]
+        for way, one in found["lost"].items()
+    ]
+    lost = as_table(["files in a", "death seen after", "continued after", "layers done before, after", "result"], rows)
+    costs = [
+        [
+            name,
+            f"{one['files']}",
+            f"{one['bytes'] / 1e6:.1f} MB",
+            *(f"{one[f'{step}_seconds']:.2f} s" for step in _COPIES),
+        ]
+        for name, one in found["artefacts"].items()
+    ]
+    copies = as_table(["copy to a", "files", "bytes", "first", "nothing changed", "back"], costs)
+    return (
+        f"Measured by killing a node of a local cluster in pass 2 of a tiny model of {found['layers']} layers, with "
+        f"health checks every half second:\n\n{lost}\n\nCopies of its finished run folder:\n\n{copies}"
+    )
+
+
+_COPIES = ("first", "unchanged", "fetch")
+
+
 def faults() -> str:
     """Kills of a run at random moments, and a full disk."""
     kills, disk = figures("faults-kill"), figures("faults-disk")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -20,11 +21,12 @@ from pathlib import Path
 import torch
 
 from llmprune.common.distributed import all_agree, broadcast_from_first, is_first_process, rank, world_size
-from llmprune.common.files import write_text
+from llmprune.common.files import disk_errors, fsync, write_text
 from llmprune.layerwise.hidden_state_files import saved_batches
 from llmprune.layerwise.hidden_states import HiddenStates
 from llmprune.prune.records import LayerRecord
 
+_DURABLE = "LLMPRUNE_DURABLE_SNAPSHOTS"  # environment variable: 1 for runs that may continue on another machine
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -53,7 +55,8 @@ class Snapshots:
     """Snapshots in ``folder``, valid for one fingerprint, number of processes and boot of the machine.
 
     ``share``: largest share of the run's time that saving may take; ``streams``: names of the hidden states that are
-    saved. They are not flushed to disk at every layer, so that those saved before a crash of the machine are not used.
+    saved. They are not flushed to disk at every layer, so that those saved before a crash of the machine are not used;
+    with ``LLMPRUNE_DURABLE_SNAPSHOTS`` they are flushed, and valid on every machine.
     """
 
     def __init__(
@@ -66,7 +69,8 @@ class Snapshots:
     ) -> None:
         self.folder, self.share, self._streams = folder, share, tuple(streams)
         self._slot, self._saved_at, self._seconds = 0, -math.inf, 0.0
-        self._key = {"fingerprint": fingerprint, "processes": world_size(), "boot": boot()}
+        self._durable = os.environ.get(_DURABLE) == "1"
+        self._key = {"fingerprint": fingerprint, "processes": world_size(), "boot": "" if self._durable else boot()}
 
     def load(self) -> Progress:
         """Return the last saved progress, the same in every process.
@@ -93,7 +97,11 @@ class Snapshots:
             return
         self._slot = 1 - self._slot
         for hidden_states, path in zip(streams, self._files(), strict=True):
+            path.unlink(missing_ok=True)  # a copy of the snapshot by hard links keeps the older file
             hidden_states.save(path)
+            if self._durable:
+                with disk_errors(self.folder):
+                    fsync(path)
         all_agree(True)
         if is_first_process():
             text = self._key | asdict(progress) | {"slot": self._slot}

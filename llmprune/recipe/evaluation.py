@@ -122,8 +122,8 @@ class Evaluation(Section):
     against_revision: str = Field("main", description="Branch, tag or commit of the hub model `against`.")
     suite: str | None = Field(
         None,
-        description="Set of lm-eval tasks with limits: general, which takes about an hour on one GPU for a model of "
-        "8 B parameters. `tasks` are evaluated besides.",
+        description="Set of lm-eval tasks with limits: mathematics, chat, or general, which takes about an hour on one "
+        "GPU for a model of 8 B parameters. `tasks` are evaluated besides.",
     )
     tasks: tuple[str, ...] = Field((), strict=False, description="lm-eval task or group names.")
     metrics: dict[str, str] = Field(

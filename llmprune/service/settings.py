@@ -32,6 +32,8 @@ class Settings(BaseModel):
     allow_tasks: tuple[Path, ...] = ()
     torchrun_options: tuple[str, ...] = ()
     ray: str | None = None  # URL of a Ray cluster's job API
+    ray_node_gpus: int | None = None  # GPUs of the largest node that the cluster can add; None: of the largest it has
+    artifacts: str | None = None  # URL of the store of artefacts of jobs on other machines; None: a shared data folder
     time_limit: float | None = 24 * 3600.0  # seconds; maximum and default for each job; None: no limit
     # bytes for one job, or for each of its GPUs; None: no limit
     memory_limit: int | None = Field(default_factory=lambda data: memory_per_job(data["slots"] + len(data["gpus"])))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import axe_playwright_python
-from playwright.sync_api import BrowserContext, Page
+from playwright.sync_api import BrowserContext, Page, expect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -28,9 +28,18 @@ document.addEventListener("securitypolicyviolation", (event) => window.violation
 
 
 FOCUSED = """() => {
-  const at = document.activeElement, words = [at.textContent, at.getAttribute("aria-label"), at.name];
+  let at = document.activeElement;
+  while (at.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;
+  const words = [at.textContent, at.getAttribute("aria-label"), at.name];
   return {said: words.concat([...(at.labels ?? [])].map((label) => label.textContent)).join(" | "),
     outline: getComputedStyle(at).outlineStyle};
+}"""
+
+
+PASTE = """(at, text) => {
+  const data = new DataTransfer();
+  data.setData("text/plain", text);
+  at.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true}));
 }"""
 
 
@@ -72,9 +81,31 @@ def faults_of_access(page: Page) -> list[str]:
     return [f"{rule['id']}: {node['html'][:200]}" for rule in found["violations"] for node in rule["nodes"]]
 
 
+def new_job(page: Page, path: str = "/submit") -> None:
+    """Open the page for a new job without the draft that another test has left."""
+    page.goto(path)
+    discard = page.get_by_role("button", name="Discard it")
+    if discard.count():
+        discard.click()
+        expect(discard).to_have_count(0)
+
+
+def write_recipe(page: Page, text: str) -> None:
+    """Paste a recipe in place of the one in the editor, or fill in the plain field where the editor is not built."""
+    editor = page.locator("#editor .cm-content")
+    if editor.count():
+        editor.focus()
+        page.keyboard.press("Control+a")
+        editor.evaluate(PASTE, text)
+    else:
+        page.locator("#recipe").fill(text)
+    expect(page.locator("#recipe")).to_have_value(text)
+
+
 def tab_to(page: Page, wanted: str) -> None:
     """Press Tab until the element of this text, label or name has the focus, which must be visible at every stop."""
     for _ in range(60):
+        page.keyboard.press("Escape")  # in the recipe's editor Tab indents otherwise
         page.keyboard.press("Tab")
         stop = page.evaluate(FOCUSED)
         assert stop["outline"] not in ("none", ""), stop

@@ -59,8 +59,9 @@ def main() -> None:
 
 
 def seen() -> dict[str, str | None]:
-    """Return the variables of devices, threads and the hub token."""
-    return {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_TOKEN_PATH")}
+    """Return the variables of devices, threads, the hub token and the artefact store."""
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_TOKEN_PATH", "AWS_SECRET_ACCESS_KEY")
+    return {name: os.environ.get(name) for name in names}
 
 
 def behaviour_of(text: str) -> dict[str, str]:
@@ -99,8 +100,10 @@ def prune(folder: Path, layers: int, pause: float, instead: str = "") -> None:
         path = partial / f"layer-{layer}"
         if not path.exists():
             time.sleep(pause)
-            path.with_suffix(".new").write_text(str(layer))
+            path.with_suffix(".new").write_text(f"{layer} of process {os.getpid()}")
             path.with_suffix(".new").rename(path)
+            (partial / "progress.new").write_text(str(layer))
+            (partial / "progress.new").rename(partial / "progress.json")
 
 
 def finish(folder: Path, text: str) -> None:

@@ -77,13 +77,15 @@ class ServiceHarness:
         found: dict[str, Any] = answer.json()
         return found
 
-    def until(self, job: str, reached: Callable[[dict[str, Any]], bool], seconds: float = 20.0) -> dict[str, Any]:
-        """Run rounds until the job satisfies a condition, and return it."""
+    def until(
+        self, job: str, reached: Callable[[dict[str, Any]], bool], seconds: float = 20.0, *, pause: float = 0.02
+    ) -> dict[str, Any]:
+        """Run rounds, ``pause`` seconds apart, until the job satisfies a condition, and return it."""
         deadline = time.monotonic() + seconds
         while not reached(found := self.job(job)):
             assert time.monotonic() < deadline, found
             self.supervisor.round()
-            time.sleep(0.02)
+            time.sleep(pause)
         return found
 
     def until_ended(self, job: str) -> dict[str, Any]:

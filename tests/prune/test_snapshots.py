@@ -64,3 +64,22 @@ def test_a_run_continues_on_a_gpu(device_bytes: int, tmp_path: Path) -> None:
         found[0].load(tmp_path / "pass-1")
         assert [float(value_BLD.mean()) for value_BLD in copy] == [10, 11, 12]
         assert [float(found[0].at(batch, device).mean()) for batch in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("durable", ["1", "0"])
+def test_a_run_continues_on_another_machine(durable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots that are flushed to disk are valid after another boot; a copy by hard links keeps what it had."""
+    monkeypatch.setenv("LLMPRUNE_DURABLE_SNAPSHOTS", durable)
+    saved = Snapshots(tmp_path / "state", "same", share=1e9)
+    saved.load()
+    record = LayerRecord(0, 0.0, None)
+    streams = [_in_batches(torch.zeros(2, 3, 2), 2) for _ in range(2)]
+    saved.save(Progress([record]), streams)
+    (file,) = (tmp_path / "state").glob("dense-*")
+    (tmp_path / "linked").hardlink_to(file)
+    before = file.read_bytes()
+    for _ in range(2):  # the second one replaces the file
+        saved.save(Progress([record]), [_in_batches(torch.ones(2, 3, 2), 2) for _ in range(2)])
+    assert file.read_bytes() != before == (tmp_path / "linked").read_bytes()
+    monkeypatch.setattr("llmprune.prune.snapshots.boot", lambda: "another")
+    assert bool(Snapshots(tmp_path / "state", "same").load().records) == (durable == "1")

@@ -15,7 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.browser import CHROMIUM, FOCUSED, MINUTE, PHONE, WIDE, faults_of_access, overflow, quiet_page, tab_to
+from helpers.browser import (
+    CHROMIUM,
+    FOCUSED,
+    MINUTE,
+    PHONE,
+    WIDE,
+    faults_of_access,
+    new_job,
+    overflow,
+    quiet_page,
+    tab_to,
+    write_recipe,
+)
 from helpers.openid_provider import openid_provider
 from helpers.service import recipe, served
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -26,6 +38,7 @@ from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.oidc.settings import OidcSettings
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.processes import processes_of_job
+from llmprune.service.web.render import static_file
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium")
 
@@ -70,13 +83,18 @@ def page(browser: Browser, live: tuple[Client, Settings]) -> Iterator[Page]:
 
 def fill_in(page: Page) -> None:
     """Fill in the form for the tiny model; the quickstart keeps the other initial answers."""
+    if not QUICKSTART:
+        page.get_by_role("button", name="tiny").click()
+        page.get_by_label("My own text").check()
+        page.get_by_label("Data set").fill("text.txt")
+        expect(page.locator("#recipe")).to_have_value(re.compile("text.txt"))
+    page.get_by_text("More: layers and widths").click()
     page.get_by_label("Choose layers and widths").check()
     page.get_by_label("Layers to remove").fill("2" if QUICKSTART else "1")
     if not QUICKSTART:
-        page.get_by_label("Model", exact=True).fill("tiny")
-        page.get_by_label("Data set").fill("text.txt")
         page.get_by_label("Windows").fill("4")
         page.get_by_label("Tokens per window").fill("32")
+        page.get_by_label("Perplexity on split").fill("")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +110,7 @@ def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> N
     page.goto("/")
     page.get_by_role("link", name="New job").click()
     fill_in(page)
-    expect(page.get_by_label("Recipe", exact=True)).to_have_value(re.compile(f"remove: {2 if QUICKSTART else 1}\n"))
+    expect(page.locator("#recipe")).to_have_value(re.compile(f"remove: {2 if QUICKSTART else 1}\n"))
     expect(page.locator("#outcome")).to_contain_text("Parameters", timeout=2 * MINUTE)
     page.get_by_label("Layers to remove").fill("9999")
     expect(page.get_by_role("alert")).to_contain_text("depth.remove")
@@ -159,8 +177,7 @@ def test_by_keyboard_alone(page: Page, live: tuple[Client, Settings]) -> None:
     page.keyboard.press("Enter")
     expect(page).to_have_title(re.compile("New job"))
     tab_to(page, "Recipe")
-    page.keyboard.press("Control+a")
-    page.keyboard.insert_text(recipe(by="keyboard"))
+    write_recipe(page, recipe(by="keyboard"))
     expect(page.locator("#outcome")).not_to_contain_text("Checking")
     tab_to(page, "Submit")
     page.keyboard.press("Enter")
@@ -168,68 +185,116 @@ def test_by_keyboard_alone(page: Page, live: tuple[Client, Settings]) -> None:
     assert live[0].job(page.url.rsplit("/", 1)[-1]).refresh().recipe == recipe(by="keyboard")
 
 
-def test_form_and_editor_follow_each_other(page: Page) -> None:
-    """The form follows the editor, an answer changes its value in the editor, and nothing else is lost."""
-    page.goto("/submit")
-    recipe = page.get_by_label("Recipe", exact=True)
-    recipe.fill("# mine\nmodel: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 5}\n")
+def test_questions_and_editor_follow_each_other(page: Page) -> None:
+    """The questions follow the editor, an answer changes its value in the editor, and nothing else is lost."""
+    new_job(page)
+    recipe = page.locator("#recipe")
+    write_recipe(page, "# mine\nmodel: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 5}\n")
     expect(page.get_by_label("Layers to remove")).to_have_value("5")
     page.get_by_label("Layers to remove").fill("7")
     expect(recipe).to_have_value(re.compile("# mine\n.*remove: 7", re.DOTALL))
     expect(page.get_by_label("Layers to remove")).to_be_focused()
-    recipe.fill("model: [")
+    write_recipe(page, "model: [")
     expect(page.get_by_text("once the recipe can be read")).to_be_visible()
-    recipe.fill("model: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 6}\n")
+    write_recipe(page, "model: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 6}\n")
     expect(page.get_by_label("Layers to remove")).to_have_value("6")
 
 
-def test_the_size_is_chosen_by_keyboard(page: Page) -> None:
-    """The form starts with a slider for the size, which the arrow keys move; the recipe and the number follow."""
-    page.goto("/submit")
-    slider = page.get_by_role("slider")
-    slider.focus()
-    page.keyboard.press("ArrowLeft")
-    expect(page.get_by_label("Recipe", exact=True)).to_have_value(re.compile("parameters: 0.79\n"))
+def test_the_four_questions_by_keyboard(page: Page) -> None:
+    """Arrow keys and Enter answer model, size, use and time; the recipe follows, and the focus stays."""
+    new_job(page)
+    recipe = page.locator("#recipe")
+    page.get_by_role("button", name="tiny").press("Enter")
+    expect(recipe).to_have_value(re.compile("id: tiny\n"))
+    expect(page.get_by_role("button", name="tiny")).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("slider").press("ArrowLeft")
+    expect(recipe).to_have_value(re.compile("parameters: 0.79\n"))
     expect(page.locator("output")).to_have_text("79")
     expect(page.get_by_label("Layers to remove")).to_be_hidden()
+    page.get_by_role("radio", name="General").press("ArrowDown")
+    expect(recipe).to_have_value(re.compile("asyncio"))
+    expect(page.get_by_role("radio", name="Code")).to_be_focused()
+    page.get_by_role("radio", name="Little").press("ArrowDown")
+    page.get_by_role("radio", name="More: train").press("ArrowDown")
+    expect(recipe).to_have_value(re.compile("recover:\n +tokens: 50K"))
+    expect(page.get_by_label("Tokens to train on")).to_have_value("50K")
 
 
-def test_the_editor_keeps_its_work_through_reload_and_back(page: Page) -> None:
-    """Recipe and fields are restored after reload and Back, the form follows, and secrets are not stored."""
-    page.goto("/submit")
-    recipe = page.get_by_label("Recipe", exact=True)
-    recipe.fill("# mine\nmodel: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 5}\n")
+def test_the_draft_is_kept_through_reload_and_another_page(page: Page) -> None:
+    """Recipe and fields are restored, the questions follow, secrets are not stored, and a button begins anew."""
+    new_job(page)
+    recipe = page.locator("#recipe")
+    write_recipe(page, "# mine\nmodel: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 5}\n")
     page.get_by_text("Name, devices, limits").click()
-    page.get_by_label("Name", exact=True).fill("by hand")
     page.get_by_label("Hub token for this job").fill("hf_secret")
-    page.reload()
+    page.get_by_label("Name", exact=True).fill("by hand")
+    page.get_by_role("link", name="Jobs", exact=True).click()  # before a second has passed
+    page.get_by_role("link", name="New job").click()
     expect(recipe).to_have_value(re.compile("# mine\n.*remove: 5", re.DOTALL))
     expect(page.get_by_label("Layers to remove")).to_have_value("5")
     expect(page.locator("input[name=name]")).to_have_value("by hand")
     expect(page.locator("input[name=hub_token]")).to_have_value("")
     page.get_by_label("Layers to remove").fill("7")
+    expect(page.get_by_text("Draft saved.")).to_be_visible()
+    page.reload()
     expect(recipe).to_have_value(re.compile("# mine\n.*remove: 7", re.DOTALL))
-    page.get_by_role("link", name="Jobs", exact=True).click()
-    expect(page).to_have_title(re.compile("^Jobs"))
-    page.go_back()
-    expect(recipe).to_have_value(re.compile("# mine\n.*remove: 7", re.DOTALL))
-    expect(page.get_by_label("Layers to remove")).to_have_value("7")
-    page.get_by_role("link", name="Jobs", exact=True).click()
-    page.get_by_role("link", name="New job").click()
+    page.get_by_role("button", name="Discard it").click()
     expect(recipe).to_have_value(re.compile("^model:\n"))
     assert "hf_secret" not in page.evaluate("JSON.stringify([history.state, {...sessionStorage}, {...localStorage}])")
 
 
 def test_a_submitted_recipe_comes_back_with_back(page: Page) -> None:
-    """After submission Back shows the editor with the submitted recipe and a new key."""
-    page.goto("/submit")
+    """After submission Back shows the editor with the submitted recipe and a new key; a new page starts anew."""
+    new_job(page)
     text, key = recipe(by="back"), page.locator("input[name=key]").input_value()
-    page.get_by_label("Recipe", exact=True).fill(text)
+    write_recipe(page, text)
     page.get_by_role("button", name="Submit").click()
     expect(page).to_have_url(re.compile(r"/jobs/\w+$"))
     page.go_back()
-    expect(page.get_by_label("Recipe", exact=True)).to_have_value(text)
+    expect(page.locator("#recipe")).to_have_value(text)
     assert page.locator("input[name=key]").input_value() != key
+    page.get_by_role("link", name="New job").click()
+    expect(page.locator("#recipe")).to_have_value(re.compile("^model:\n"))
+
+
+@pytest.mark.skipif(static_file("editor.js") is None, reason="the recipe editor is not built: make editor")
+def test_the_editor_completes_shows_problems_at_their_lines_and_lets_the_focus_go(page: Page) -> None:
+    """Keys come from the schema; a problem marks its line and leads to it; Escape and Tab leave the editor."""
+    new_job(page)
+    write_recipe(page, "model: {id: tiny}\ncalibration: {dataset: text.txt}\n")
+    page.keyboard.press("Control+End")
+    page.keyboard.type("wid")
+    expect(page.get_by_role("option", name="width")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("option", name="heads_criterion")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.type("mlp: 7")
+    expect(page.locator("#recipe")).to_have_value(re.compile("width:\n  mlp: 7$"))
+    problem = page.locator("#outcome li", has_text="width.mlp")
+    expect(problem).to_have_attribute("data-line", "4")
+    expect(page.locator("#editor .cm-lintRange-error")).to_have_text("mlp: 7")
+    assert faults_of_access(page) == []
+    page.keyboard.press("Control+Home")
+    problem.get_by_role("button", name="line 4").click()
+    page.keyboard.type("5")
+    expect(page.locator("#recipe")).to_have_value(re.compile("mlp: 75$"))
+    expect(page.get_by_text("leaves the editor")).to_be_visible()
+    page.keyboard.press("Tab")
+    assert "cm-content" in page.evaluate("document.activeElement.shadowRoot?.activeElement?.className ?? ''")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") != "editor"
+
+
+def test_without_script_the_plain_field_is_the_editor(browser: Browser, live: tuple[Client, Settings]) -> None:
+    """A browser that runs no script shows the recipe as text and submits it."""
+    context = browser.new_context(base_url=live[0].server, java_script_enabled=False)
+    page = context.new_page()
+    page.goto("/submit")
+    page.get_by_label("Recipe", exact=True).fill(recipe(by="no script"))
+    page.get_by_role("button", name="Submit").click()
+    expect(page).to_have_url(re.compile(r"/jobs/\w+$"))
+    context.close()
 
 
 def test_a_page_that_is_no_longer_fresh_says_so(browser: Browser, live: tuple[Client, Settings]) -> None:
@@ -249,12 +314,12 @@ def test_mistakes_stay_in_the_editor(browser: Browser, live: tuple[Client, Setti
     """Problems are shown while typing and after submission, and the recipe is kept."""
     context = browser.new_context(base_url=live[0].server, viewport=WIDE)
     for page in quiet_page(context, live[0].server, refusals=True):
-        page.goto("/submit")
-        page.get_by_label("Recipe", exact=True).fill("model: {id: /etc/passwd}\ncalibration: {dataset: org/text}\n")
+        new_job(page)
+        write_recipe(page, "model: {id: /etc/passwd}\ncalibration: {dataset: org/text}\n")
         expect(page.get_by_role("alert")).to_contain_text("not allowed here")
         page.get_by_role("button", name="Submit").click()
         expect(page.get_by_role("alert").first).to_contain_text("model.id")
-        expect(page.get_by_label("Recipe", exact=True)).to_have_value(re.compile("/etc/passwd"))
+        expect(page.locator("#recipe")).to_have_value(re.compile("/etc/passwd"))
     context.close()
 
 

@@ -50,7 +50,7 @@ def test_an_answer_changes_its_value_and_nothing_else() -> None:
     [
         ({"layers": ""}, "depth", None),
         ({"width": "0.5"}, "width", {"mlp": 0.5}),
-        ({"refit": "off"}, "refit", False),
+        ({"repair": "off"}, "refit", False),
         ({"tasks": "a, b ,"}, "evaluation", {"tasks": ["a", "b"]}),
         ({"speed": "on"}, "evaluation", {"speed": {"new_tokens": 32}}),
         ({"gate": "0.9"}, "evaluation", {"gate": {"min_retention": 0.9}}),

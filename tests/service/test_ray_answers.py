@@ -10,8 +10,18 @@ import pytest
 from helpers.service import FAKE, RECIPE, YAML, ServiceHarness, free_port, recipe
 
 from llmprune.common.errors import LLMPruneError
-from llmprune.service.supervisor.launchers.base import GONE, RETURNED, RUNNING, UNKNOWN, WAITING, AttemptState, Launch
-from llmprune.service.supervisor.launchers.ray import Ray, RayTiming
+from llmprune.service.supervisor.launchers.base import (
+    GONE,
+    RETURNED,
+    RUNNING,
+    UNKNOWN,
+    WAITING,
+    AttemptState,
+    Launch,
+    NotNow,
+)
+from llmprune.service.supervisor.launchers.ray import Ray
+from llmprune.service.supervisor.launchers.ray_api import RayTiming
 
 IMPATIENT = RayTiming(poll_every=0.0, pause=0.0)  # asks at every poll
 
@@ -21,6 +31,7 @@ class FakeCluster:
 
     def __init__(self, folder: Path, timing: RayTiming = IMPATIENT) -> None:
         self.answer: httpx.Response | Exception = httpx.Response(200, json={})
+        self.answers: dict[str, httpx.Response] = {}  # of other paths
         self.asked: list[httpx.Request] = []
         transport = httpx.MockTransport(self._handle)
         self.ray = Ray("http://head:8265", FAKE, grace=1.0, timing=timing, transport=transport)
@@ -28,6 +39,8 @@ class FakeCluster:
 
     def _handle(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request)
+        if request.url.path in self.answers:
+            return self.answers[request.url.path]
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -102,6 +115,33 @@ def test_a_refused_job_says_why(cluster: FakeCluster) -> None:
     cluster.answer = httpx.Response(400, text="Traceback (most recent call last):\nValueError: no such option")
     with pytest.raises(LLMPruneError, match=r"http://head:8265 refused the job: ValueError: no such option"):
         cluster.ray.start(cluster.launch)
+
+
+def test_a_cluster_whose_nodes_start_is_asked_later(tmp_path: Path) -> None:
+    """A job that no node's agent can take yet is not failed, and the cluster is not asked for a while."""
+    cluster = FakeCluster(tmp_path, RayTiming(poll_every=0.0, pause=60.0))
+    cluster.answer = httpx.Response(500, text="Exception: No available agent to submit job, please try again later.")
+    with pytest.raises(NotNow, match="waits for the cluster"):
+        cluster.ray.start(cluster.launch)
+    assert (cluster.ray.capacity(), len(cluster.asked)) == (0, 1)
+
+
+def test_a_lost_node_is_told_from_an_actor_that_died(cluster: FakeCluster) -> None:
+    """A job is lost with its node, and not if Ray ended it on a node that lives; while nobody knows, it is unknown."""
+    died = {"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_DIED", "message": "out of memory"}
+
+    def poll(nodes: Any) -> AttemptState:
+        cluster.answers = {"/api/v0/nodes": httpx.Response(200, json=nodes)}
+        return cluster.poll(**died, driver_node_id="one")
+
+    def listed(state: str) -> Any:
+        return {"data": {"result": {"result": [{"node_id": "one", "node_ip": "10.0.0.1", "state": state}]}}}
+
+    assert poll(listed("DEAD")) == AttemptState("lost", machine="10.0.0.1")
+    assert poll({"data": {"result": {"result": []}}}) == AttemptState("lost", machine="one")
+    assert poll(listed("ALIVE")) == AttemptState("ended", 1)
+    assert poll({"data": None}) == UNKNOWN
+    assert cluster.launch.log.read_text() == "llmprune: Ray: out of memory\n"
 
 
 def test_jobs_of_a_cluster_that_is_away_wait(tmp_path: Path) -> None:

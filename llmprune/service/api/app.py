@@ -32,6 +32,7 @@ from llmprune.service.api.metrics import Metrics, MetricsMiddleware
 from llmprune.service.api.recipe_queue import RecipeQueue
 from llmprune.service.api.requests_log import RequestsLogMiddleware
 from llmprune.service.api.server_paths import ServerPaths
+from llmprune.service.api.stored_files import StoredFiles
 from llmprune.service.environment import hub_variables, inherited
 from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.store import JobStore
@@ -66,6 +67,7 @@ def create_app(
         paths=ServerPaths.of(settings),
         outbox=Outbox(database),
         queue_board=QueueBoard(settings, jobs, paused=lambda: status.paused(app.state.service)),
+        stored_files=StoredFiles.of(settings),
     )
     app = FastAPI(
         title="llmprune",

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,6 +96,10 @@ def _members(service: Service, job: Job, *, part: Part) -> list[Member]:
     chosen = sorted(one for one in names if part == "all" or one.startswith("model/"))
     members = []
     for one in chosen:
+        stored = service.stored_files.find(job.id, one)
+        if stored is not None:
+            members.append(Member(one, stored.bytes, partial(service.stored_files.read, stored), stored.sha256))
+            continue
         shown = shown_content(service, job.id, path=folder / one)
         if shown is not None:
             members.append(Member(one, len(shown), shown, hashlib.sha256(shown).hexdigest()))
@@ -118,6 +123,10 @@ def _checksums(service: Service, job: Job, *, names: list[str]) -> dict[str, str
     known = _read(cache)
     hashes: dict[str, str] = {}
     for one in names or there:
+        stored = service.stored_files.find(job.id, one)
+        if stored is not None:
+            hashes[one] = stored.sha256
+            continue
         path = folder / one
         shown = shown_content(service, job.id, path=path)
         if shown is not None:

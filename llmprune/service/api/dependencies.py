@@ -14,8 +14,10 @@ from fastapi import Path as InPath
 from llmprune.service.api.error_responses import Refused
 from llmprune.service.api.recipe_queue import RecipeQueue
 from llmprune.service.api.server_paths import ServerPaths
+from llmprune.service.api.stored_files import StoredFiles
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.job import JOB_ID, J, Job
+from llmprune.service.jobs.job_models import JobModels
 from llmprune.service.jobs.sessions import Sessions
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Caller, Tokens
@@ -42,6 +44,7 @@ class Service:
     paths: ServerPaths  # renames paths of the server in what clients see
     outbox: Outbox
     queue_board: QueueBoard
+    stored_files: StoredFiles  # files of jobs on other machines
     clock: Callable[[], float] = time.monotonic  # of the supervisor's heartbeats
 
     @property
@@ -85,6 +88,10 @@ class Service:
         found = self.planner.plan(examined.text, examined.overrides, caller=caller.name, wrong=examined.wrong)
         answer: dict[str, Any] = self.paths.hide_in(found)
         return answer
+
+    def models(self, caller: Caller) -> JobModels:
+        """Return the models of finished jobs that a recipe of the caller may start from."""
+        return JobModels(self.jobs, self.settings, caller)
 
     def viewer(self, caller: Caller) -> str | None:
         """Return the viewer of a JobQuery for the caller; None: every job."""

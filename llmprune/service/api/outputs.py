@@ -117,7 +117,8 @@ def artifacts(service: Service, job: str) -> list[Artifact]:
                 shown = shown_content(service, job, path=path)
                 size = path.stat().st_size if shown is None else len(shown)
                 found.append(Artifact(name=str(path.relative_to(folder)), bytes=size))
-    return found
+    stored = [Artifact(name=file.name, bytes=file.bytes) for file in service.stored_files.listed(job)]
+    return sorted([*found, *stored], key=lambda file: file.name) if stored else found
 
 
 def shown_content(service: Service, job: str, *, path: Path) -> bytes | None:
@@ -139,9 +140,20 @@ class LargeFile(FileResponse):
     chunk_size = 256 * 1024
 
 
-@router.get("/artifacts/{name:path}", response_class=LargeFile, responses=documented(404, 422))
-def get_artifact(job: JobId, name: str, *, service: TheService, caller: TheCaller) -> Response:
+@router.get("/artifacts/{name:path}", response_class=LargeFile, responses=documented(404, 416, 422, 503))
+def get_artifact(
+    job: JobId,
+    name: str,
+    *,
+    service: TheService,
+    caller: TheCaller,
+    wanted: Annotated[str | None, Header(alias="Range", max_length=200, include_in_schema=False)] = None,
+    condition: Annotated[str | None, Header(alias="If-Range", max_length=200, include_in_schema=False)] = None,
+) -> Response:
     """Download one file. Range requests are supported, so an interrupted download can be continued."""
+    stored = service.stored_files.find(service.job(job, caller).id, name)
+    if stored is not None:
+        return service.stored_files.response(stored, wanted=wanted, condition=condition)
     place = service.artifact(job, name, caller=caller)
     shown = shown_content(service, job, path=service.settings.run_folder(job) / name)
     if shown is not None:

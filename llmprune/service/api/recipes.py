@@ -91,8 +91,11 @@ Overrides = Annotated[
 @router.post("/validate", openapi_extra=RECIPE_BODY, responses=documented(413, 415, 422))
 async def validate(text: RecipeText, overrides: Overrides, *, service: TheService, caller: TheCaller) -> Validation:
     """Check a recipe against its schema and the service's policy; model, text and tasks are checked by the plan."""
+    model_of = service.models(caller).folder
     try:
-        await service.recipe_queue.run(caller.name, admit, text, overrides, settings=service.settings)
+        await service.recipe_queue.run(
+            caller.name, admit, text, overrides, settings=service.settings, model_of=model_of
+        )
     except RecipeError as error:
         return Validation(valid=False, problems=service.paths.hide_in(error.problems))
     return Validation(valid=True, problems=[])
@@ -104,7 +107,9 @@ async def plan(text: RecipeText, overrides: Overrides, *, service: TheService, c
 
     No weights are read. Problems of the schema, of the service's policy and of the plan are listed together.
     """
-    examined = await service.recipe_queue.run(caller.name, examine, text, overrides, settings=service.settings)
+    examined = await service.recipe_queue.run(
+        caller.name, examine, text, overrides, settings=service.settings, model_of=service.models(caller).folder
+    )
     answer = await run_in_threadpool(service.plan, examined, caller)
     problems = [*examined.problems, *answer.get("problems", ())]
     if problems:

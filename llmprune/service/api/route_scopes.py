@@ -62,23 +62,33 @@ ROUTES: dict[Scope | None, tuple[str, ...]] = {
         "POST /submit/compose",
         "POST /submit/check",
         "POST /submit/plan",
+        "GET /submit/models",
+        "GET /submit/frontier",
+        "GET /submit/schema",
+        "POST /submit/draft",
+        "POST /submit/draft/discard",
         "POST /v1/jobs",
     ),
-    "manage": tuple(
-        f"{method} {prefix}/jobs/{{job}}{what}"
-        for prefix in ("", "/v1")
-        for method, what in (
-            ("POST", "/cancel"),
-            ("POST", "/retry"),
-            ("POST", "/reevaluate"),
-            ("POST", "/push"),
-            ("POST", "/share"),
-            ("POST", "/unshare"),
-            ("POST", "/delete") if not prefix else ("DELETE", ""),
-            ("PUT" if prefix else "POST", "/notifications"),
-        )
-    )
-    + ("POST /notifications", "POST /notifications/test", "PUT /v1/notifications", "POST /v1/notifications/test"),
+    "manage": (
+        *(
+            f"{method} {prefix}/jobs/{{job}}{what}"
+            for prefix in ("", "/v1")
+            for method, what in (
+                ("POST", "/cancel"),
+                ("POST", "/retry"),
+                ("POST", "/reevaluate"),
+                ("POST", "/push"),
+                ("POST", "/share"),
+                ("POST", "/unshare"),
+                ("POST", "/delete") if not prefix else ("DELETE", ""),
+                ("PUT" if prefix else "POST", "/notifications"),
+            )
+        ),
+        "POST /notifications",
+        "POST /notifications/test",
+        "PUT /v1/notifications",
+        "POST /v1/notifications/test",
+    ),
     "approve": (),
     "account": (
         "GET /account",

@@ -9,7 +9,7 @@ import hashlib
 import os
 import stat
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,17 +24,24 @@ class FileChanged(Exception):
 
 @dataclass(frozen=True)
 class Member:
-    """A file of an archive. ``content``: its bytes, or the path that they are read from; ``version``: of its bytes."""
+    """A file of an archive.
+
+    ``content``: its bytes, the path that they are read from, or a reader that yields them from a byte on; ``version``:
+    of its bytes.
+    """
 
     name: str
     size: int
-    content: bytes | Path
+    content: bytes | Path | Callable[[int], Iterator[bytes]]
     version: str = ""
 
     def read(self, start: int) -> Iterator[bytes]:
         """Yield the bytes from ``start`` on. Raises FileChanged."""
         if isinstance(self.content, bytes):
             yield self.content[start:]
+            return
+        if not isinstance(self.content, Path):
+            yield from self.content(start)
             return
         try:
             descriptor = os.open(self.content, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

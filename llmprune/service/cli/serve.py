@@ -56,6 +56,20 @@ RayUrl = Annotated[
     str | None,
     typer.Option(metavar="URL", help="Ray cluster for jobs of the launcher ray, such as http://head:8265."),
 ]
+RayNodeGpus = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="GPUs of the largest node that the Ray cluster can add. Default: of the largest node that it has."
+    ),
+]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Store for snapshots and results of jobs on a Ray cluster whose nodes do not share the data folder, such "
+        "as s3://bucket/prefix, or file:///folder.",
+    ),
+]
 TimeLimit = Annotated[
     float, typer.Option(min=0, help="Maximum run time of a job in seconds; waiting does not count. 0: no limit.")
 ]
@@ -118,6 +132,8 @@ def serve(
     allow_tasks: AllowTasks = None,
     torchrun_options: TorchrunOptions = None,
     ray: RayUrl = None,
+    ray_node_gpus: RayNodeGpus = None,
+    artifacts: Artifacts = None,
     time_limit: TimeLimit = 86400.0,
     memory_limit: MemoryLimit = None,
     disk_quota: DiskQuota = None,
@@ -170,7 +186,8 @@ def serve(
         data_dir=data_dir.absolute(), database_url=database_url(database), host=host, port=port,
         host_names=tuple(host_name or ()), trusted_proxies=proxies,
         slots=slots, gpus=devices.find_gpus() if gpus is None else devices.choose_gpus(gpus), allow_roots=roots,
-        allow_tasks=tasks, torchrun_options=_words(torchrun_options or ""), ray=ray, time_limit=time_limit or None,
+        allow_tasks=tasks, torchrun_options=_words(torchrun_options or ""), ray=ray, ray_node_gpus=ray_node_gpus,
+        artifacts=_store(artifacts) if artifacts else None, time_limit=time_limit or None,
         disk_quota=_size(disk_quota) if disk_quota else None, keep_days=keep_days, keep_jobs=keep_jobs,
         max_queued=max_queued, max_running=max_running, max_gpus=max_gpus, max_jobs=max_jobs,
         jobs_per_day=jobs_per_day, user_disk=_size(user_disk) if user_disk else None, oidc=sign_in,
@@ -191,6 +208,14 @@ def _folders(folders: Iterable[Path] | None) -> tuple[Path, ...]:
                 f"{folder} is not a folder (looked in {Path.cwd()}); give --allow-root and --allow-tasks folders"
             )
     return tuple(folder.resolve() for folder in found)
+
+
+def _store(url: str) -> str:
+    """Return the URL of a store that can be written and read. Raises RecipeError and StoreUnreachable."""
+    from llmprune.service.artifacts.store import ArtifactStore, require_url
+
+    ArtifactStore(require_url(url)).check()
+    return require_url(url)
 
 
 def _network(proxy: str) -> str:

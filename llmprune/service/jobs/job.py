@@ -99,6 +99,7 @@ class NewJob:
     key: str | None = None
     digest: str = ""
     notify: tuple[Target, ...] | None = None
+    base: str | None = None  # the job whose finished model it prunes
 
 
 @dataclass(frozen=True)

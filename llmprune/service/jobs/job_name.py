@@ -10,9 +10,12 @@ from llmprune.recipe.width import Width
 from llmprune.results.formatting import plural, short_model_name
 
 
-def default_name(recipe: Recipe) -> str:
-    """Return a name for a job, such as ``SmolLM2-135M-Instruct −2 layers, 75% MLP``."""
-    model = short_model_name(recipe.model.id)
+def default_name(recipe: Recipe, base: str | None = None) -> str:
+    """Return a name for a job, such as ``SmolLM2-135M-Instruct −2 layers, 75% MLP``.
+
+    ``base``: the name of the job whose model it prunes.
+    """
+    model = base or short_model_name(recipe.model.id)
     cuts = _limited(recipe.budget) if recipe.budget else []
     if recipe.depth:
         count = recipe.depth.remove or len(recipe.depth.layers or ())

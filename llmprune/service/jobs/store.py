@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, get_args
 
+from llmprune.service.jobs.bases import add_base, require_no_use
 from llmprune.service.jobs.database import Database, Row, Transaction
 from llmprune.service.jobs.fair_order import count_start
 from llmprune.service.jobs.job import (
@@ -87,6 +88,8 @@ class JobStore:
             connection.execute(
                 f"INSERT INTO jobs ({names}) VALUES ({', '.join('?' * len(values))})", [*values.values()]
             )
+            if new.base is not None:
+                add_base(connection, job, base=new.base)
             if key is not None:
                 connection.execute("INSERT INTO idempotency VALUES (?, ?, ?, ?)", (owner, key, digest, job))
             if new.notify is None:
@@ -239,11 +242,12 @@ class JobStore:
                 ended: dict[str, Any] = {"devices": "[]", **_NOTHING_LEFT, "finished": time.time()}
                 _change(connection, job, state="failed", exit_code=None, error=error, **ended)
 
-    def queue_again(self, job: str) -> None:
-        """Queue a running job again whose process ended together with the service."""
+    def queue_again(self, job: str, *, step: str | None = None) -> None:
+        """Queue a running job again that ended together with the service or its node. ``step``: why, for people."""
         with self.database.write() as connection:
             if row_of(connection, job)["state"] == "running":
-                _change(connection, job, state="queued", devices="[]", **_NOTHING_LEFT)
+                news = {**_NOTHING_LEFT, "step": step, "done": None, "total": None}
+                _change(connection, job, state="queued", devices="[]", **news)
 
     def cleaned(self, job: str) -> None:
         """Record that the clean-up has deleted a job's model."""
@@ -257,6 +261,8 @@ class JobStore:
             if state not in ENDED:
                 raise Conflict(f"the job is {state}; cancel it first")
             require_no_push(connection, job)
+            require_no_use(connection, job)
+            connection.execute("INSERT INTO artifact_removals (job) VALUES (?) ON CONFLICT DO NOTHING", (job,))
             connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
     def events(self, job: str, after: int, *, limit: int = 500) -> list[Row]:

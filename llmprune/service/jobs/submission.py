@@ -26,7 +26,9 @@ from llmprune.results.formatting import plural
 from llmprune.service.jobs.database import DatabaseUnavailable
 from llmprune.service.jobs.hub_token import drop_token, keep_token
 from llmprune.service.jobs.job import BY_TASK, FINISHED, Job, JobRequest, NewJob, State
+from llmprune.service.jobs.job_models import JobModels
 from llmprune.service.jobs.job_name import default_name
+from llmprune.service.jobs.launcher_checks import NO_TOKEN, has_data_folder, launcher_problems
 from llmprune.service.jobs.quotas import default_quotas
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
@@ -87,16 +89,19 @@ class PushSubmission:
 
 def submit(submission: Submission, caller: Caller, *, settings: Settings, jobs: JobStore) -> tuple[Job, bool]:
     """Queue a job; return it, and whether it is new. Raises RecipeError, Conflict and QueueFull."""
-    admitted = admit(submission.recipe, submission.overrides, settings=settings)
+    models = JobModels(jobs, settings, caller)
+    admitted = admit(submission.recipe, submission.overrides, settings=settings, model_of=models.folder)
+    base = models.base_of(admitted.recipe.model.id)
     new = NewJob(
         owner=caller.name,
         model=admitted.recipe.model.id,
         recipe=submission.recipe,
         overrides=admitted.overrides,
-        request=_job_request(submission, admitted.recipe, caller=caller, settings=settings),
+        request=_job_request(submission, admitted.recipe, caller=caller, settings=settings, jobs=jobs, base=base),
         key=submission.key,
         digest=submission.digest(),
         notify=_targets(submission, settings),
+        base=base.id if base else None,
     )
     return _add(settings, submission.hub_token, jobs=jobs, new=new)
 
@@ -186,6 +191,8 @@ def _queue_again(
     states: Sequence[State],
 ) -> Job:
     """Queue a job that is in one of the states. Its new hub token is stored first, for it may start at once."""
+    if hub_token and not has_data_folder(job.launcher, settings):
+        raise RecipeError(NO_TOKEN, "submission")
     folder = settings.folder(job.id)
     new_token = hub_token if job.state in states else None
     if new_token:
@@ -241,7 +248,9 @@ def _may_exist(job: str, jobs: JobStore) -> bool:
         return True
 
 
-def _job_request(submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings) -> JobRequest:
+def _job_request(
+    submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings, jobs: JobStore, base: Job | None
+) -> JobRequest:
     """Check the settings of a submission and fill in the defaults. Raises RecipeError that lists every problem."""
     offered = offered_launchers(settings)
     launcher = offered.get(submission.launcher)
@@ -255,8 +264,11 @@ def _job_request(submission: Submission, recipe: Recipe, *, caller: Caller, sett
         )
     if launcher is None:
         problems.append(f"launcher: {submission.launcher!r} is not offered; choose {', '.join(offered)}")
-    elif launcher.on_this_machine and gpus > len(settings.gpus):
-        problems.append(f"gpus: {gpus} asked and {launcher.gpu_host} has {len(settings.gpus)}; ask for fewer")
+    else:
+        has_token = bool(submission.hub_token)
+        problems += launcher_problems(
+            submission.launcher, gpus, has_token=has_token, base=base, settings=settings, jobs=jobs
+        )
     named = recipe.devices
     needed = 0 if named == "all" else named if isinstance(named, int) else max(named) + 1
     if needed > gpus:
@@ -272,7 +284,7 @@ def _job_request(submission: Submission, recipe: Recipe, *, caller: Caller, sett
     if problems:
         raise RecipeError(problems, "submission")
     return JobRequest(
-        name=submission.name or default_name(recipe),
+        name=submission.name or default_name(recipe, base.name if base else None),
         launcher=submission.launcher,
         gpus=gpus,
         priority=submission.priority,

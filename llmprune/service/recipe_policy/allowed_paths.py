@@ -1,13 +1,14 @@
 """Files and folders that a recipe from the network may name.
 
 Models and text: files and folders under ``--allow-root``, links resolved. Task files: the folders of ``--allow-tasks``.
+The model alone may also be that of a finished job which the client may read.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmprune.recipe.text_source import FILE_BUILDERS, PACKAGE_SCHEME, PACKAGES
@@ -21,6 +22,8 @@ BUILDERS = frozenset({
     "niftifolder", "pandas", "parquet", "pdb", "pdffolder", "spark", "sql", "text", "tsfile", "videofolder", "vortex",
     "webdataset", "xml",
 })  # fmt: skip
+JOB_SCHEME = "job://"  # job://ID: the finished model of a job
+ModelOf = Callable[[str], Path | None]  # the model's folder of a job, by its id; None where the client may read none
 _NAME = r"[A-Za-z0-9](?:[\w-]|\.(?!\.)){0,95}"
 _HUB_ID = re.compile(rf"{_NAME}(?:/{_NAME})?", re.ASCII)
 
@@ -42,6 +45,14 @@ def hub_id_or_path(text: FreeText, settings: Settings) -> Path | None:
     if not _HUB_ID.fullmatch(value) or (is_data and value in BUILDERS):
         raise NotAllowedError("give a hub id such as org/name")
     return None
+
+
+def model_of_job(text: FreeText, model_of: ModelOf) -> Path:
+    """Allow the model of a finished job that the client may read."""
+    found = model_of(text.value.removeprefix(JOB_SCHEME))
+    if found is None:
+        raise NotAllowedError("there is no job of this id with a finished model; give job://ID of one that has")
+    return found
 
 
 def tokens_file(text: FreeText, settings: Settings) -> Path:

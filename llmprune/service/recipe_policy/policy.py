@@ -11,14 +11,21 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from llmprune.common.errors import RecipeError, shortened
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.yaml_reader import dump
+from llmprune.service.recipe_policy.allowed_paths import JOB_SCHEME, ModelOf, model_of_job
 from llmprune.service.recipe_policy.free_text import FreeText, NotAllowedError, free_texts
 from llmprune.service.recipe_policy.rules import CLOSED_SECTIONS, rule_of
 from llmprune.service.recipe_policy.yaml_limits import refuse_costly_parts
 from llmprune.service.settings import Settings
+
+
+def no_model(_: str) -> Path | None:
+    """Allow the model of no job."""
+    return None
 
 
 @dataclass
@@ -26,6 +33,7 @@ class RecipePolicy:
     """Check of one recipe: its problems, and the overrides that replace its paths by absolute ones."""
 
     settings: Settings
+    model_of: ModelOf = no_model
     problems: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)  # the keys that the problems are about
     overrides: list[str] = field(default_factory=list)
@@ -53,7 +61,8 @@ class RecipePolicy:
         if rule is None:
             return self._refuse(text.key, "is not accepted over the network; remove it")
         try:
-            path = rule(text, self.settings)
+            is_job = text.key == "model.id" and text.value.startswith(JOB_SCHEME)
+            path = model_of_job(text, self.model_of) if is_job else rule(text, self.settings)
         except NotAllowedError as error:
             return self._refuse(text.key, f"{text.value[:80]!r} is not allowed here; {error.remedy}")
         if path is not None:
@@ -84,30 +93,31 @@ class AdmittedRecipe:
     overrides: list[str]
 
 
-def admit(text: str, overrides: Sequence[str], *, settings: Settings) -> AdmittedRecipe:
+def admit(text: str, overrides: Sequence[str], *, settings: Settings, model_of: ModelOf = no_model) -> AdmittedRecipe:
     """Return a recipe that may run. Raises RecipeError that lists every problem."""
-    examined = examine(text, overrides, settings=settings)
+    examined = examine(text, overrides, settings=settings, model_of=model_of)
     if examined.problems or examined.recipe is None:
         raise RecipeError(examined.problems, "recipe")
     return AdmittedRecipe(examined.recipe, examined.overrides)
 
 
-def examine(text: str, overrides: Sequence[str], *, settings: Settings) -> ExaminedRecipe:
+def examine(text: str, overrides: Sequence[str], *, settings: Settings, model_of: ModelOf = no_model) -> ExaminedRecipe:
     """Check a recipe against schema and policy, and list all problems of both.
 
-    Raises RecipeError for text that is too costly to read, or is no mapping.
+    ``model_of``: finds the models of jobs that the client may read. Raises RecipeError for text that is too costly to
+    read, or is no mapping.
     """
     refuse_costly_parts(text, overrides)
     reading = Recipe.read(text, overrides)
     if reading.recipe is None:
         return ExaminedRecipe(None, text, [], reading.problems, reading.wrong)
-    policy = RecipePolicy(settings)
+    policy = RecipePolicy(settings, model_of)
     policy.check(reading.recipe)
     problems = [*reading.problems, *policy.problems]
     if not problems:
         return ExaminedRecipe(reading.recipe, text, [*overrides, *policy.overrides], [], ())
     rest = reading.without(re.sub(r"\.\d+(?=\.|$).*", "", key) for key in policy.refused)
-    of_rest = RecipePolicy(settings)
+    of_rest = RecipePolicy(settings, model_of)
     if rest.recipe is not None:
         of_rest.check(rest.recipe)
     recipe = None if of_rest.problems else rest.recipe

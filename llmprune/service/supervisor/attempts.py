@@ -32,7 +32,16 @@ def launch_of(job: Job, settings: Settings) -> Launch:
             **({} if lent else hub),
         },
         keep_hub=lent,
+        log_limit=settings.log_limit,
+        reads=(job.source,) if job.source is not None else (),
     )
+
+
+def prepare(job: Job, folder: Path) -> None:
+    """Write the recipe into the job's folder, and remove the progress of an earlier attempt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PROGRESS).unlink(missing_ok=True)
+    (folder / "recipe.yaml").write_bytes(job.recipe.encode())
 
 
 def _run(job: Job, folder: Path) -> tuple[str, ...]:

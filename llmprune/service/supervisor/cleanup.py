@@ -15,8 +15,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from llmprune.service.artifacts.manifest import STORED, keep_manifest, local_manifest, without, write_manifest
+from llmprune.service.artifacts.store import ArtifactStore
+from llmprune.service.jobs.bases import bases_in_use
+from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.disk_use import forget_disk_use, jobs_to_measure, write_disk_use
 from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, JobQuery, JobSummary
+from llmprune.service.jobs.other_machines import removals, removed
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings
 
@@ -61,9 +66,24 @@ def clean_up(settings: Settings, jobs: JobStore) -> None:
 def measure_jobs(settings: Settings, jobs: JobStore) -> None:
     """Measure the folders of running jobs, and of those that have changed, for the quotas of their owners."""
     found = jobs_to_measure(jobs.database)
-    measured = [(job, used_bytes(settings.folder(job)), state, attempts) for job, state, attempts in found]
+    measured = [(job, _bytes_of(settings.folder(job)), state, attempts) for job, state, attempts in found]
     if measured:
         write_disk_use(jobs.database, measured)
+
+
+def _bytes_of(folder: Path) -> int:
+    """Return the bytes of a job, in the data folder and in the artefact store."""
+    return used_bytes(folder) + stored_bytes(folder)
+
+
+def remove_deleted(settings: Settings, database: Database) -> None:
+    """Remove the objects of deleted jobs from the artefact store; those that fail are tried again later."""
+    deleted = removals(database)
+    store = ArtifactStore(settings.artifacts) if settings.artifacts and deleted else None
+    for job in deleted:
+        if store is not None:
+            store.remove_job(job)
+        removed(database, job)
 
 
 def over_quota(settings: Settings) -> bool:
@@ -73,12 +93,19 @@ def over_quota(settings: Settings) -> bool:
 
 def _counted_bytes(settings: Settings) -> int:
     """Return the bytes of jobs and their downloads, without job table and service logs, which are never deleted."""
-    return used_bytes(settings.data_dir / "jobs") + used_bytes(settings.hub_home)
+    stored = sum(stored_bytes(place.parent) for place in (settings.data_dir / "jobs").glob(f"*/{STORED}"))
+    return used_bytes(settings.data_dir / "jobs") + used_bytes(settings.hub_home) + stored
+
+
+def stored_bytes(folder: Path) -> int:
+    """Return the bytes of a job's objects in the artefact store. ``folder``: of the job."""
+    manifest = local_manifest(folder)
+    return manifest.bytes if manifest is not None else 0
 
 
 def remove_products(settings: Settings, jobs: JobStore, *, job: JobSummary) -> int:
     """Delete the model of an ended job and its partial models; return the bytes freed."""
-    freed = 0
+    freed = _remove_stored(settings, job)
     for name in (*PARTIAL_MODELS, MODEL):
         place = settings.run_folder(job.id) / name
         if place.is_dir():
@@ -90,13 +117,29 @@ def remove_products(settings: Settings, jobs: JobStore, *, job: JobSummary) -> i
     return freed
 
 
+def _remove_stored(settings: Settings, job: JobSummary) -> int:
+    """Remove the model of an ended job from the artefact store; return the bytes freed."""
+    folder = settings.folder(job.id)
+    before = local_manifest(folder) if settings.artifacts else None
+    if before is None or settings.artifacts is None:
+        return 0
+    left = without(before, (*PARTIAL_MODELS, MODEL))
+    dropped = {key: size for key, size in before.objects.items() if key not in left.objects}
+    if dropped:
+        store = ArtifactStore(settings.artifacts)
+        write_manifest(store, job.id, manifest=left)
+        keep_manifest(folder, left)
+        store.remove([*dropped])
+    return sum(dropped.values())
+
+
 def _ended(jobs: JobStore) -> list[JobSummary]:
     found: list[JobSummary] = []
-    being_pushed = jobs.pushed()
+    in_use = jobs.pushed() | bases_in_use(jobs.database)
     query = JobQuery(viewer=None, states=ENDED, limit=_PAGE_SIZE)
     while True:
         page = jobs.page(query)
-        found += [job for job in page.jobs if not job.cleaned and job.id not in being_pushed]
+        found += [job for job in page.jobs if not job.cleaned and job.id not in in_use]
         if page.next is None:
             return found
         query = replace(query, before=page.next)

@@ -27,6 +27,11 @@ SHARES = {
     "evaluation of more samples": (0.0, 1.0),
 }
 _MEANING = {1: "the run failed", 2: "the recipe cannot be run as it is", 3: "the gate was not met"}
+_NO_STORE = 75  # exit code of a node
+_NO_STORE_ERROR = (
+    "its node could not reach the artefact store for 10 minutes; its files are kept on that node; "
+    "retry when the store answers"
+)
 _TAIL = 20_000  # bytes of the log that are searched for the error
 _MAX_PROGRESS = 20_000  # bytes of the file; each of the 60 steps at most takes about a hundred
 
@@ -165,6 +170,8 @@ def explain(log: Path, code: int | None) -> str:
             f"its process was killed ({number}), as the system does when memory runs out; "
             "a retry continues after one of its last finished layers"
         )
+    if code == _NO_STORE:
+        return _NO_STORE_ERROR
     messages = re.findall(r"^llmprune: (.+(?:\n  - .+)*)", read_tail(log), re.MULTILINE)
     meaning = f"{_MEANING.get(code, 'the run failed')} (exit code {code}); see its log"
     return str(messages[-1]) if messages else meaning

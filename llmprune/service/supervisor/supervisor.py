@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from llmprune.common.errors import LLMPruneError
@@ -20,15 +19,17 @@ from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.quotas import room_for
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings
-from llmprune.service.supervisor.attempts import launch_of
-from llmprune.service.supervisor.cleanup import clean_up, measure_jobs, over_quota
+from llmprune.service.supervisor.attempts import launch_of, prepare
+from llmprune.service.supervisor.cleanup import clean_up, measure_jobs, over_quota, remove_deleted
 from llmprune.service.supervisor.devices import Machine
+from llmprune.service.supervisor.interval import Interval
 from llmprune.service.supervisor.isolation import Isolation
 from llmprune.service.supervisor.launchers import make_launchers
-from llmprune.service.supervisor.launchers.base import Launch, Launcher
+from llmprune.service.supervisor.launchers.base import Launch, Launcher, NotNow
 from llmprune.service.supervisor.outcomes import GATE_NOT_MET, RECIPE_WRONG, EndedAttempt, outcome_of
 from llmprune.service.supervisor.overuse import overuse, truncate_log
-from llmprune.service.supervisor.progress import PROGRESS, read_progress
+from llmprune.service.supervisor.progress import read_progress
+from llmprune.service.supervisor.remote_jobs import RemoteJobs
 
 logger = logging.getLogger(__name__)
 
@@ -37,21 +38,6 @@ CLEAN_UP_EVERY = 60.0
 MEASURE_EVERY = 1.0  # seconds between scans of the memory of all processes
 MAX_RESTARTS = 25  # attempts at a job that repeatedly ends together with the service
 _WAITING_PROGRESS = {"step": "waiting for the cluster"}
-
-
-class Interval:
-    """Decides when periodic work is due: at once, then every ``seconds``."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._last = float("-inf")
-
-    def is_due(self, now: float) -> bool:
-        """Return whether the work is due, and count it as done."""
-        if now - self._last < self._seconds:
-            return False
-        self._last = now
-        return True
 
 
 class Supervisor:
@@ -64,6 +50,7 @@ class Supervisor:
         self.machine = Machine(settings.gpus, settings.slots)
         self._isolation = Isolation()
         self._remote = {name for name, launcher in self.launchers.items() if not launcher.on_this_machine}
+        self._remote_jobs = RemoteJobs(settings, self.jobs, launchers=self.launchers)
         self._seen: set[tuple[str, int]] = set()  # attempts that this supervisor started or saw alive
         self._stopped_at: dict[str, float] = {}  # time.monotonic() of the SIGTERM, by job
         self._ran: dict[str, float] = {}  # seconds that are not in the table yet, by job
@@ -83,6 +70,8 @@ class Supervisor:
         if self._measure.is_due(now):
             self._isolation.attempt("measuring memory and logs", self._end_overuse)
         if self._clean.is_due(now):
+            self._isolation.attempt("listing the nodes of clusters", self._remote_jobs.look_at_clusters)
+            self._isolation.attempt("removing artefacts", partial(remove_deleted, self.settings, self.jobs.database))
             self._isolation.attempt("the clean-up", self._clean_up)
         if not self._over_quota:
             self._isolation.attempt("starting jobs", self._start_waiting)
@@ -154,6 +143,8 @@ class Supervisor:
             return self._end(job, attempt.code, elapsed=elapsed)
         if attempt.state == "returned" and job.state == "running":
             return self._queue_returned(job)
+        if attempt.state == "lost":
+            return self._handle_lost(job, attempt.machine)
         if attempt.state in ("gone", "returned"):
             return self._handle_gone(job)
         self._seen.add((job.id, job.attempts))
@@ -210,10 +201,19 @@ class Supervisor:
 
     def _handle_gone(self, job: Job) -> None:
         """End or continue a job without process and exit code: it was killed, or ended together with the service."""
+        if job.launcher in self._remote and (job.id, job.attempts) in self._seen:
+            return self._handle_lost(job, "forgotten by the cluster")
         if job.state == "cancelling" or (job.id, job.attempts) in self._seen or job.attempts >= MAX_RESTARTS:
             return self._end(job, None)
         logger.info("job %s ended together with the service: it continues", job.id)
         return self.jobs.queue_again(job.id)
+
+    def _handle_lost(self, job: Job, machine: str) -> None:
+        """Queue a job again whose machine is lost, unless it is cancelled or loses its machine again and again."""
+        if job.state == "cancelling":
+            return self._end(job, None)
+        error = self._remote_jobs.lost(job, machine, ran_seconds=job.ran_seconds + self._ran.pop(job.id, 0.0))
+        return self._fail(job, None, error=error) if error is not None else None
 
     def _end(self, job: Job, code: int | None, *, elapsed: float = 0.0) -> None:
         """Clean up after an attempt and write its outcome.
@@ -248,6 +248,7 @@ class Supervisor:
         for name in self._remote & {job.launcher for job in waiting}:
             self._isolation.attempt(f"asking {name} for its capacity", partial(self._ask_capacity, name, capacity))
         waiting = [job for job in waiting if not job.unreadable or self._isolated(job, lambda: None)]
+        waiting = [job for job in waiting if self._remote_jobs.fits(job)]
         running = self.jobs.in_states(*ACTIVE)
         room = room_for(self.jobs.database, self.settings, waiting=waiting, running=running)
         for start in self.machine.startable(waiting, running, remote_capacity=capacity, room=room):
@@ -263,10 +264,12 @@ class Supervisor:
         launch = self._launch(started)
         try:
             launcher = self._launcher(started)
-            _prepare(started, launch.folder)
+            prepare(started, launch.folder)
             launcher.start(launch)
             if launcher.on_this_machine:  # on another machine the next poll shows whether it has arrived
                 self._seen.add((started.id, started.attempts))
+        except NotNow as error:
+            self.jobs.queue_again(started.id, step=str(error))
         except LLMPruneError as error:
             self._fail(started, 1, error=str(error))
         except OSError as error:
@@ -289,13 +292,6 @@ class Supervisor:
 
     def _launch(self, job: Job) -> Launch:
         return launch_of(job, self.settings)
-
-
-def _prepare(job: Job, folder: Path) -> None:
-    """Write the recipe into the job's folder, and remove the progress of an earlier attempt."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / PROGRESS).unlink(missing_ok=True)
-    (folder / "recipe.yaml").write_bytes(job.recipe.encode())
 
 
 def _not_offered(job: Job) -> str:

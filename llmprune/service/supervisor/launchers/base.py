@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
+from llmprune.common.errors import LLMPruneError
 from llmprune.service.settings import Settings
 
 
@@ -26,6 +27,8 @@ class Launch:
     devices: tuple[str, ...]  # GPUs of this machine; empty where another machine assigns them
     environment: Mapping[str, str]
     keep_hub: bool = False  # use the hub token and cache of the user who started the service
+    log_limit: int = 256 * 10**6  # bytes of the log above which the job is ended
+    reads: tuple[str, ...] = ()  # other jobs whose run folders the attempt reads
 
     @property
     def log(self) -> Path:
@@ -48,15 +51,21 @@ class AttemptState:
     """State of an attempt at one moment.
 
     waiting: in the queue of another machine. running. ended: with ``code``. gone: ended without an exit code.
-    returned: given back by another machine before it ran. unknown: the other machine does not answer.
+    returned: given back by another machine before it ran. lost: with its ``machine``. unknown: the other machine does
+    not answer.
     """
 
-    state: Literal["waiting", "running", "ended", "gone", "returned", "unknown"]
+    state: Literal["waiting", "running", "ended", "gone", "returned", "lost", "unknown"]
     code: int | None = None
+    machine: str = ""
 
 
 WAITING, RUNNING, GONE = AttemptState("waiting"), AttemptState("running"), AttemptState("gone")
 RETURNED, UNKNOWN = AttemptState("returned"), AttemptState("unknown")
+
+
+class NotNow(LLMPruneError):
+    """Another machine cannot take an attempt at this moment; the message, such as "waits for …", is the job's step."""
 
 
 class Launcher(ABC):
@@ -80,9 +89,13 @@ class Launcher(ABC):
         """Return how many more jobs may start now. Asked only of launchers that use another machine."""
         return 0
 
+    def node_gpus(self) -> int | None:
+        """Return the GPUs of the largest machine that jobs run on; None where the launcher cannot tell."""
+        return None
+
     @abstractmethod
     def start(self, launch: Launch) -> None:
-        """Start an attempt. Raises LLMPruneError where that is impossible."""
+        """Start an attempt. Raises LLMPruneError where that is impossible, NotNow where it may be possible later."""
 
     @abstractmethod
     def poll(self, launch: Launch) -> AttemptState:

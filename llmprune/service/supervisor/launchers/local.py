@@ -10,25 +10,27 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 from llmprune.common.errors import DiskError, LLMPruneError
+from llmprune.service.artifacts.fetch import FetchTask
 from llmprune.service.environment import inherited
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.launchers.base import GONE, RUNNING, AttemptState, Launch, Launcher
 from llmprune.service.supervisor.processes import MARK, is_leased, leased, processes_of_job, signal_all
 
+_FETCH = (sys.executable, "-m", "llmprune.service.artifacts.fetch")
 _JOB_RUNNER = (sys.executable, "-m", "llmprune.service.supervisor.job_runner")
 
 
 class Local(Launcher):
     """One process for each job, and its children."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self.command = tuple(command)
+    def __init__(self, command: Sequence[str], store: str | None = None) -> None:
+        self.command, self.store = tuple(command), store
         self._started: list[subprocess.Popen[bytes]] = []
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """Make the launcher with the service's command of llmprune."""
-        return cls(settings.command)
+        return cls(settings.command, settings.artifacts)
 
     def command_of(self, launch: Launch) -> tuple[str, ...]:
         """Return the command line of an attempt."""
@@ -43,9 +45,9 @@ class Local(Launcher):
                     raise LLMPruneError(f"job {launch.job} has a process already")
                 job_runner = (*_JOB_RUNNER, str(launch.exit_file), str(lease.fileno()))
                 process = subprocess.Popen(
-                    (*job_runner, *self.command_of(launch)),
+                    (*job_runner, *self._whole_command(launch)),
                     cwd=launch.working_dir,
-                    env=_environment(launch),
+                    env=self._environment(launch),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -70,6 +72,27 @@ class Local(Launcher):
         """Send SIGTERM, or with ``force`` SIGKILL, to every process of the job."""
         signal_all(launch.job, signal.SIGKILL if force else signal.SIGTERM)
 
+    def _whole_command(self, launch: Launch) -> tuple[str, ...]:
+        """Return the command line, behind a program that fetches what other machines made and the attempt reads."""
+        command = self.command_of(launch)
+        if self.store is None or not launch.reads:
+            return command
+        task = FetchTask(
+            store=self.store,
+            data_dir=str(launch.folder.parents[1]),
+            jobs=launch.reads,
+            command=command,
+            environment=_own_variables(launch),
+            keep_hub=launch.keep_hub,
+        )
+        return (*_FETCH, task.model_dump_json())
+
+    def _environment(self, launch: Launch) -> Mapping[str, str]:
+        """Return the environment of an attempt; the program that fetches removes the store's credentials itself."""
+        if self.store is not None and launch.reads:
+            return {**os.environ, **_own_variables(launch)}
+        return inherited(os.environ, launch.keep_hub) | _own_variables(launch)
+
     def _kill_orphans(self, launch: Launch) -> bool:
         """Kill the processes of a job whose job runner has died; return whether there were any."""
         if not processes_of_job(launch.job):
@@ -78,6 +101,5 @@ class Local(Launcher):
         return True
 
 
-def _environment(launch: Launch) -> Mapping[str, str]:
-    own = {MARK: launch.job, "CUDA_VISIBLE_DEVICES": ",".join(launch.devices)}
-    return inherited(os.environ, launch.keep_hub) | own | dict(launch.environment)
+def _own_variables(launch: Launch) -> dict[str, str]:
+    return {MARK: launch.job, "CUDA_VISIBLE_DEVICES": ",".join(launch.devices), **launch.environment}

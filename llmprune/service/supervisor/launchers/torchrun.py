@@ -19,14 +19,14 @@ class Torchrun(Local):
 
     gpu_host: ClassVar[str] = "each node"
 
-    def __init__(self, command: Sequence[str], options: Sequence[str] = ()) -> None:
-        super().__init__(command)
+    def __init__(self, command: Sequence[str], options: Sequence[str] = (), *, store: str | None = None) -> None:
+        super().__init__(command, store)
         self.options = tuple(options)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """Make the launcher with the operator's options of torchrun."""
-        return cls(settings.command, settings.torchrun_options)
+        return cls(settings.command, settings.torchrun_options, store=settings.artifacts)
 
     def command_of(self, launch: Launch) -> tuple[str, ...]:
         """Return the command line of an attempt: torchrun between Python and the program."""
