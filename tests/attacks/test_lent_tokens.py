@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2 as httpx
 import huggingface_hub
@@ -133,13 +132,15 @@ def test_a_node_of_a_cluster_takes_its_own_credentials_out(tmp_path: Path) -> No
         asked.append(request)
         return httpx.Response(200, json={})
 
-    given = {"LLMPRUNE_PROGRESS": str(tmp_path / "a job" / "p"), "HF_HOME": "/its/own", "HF_TOKEN_PATH": "/its/file"}
-    launch = Launch("0123456789ab", 1, tmp_path / "a job", ("run", "a b"), 0, (), given)
+    folder = tmp_path / "a folder" / "jobs" / "0123456789ab"
+    folder.mkdir(parents=True)
+    given = {"LLMPRUNE_PROGRESS": str(folder / "p"), "HF_HOME": "/its/own", "HF_TOKEN_PATH": "/its/file"}
+    launch = Launch("0123456789ab", 1, folder, ("run", "a b"), 0, (), given)
     Ray("http://head:8265", (stub(tmp_path),), grace=1.0, transport=httpx.MockTransport(handle)).start(launch)
     body = json.loads(asked[0].content)
     node = dict(os.environ) | HUB | OTHERS | body["runtime_env"]["env_vars"]
     subprocess.run(["sh", "-c", body["entrypoint"]], env=node, check=True)
-    seen = dict(line.split("=", 1) for line in (tmp_path / "a job" / "environment").read_text().splitlines())
+    seen = dict(line.split("=", 1) for line in (folder / "environment").read_text().splitlines())
     assert [name for name, value in seen.items() if MINE in value] == []
     assert {name: seen[name] for name in given} == given
     assert seen["LLMPRUNE_JOB"] == "0123456789ab"
@@ -285,8 +286,16 @@ def test_a_root_around_the_data_folder_opens_no_job(tmp_path: Path) -> None:
 
 def test_the_entrypoint_quotes_what_it_gives(tmp_path: Path) -> None:
     """A data folder with blanks and quotes in its name stays one word of the shell's line."""
-    folder = tmp_path / "it's a; folder"
+    asked: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, json={})
+
+    folder = tmp_path / "it's a; folder" / "jobs" / "0123456789ab"
     launch = Launch("0123456789ab", 1, folder, ("run",), 0, (), {"HF_HOME": str(folder)}, keep_hub=True)
-    line: Any = Ray("http://head:8265", ("python",), grace=1.0)._entrypoint(launch)
-    assert f"HF_HOME={folder}" in shlex.split(line)
-    assert "--keep-hub" in shlex.split(line)
+    Ray("http://head:8265", ("python",), grace=1.0, transport=httpx.MockTransport(handle)).start(launch)
+    task = json.loads(shlex.split(json.loads(asked[0].content)["entrypoint"])[-1])
+    assert task["environment"]["HF_HOME"] == str(folder)
+    assert task["data_dir"] == str(folder.parents[1])
+    assert task["keep_hub"]

@@ -52,7 +52,7 @@ FRAGMENTS = (
     ),
     *("<<: ", "a", "1", "\x85", "\u2028", "\ufeff", "\r", "~", "0x", "1" * 50, "@", "`", "é", "\U0001f600"),
 )
-EVERY = {name: "7" for name in RecipeForm.model_fields if name != "refit"}
+EVERY = {name: "7" for name in RecipeForm.model_fields if name not in ("refit", "source")}
 
 
 def put_to_all_readers(text: str) -> None:

@@ -257,7 +257,8 @@ def test_one_service_on_a_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         while not holders(besides=lost):
             pass
         assert command("token", "list", "--data-dir", tmp_path / "data", "--database", url).code == 0
-    assert holders() == 0
+    while holders():  # the server ends a closed connection a moment later
+        pass
 
 
 def test_a_password_stays_out_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
