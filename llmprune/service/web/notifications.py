@@ -78,4 +78,4 @@ def _page(
         "mail": settings.smtp is not None,
         "domains": settings.mail_domains,
     }
-    return page(request, "notifications", status=422 if problems else 200, **values)
+    return page(request, "notifications", status=422 if problems else 200, at="notifications", **values)
