@@ -11,7 +11,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from llmprune import __version__
 from llmprune.recipe.recipe import Recipe
-from llmprune.service.api import archives, error_responses, jobs, outputs, recipes, status
+from llmprune.service.api import archives, error_responses, follow_ups, jobs, outputs, recipes, status
 from llmprune.service.api.auth import AuthMiddleware
 from llmprune.service.api.dependencies import Service
 from llmprune.service.api.machine_metrics import MachineCollector
@@ -63,7 +63,7 @@ def create_app(
     app.state.metrics = Metrics(service.jobs)
     app.state.metrics.registry.register(MachineCollector(service))
     token = Depends(HTTPBearer(auto_error=False, description="A token of llmprune token create."))
-    for router in (recipes.router, jobs.router, outputs.router, archives.router, status.router):
+    for router in (recipes.router, jobs.router, follow_ups.router, outputs.router, archives.router, status.router):
         app.include_router(router, dependencies=[token])
     app.include_router(status.public_router)
     routes.install(app)
