@@ -199,6 +199,10 @@ def reevaluate(
     tasks: Annotated[
         str | None, typer.Option(help="Further lm-eval tasks, separated by commas, in place of more samples.")
     ] = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option(help="Folder with files of these tasks. They may run code: use only those you trust."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -208,12 +212,14 @@ def reevaluate(
 ) -> None:
     """Evaluate more samples or tasks of a finished run's model: nothing is pruned, and earlier answers are kept."""
     names = task_names(tasks) if tasks is not None else []
+    if include_path is not None and not names:
+        raise RecipeError("--include-path belongs to further tasks; name them with --tasks")
     import_libraries(announced=True)
     from llmprune.common.distributed import leave_process_group
     from llmprune.pipeline.reevaluate import reevaluate as evaluate_again
 
     with lines_without_terminal():
-        finished = evaluate_again(run, limit, tasks=names, output=output)
+        finished = evaluate_again(run, limit, tasks=names, include_path=include_path, output=output)
     _show_and_require_gate(finished)
     leave_process_group()
 

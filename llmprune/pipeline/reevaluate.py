@@ -42,14 +42,19 @@ from llmprune.results.taking_over import take_run
 
 
 def reevaluate(
-    path: Path, limit: int | None = None, *, tasks: Sequence[str] = (), output: Path | None = None
+    path: Path,
+    limit: int | None = None,
+    *,
+    tasks: Sequence[str] = (),
+    include_path: Path | None = None,
+    output: Path | None = None,
 ) -> FinishedRun:
     """Evaluate dense and pruned model on more samples of the run's tasks, or on further ``tasks``.
 
-    ``limit``: samples of each task; None: as many as the gate needs. With ``tasks`` it is the maximum of each of these,
-    and the others keep their samples. Where tasks have limits of their own, as those of a suite, these grow in
-    proportion to what the gate needs, and ``limit`` is the least number for each. ``output``: folder for the new
-    report, which shares the model's files; None: the run's own.
+    ``limit``: samples of each task; None: as many as the gate needs. Where tasks have limits of their own, as those of
+    a suite, these grow in proportion to what the gate needs, and ``limit`` is the least number for each. With ``tasks``
+    it is the maximum of each of these, and the others keep their samples. ``include_path``: folder of their files.
+    ``output``: folder for the new report, which shares the model's files; None: the run's own.
 
     Nothing is pruned. Answers that the run folder or the cache of base models holds are reused where the task allows
     it. Uses the GPUs of the recipe's ``devices``, like the run. Raises subclasses of LLMPruneError.
@@ -64,23 +69,23 @@ def reevaluate(
             take_run(path, output)
         folder = RunFolder.open_finished(output or path)
         try:
-            report, recipe = _evaluate_again(folder, found[0], known=found[1], limit=limit, tasks=tasks)
+            old, known = found
+            recipe = _extended(old, limit, tasks=tasks, include_path=include_path)
+            report, recipe = _evaluate_again(folder, recipe, old=old, known=known)
         finally:
             folder.close()
     return FinishedRun(report, recipe, folder.path)
 
 
-def _evaluate_again(
-    folder: RunFolder, old: Report, *, known: Measured, limit: int | None, tasks: Sequence[str]
-) -> tuple[Report, Recipe]:
-    """Return the new report, and the recipe with the new tasks or number of samples."""
+def _evaluate_again(folder: RunFolder, recipe: Recipe, *, old: Report, known: Measured) -> tuple[Report, Recipe]:
+    """Return the new report, and the recipe as it was evaluated. ``recipe``: with the new tasks or samples."""
     before = Recipe.parse(old.recipe_text, old.overrides, source=str(folder.path / "recipe.yaml"))
     use_gpus(before.devices)
-    recipe = settle_first_base(_extended(before, old, limit=limit, tasks=tasks))
+    recipe = settle_first_base(recipe)
     if is_first_process():
         check_tasks(recipe.evaluation)
         require_whole(folder.path / "model", old.pruned.parameters)
-    if tasks:
+    if _added_tasks(recipe.evaluation, before.evaluation):
         fetch_tasks(recipe.evaluation)
     measured = _measure(folder, recipe, old=old, earlier=before.evaluation, known=known)
     report = _new_report(old, recipe, measured=measured, folder=folder)
@@ -90,16 +95,21 @@ def _evaluate_again(
     return push_as_requested(recipe, folder, report=report), recipe
 
 
-def _extended(before: Recipe, old: Report, *, limit: int | None, tasks: Sequence[str]) -> Recipe:
-    """Return the recipe with further tasks, or with more samples of those that it has."""
+def _extended(old: Report, limit: int | None, *, tasks: Sequence[str], include_path: Path | None) -> Recipe:
+    """Return the recipe of a report with further tasks, or with more samples of those that it has."""
+    before = Recipe.parse(old.recipe_text, old.overrides)
+    added = []
     if tasks:
         changed = with_tasks(before.evaluation, tasks, limit=limit)
+        added.append(f"evaluation.tasks={json.dumps(changed['tasks'])}")
+        if include_path is not None:
+            changed["include_path"] = str(include_path.absolute())
+            added.append(f"evaluation.include_path={json.dumps(changed['include_path'])}")
     else:
         documents = [(task.group or task.task, task.documents) for task in old.tasks]
         changed = {"limit": next_limit(old.gate, before.evaluation, documents=documents, wanted=limit)}
-    kept = [one for one in old.overrides if not any(_sets(one, f"evaluation.{name}") for name in changed)]
-    added = [f"evaluation.tasks={json.dumps(changed['tasks'])}"] if tasks else []
     added += [limit_override(changed["limit"])] if "limit" in changed else []
+    kept = [one for one in old.overrides if not any(_sets(one, f"evaluation.{name}") for name in changed)]
     return Recipe.parse(old.recipe_text, [*kept, *added])
 
 

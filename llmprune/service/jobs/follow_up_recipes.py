@@ -14,9 +14,11 @@ from llmprune.common.errors import RecipeError
 from llmprune.evaluation.more_samples import with_tasks
 from llmprune.recipe.evaluation import limit_override
 from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.yaml_reader import dump
 from llmprune.service.jobs.job import BY_TASK, Job
 from llmprune.service.jobs.submission import evaluated, report_of, samples_of
 from llmprune.service.jobs.work import Evaluate, Recover, Size, Sparsify, Work
+from llmprune.service.recipe_policy.rules import may_be_path
 from llmprune.service.settings import Settings
 
 _CUTS = ("budget", "depth", "width", "experts", "hidden", "vocabulary", "sparsity")
@@ -35,13 +37,32 @@ def _added(parent: Job, work: Work, *, settings: Settings) -> list[str]:
     if isinstance(work, Recover):
         return _of_recovery(recipe_of(parent), work, base=_base(parent, settings))
     if isinstance(work, Sparsify):
-        return _of_sparsity(work, _base(parent, settings))
+        return _of_sparsity(recipe_of(parent), work, base=_base(parent, settings))
     return []
 
 
 def recipe_of(job: Job) -> Recipe:
     """Return a job's recipe with its overrides. Raises RecipeError where this version cannot read it."""
     return Recipe.parse(job.recipe, job.overrides)
+
+
+def editable_recipe(job: Job) -> str:
+    """Return a job's recipe for the editor, with its overrides applied; comments are lost where there are any.
+
+    The absolute paths that the policy put in place of allowed ones are left out: the recipe has those.
+    """
+    own = [override for override in job.overrides if not _is_allowed_path(override)]
+    if not own:
+        return job.recipe
+    try:
+        return dump(Recipe.read(job.recipe, own).data)
+    except RecipeError:  # of another version
+        return job.recipe
+
+
+def _is_allowed_path(override: str) -> bool:
+    key, _, value = override.partition("=")
+    return may_be_path(key) and value.startswith('"/')
 
 
 @dataclass(frozen=True)
@@ -102,8 +123,13 @@ def _of_evaluation(parent: Job, work: Evaluate, *, settings: Settings) -> list[s
         changed = with_tasks(evaluated(parent, settings), work.tasks, limit=work.limit)
     except RecipeError as error:
         raise RecipeError([_of_form(problem) for problem in error.problems], "follow-up") from error
-    limit = [limit_override(changed["limit"])] if "limit" in changed else []
-    return [f"evaluation.tasks={json.dumps(changed['tasks'])}", *limit]
+    added = [f"evaluation.tasks={json.dumps(changed['tasks'])}"]
+    added += [limit_override(changed["limit"])] if "limit" in changed else []
+    return [*added, *_task_folder(work)]
+
+
+def _task_folder(work: Evaluate) -> list[str]:
+    return [] if work.include_path is None else [f"evaluation.include_path={json.dumps(work.include_path)}"]
 
 
 def _of_form(problem: str) -> str:
@@ -121,6 +147,7 @@ def _of_recovery(recipe: Recipe, work: Recover, *, base: tuple[str, str] | None)
     seed = recipe.recover.data.seed if own and recipe.recover is not None else recipe.calibration.seed
     name, revision = map(json.dumps, base)
     return [
+        _model(recipe),
         *_without(_CUTS),
         "refit=false",
         "calibration.self_generated=0",
@@ -135,13 +162,20 @@ def _of_recovery(recipe: Recipe, work: Recover, *, base: tuple[str, str] | None)
     ]
 
 
-def _of_sparsity(work: Sparsify, base: tuple[str, str] | None) -> list[str]:
+def _of_sparsity(recipe: Recipe, work: Sparsify, *, base: tuple[str, str] | None) -> list[str]:
     against = []
     if base is not None:
         name, revision = map(json.dumps, base)
         against = [f"evaluation.against={name}", f"evaluation.against_revision={revision}"]
     zeros = f"sparsity={{pattern: {json.dumps(work.pattern)}}}"
-    return [*_without(_CUTS), "recover=null", "evaluation.before_recovery=false", zeros, *against]
+    others = ["recover=null", "evaluation.before_recovery=false", zeros]
+    return [_model(recipe), *_without(_CUTS), *others, *against]
+
+
+def _model(recipe: Recipe) -> str:
+    """Return the override of the model section without what belongs to the files of the base alone."""
+    of_files = {"revision", "gguf", "base", "base_revision", "pickles"}
+    return f"model={json.dumps(recipe.model.model_dump(mode='json', exclude=of_files, exclude_unset=True))}"
 
 
 def _without(sections: tuple[str, ...]) -> list[str]:

@@ -29,6 +29,9 @@ class Evaluate(_Work):
     limit: int | None = Field(
         None, ge=1, le=10**9, description="Samples for each of these tasks; without tasks: for each task of the job."
     )
+    include_path: str | None = Field(
+        None, max_length=500, description="Folder of --allow-tasks with files of these tasks, by its name."
+    )
 
 
 class Bench(_Work):

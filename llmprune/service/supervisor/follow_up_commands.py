@@ -22,8 +22,9 @@ def follow_up_arguments(job: Job, work: Work, *, folder: Path, parent: Path) -> 
     if isinstance(work, Evaluate):
         tasks = [f"--tasks={','.join(work.tasks)}"] if work.tasks else []
         limit = [f"--limit={work.limit}"] if work.limit is not None else []
-        return ("reevaluate", str(parent), *tasks, *limit, f"--output={run}")
-    own = [] if isinstance(work, Size) else _model_in(parent)
+        folder_of_tasks = _include_path(job) if work.include_path is not None else []
+        return ("reevaluate", str(parent), *tasks, *limit, *folder_of_tasks, f"--output={run}")
+    own = [] if isinstance(work, Size) else [f"model.id={json.dumps(str(parent / 'model'))}"]
     sets = [part for override in (*job.overrides, *own) for part in ("--set", override)]
     scores = [f"--scores-of={parent}"] if isinstance(work, Size) else []
     return ("run", str(folder / "recipe.yaml"), "--output", str(run), *scores, *sets)
@@ -40,12 +41,9 @@ def _bench_options(work: Bench) -> list[str]:
     ]
 
 
-def _model_in(parent: Path) -> list[str]:
-    """Return the overrides that name the model in a run folder."""
-    return [
-        f"model.id={json.dumps(str(parent / 'model'))}",
-        'model.revision="main"',
-        "model.gguf=null",
-        "model.base=null",
-        'model.base_revision="main"',
+def _include_path(job: Job) -> list[str]:
+    """Return the option of the task folder, whose path the policy has put into the overrides."""
+    given = [
+        override.partition("=")[2] for override in job.overrides if override.startswith("evaluation.include_path=")
     ]
+    return [f"--include-path={json.loads(given[-1])}"]

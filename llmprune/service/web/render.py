@@ -21,6 +21,8 @@ from llmprune.service.cli.terminal import doing, state_words
 _STATIC = {
     "style.css": (__package__, "static/style.css", "text/css; charset=utf-8"),
     "app.js": (__package__, "static/app.js", "text/javascript; charset=utf-8"),
+    "next.css": (__package__, "static/next.css", "text/css; charset=utf-8"),
+    "next.js": (__package__, "static/next.js", "text/javascript; charset=utf-8"),
     "icon.svg": (__package__, "static/icon.svg", "image/svg+xml"),
     "htmx.js": ("js_lib_htmx", "static/htmx/htmx.min.js", "text/javascript; charset=utf-8"),
 }
