@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 from fastapi.testclient import TestClient
-from helpers.service import BASE, ServiceHarness, recipe
+from helpers.commands import command
+from helpers.service import BASE, ServiceHarness, answer_requests, recipe
 
-from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.supervisor.attempts import launch_of
 from llmprune.service.supervisor.cleanup import clean_up, remove_products, used_bytes
@@ -23,7 +22,7 @@ KINDS = ["evaluate", "bench", "size", "recover", "sparsify", "repeat"]
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> ServiceHarness:
     """A service with fake runs."""
-    return ServiceHarness(tmp_path_factory.mktemp("follow-ups"))
+    return ServiceHarness(tmp_path_factory.mktemp("follow-ups"), rate=1e6, burst=10**6)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +49,11 @@ def made(harness: ServiceHarness, job: str, kind: str, **work: Any) -> dict[str,
     assert answer.status_code == 201, answer.text
     found: dict[str, Any] = answer.json()
     return found
+
+
+def cancelled(harness: ServiceHarness, job: str) -> None:
+    """Cancel a job that waits."""
+    assert harness.http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
 
 
 def command_of(harness: ServiceHarness, job: str) -> list[str]:
@@ -80,55 +84,44 @@ def test_a_follow_up_says_what_it_was_made_from(harness: ServiceHarness, parent:
 @pytest.mark.parametrize(
     ("work", "begins", "contains"),
     [
-        ({"kind": "size", "layers": 2}, "run", ["--scores-of={parent}", "depth.remove=2"]),
+        ({"kind": "size", "layers": 2}, "run", ["--scores-of=PARENT", "depth.remove=2"]),
         ({"kind": "evaluate", "tasks": ["arc_easy"], "limit": 9}, "reevaluate", ["--tasks=arc_easy", "--limit=9"]),
-        ({"kind": "evaluate", "limit": 90}, "reevaluate", ["{parent}", "--limit=90", "--output={own}"]),
-        ({"kind": "bench", "dtype": "bfloat16"}, "bench", ["{parent}", "--dtype=bfloat16"]),
+        ({"kind": "evaluate", "limit": 90}, "reevaluate", ["PARENT", "--limit=90", "--output=OWN"]),
+        ({"kind": "bench", "dtype": "bfloat16"}, "bench", ["PARENT", "--dtype=bfloat16"]),
         (
             {"kind": "recover", "tokens": "1M"},
             "run",
-            ['model.id="{parent}/model"', "recover.tokens=1000000", 'recover.against="org/model"', "depth=null"],
+            ['model.id="PARENT/model"', "recover.tokens=1000000", 'recover.against="org/model"', "depth=null"],
         ),
         (
             {"kind": "sparsify"},
             "run",
-            ['model.id="{parent}/model"', 'sparsity={pattern: "2:4"}', 'evaluation.against_revision="c0ffee"'],
+            ['model.id="PARENT/model"', 'sparsity={pattern: "2:4"}', 'evaluation.against_revision="c0ffee"'],
         ),
-        ({"kind": "repeat"}, "run", ["{own}"]),
+        ({"kind": "repeat"}, "run", ["OWN"]),
     ],
 )
 def test_each_kind_runs_what_reuses_most(
     harness: ServiceHarness, parent: str, work: dict[str, Any], *, begins: str, contains: list[str]
 ) -> None:
-    """The command reads the parent's folder, and the same follow-up again gives the same command."""
-    folder = harness.run_folder(parent).absolute()
-    commands = []
-    first = made(harness, parent, **work)["id"]
-    harness.until_ended(first)
-    for job in (first, made(harness, first, "repeat")["id"]):
-        own = harness.run_folder(job).absolute()
+    """The command reads the parent's folder, and the same follow-up again gives the same command.
+
+    What clients see is a recipe without paths of the parent, for the base's name.
+    """
+    commands, folder = [], str(harness.run_folder(parent).absolute())
+    first = made(harness, parent, **work)
+    for job in (first["id"], made(harness, first["id"], "repeat")["id"]):
+        own = str(harness.run_folder(job).absolute())
         words = command_of(harness, job)
-        commands.append([word.replace(str(own.parent), "OWN") for word in words])
+        commands.append([word.replace(own.removesuffix("/run"), "OWN") for word in words])
         assert words[0] == begins
-        if job == first:
-            assert {text.format(parent=folder, own=own) for text in contains} <= {*words, *_values(words)}
-        assert harness.until_ended(job)["state"] == "succeeded"
+        cancelled(harness, job)
+        if job == first["id"]:
+            assert {text.replace("PARENT", folder).replace("OWN", own) for text in contains} <= set(words)
+    assert not any(str(harness.settings.data_dir) in text for text in (first["recipe"], *first["overrides"]))
+    assert first["model"] == "org/model"
     if work["kind"] != "size":  # a size again is a run from the beginning
         assert commands[0] == commands[1]
-
-
-def _values(words: list[str]) -> set[str]:
-    return {word.partition("=")[2] for word in words if word.startswith("--output=")} | {
-        word for word in words if word.startswith("--output=")
-    }
-
-
-def test_stored_recipe_has_no_path_of_the_parent(harness: ServiceHarness, parent: str) -> None:
-    """What clients see and what is admitted again is a recipe like any other."""
-    job = made(harness, parent, "sparsify")
-    assert not any(str(harness.settings.data_dir) in text for text in (job["recipe"], *job["overrides"]))
-    assert harness.service.jobs.get(job["id"]).model == "org/model"
-    harness.until_ended(job["id"])
 
 
 @pytest.mark.parametrize(
@@ -159,16 +152,15 @@ def test_a_budget_is_changed_by_its_fraction(harness: ServiceHarness) -> None:
     """A job with a budget for the parameters takes ``keep``, and no layers; another budget takes neither."""
     text = recipe(layers=1).replace("depth: {remove: 1}", "budget: {parameters: 0.8}")
     job = harness.submit(text)["id"]
-    harness.until_ended(job)
+    weights = harness.submit(text.replace("parameters", "weights"))["id"]
+    harness.until_ended(weights)
     smaller = made(harness, job, "size", keep=0.6)
     assert "budget.parameters=0.6" in smaller["overrides"]
     assert "60%" in smaller["name"]
     assert "give that alone" in ask(harness.http, job, {"kind": "size", "layers": 1}).text
-    weights = harness.submit(text.replace("parameters", "weights"))["id"]
-    harness.until_ended(weights)
     offers = {one["kind"]: one["reason"] for one in harness.http.get(f"/v1/jobs/{weights}/follow-ups").json()["offers"]}
     assert "limits weights" in offers["size"]
-    harness.until_ended(smaller["id"])
+    cancelled(harness, smaller["id"])
 
 
 def test_files_that_are_read_cannot_be_deleted(harness: ServiceHarness) -> None:
@@ -190,7 +182,7 @@ def test_files_that_are_read_cannot_be_deleted(harness: ServiceHarness) -> None:
     assert "has deleted the model" in ask(harness.http, parent, {"kind": "bench"}).json()["detail"]
     assert "has deleted the model" in harness.http.post(f"/v1/jobs/{reader}/retry").json()["detail"]
     smaller = made(harness, parent, "size", layers=2)["id"]  # the scores are kept
-    harness.until_ended(smaller)
+    cancelled(harness, smaller)
     assert harness.http.delete(f"/v1/jobs/{parent}").status_code == 204
     assert "was deleted" in harness.http.post(f"/v1/jobs/{reader}/retry").json()["detail"]
     assert harness.job(smaller)["made_from"] == parent
@@ -217,35 +209,26 @@ def test_a_clean_up_that_was_killed_is_completed(tmp_path: Path) -> None:
 def test_only_readers_may_ask_and_own_what_they_ask_for(tmp_path: Path) -> None:
     """A private job does not exist for others; of a shared one they make follow-ups of their own."""
     harness = ServiceHarness(tmp_path)
-    tokens = Tokens(harness.service.database)
+    parent, tokens = finished(harness), Tokens(harness.service.database)
     ann, bob = (
         TestClient(harness.app, base_url=BASE, headers={"Authorization": f"Bearer {tokens.create(name, 'user')}"})
         for name in ("ann", "bob")
     )
-    jobs = {}
-    for shared in (True, False):
-        answer = ann.post(
-            "/v1/jobs",
-            content=recipe(layers=1),
-            params={"shared": shared},
-            headers={"Content-Type": "application/yaml"},
-        )
-        jobs[shared] = answer.json()["id"]
-        harness.supervisor.round()
-    while any(ann.get(f"/v1/jobs/{job}").json()["state"] != "succeeded" for job in jobs.values()):
-        harness.supervisor.round()
-        time.sleep(0.02)
-    for client, status in ((ann, 201), (bob, 404)):
-        assert ask(client, jobs[False], {"kind": "bench"}).status_code == status
-        assert client.get(f"/v1/jobs/{jobs[False]}/follow-ups").status_code == (200 if status == 201 else 404)
-    own = ask(bob, jobs[True], {"kind": "bench"}).json()
-    assert own["owner"] == "bob"
-    assert ann.get(f"/v1/jobs/{own['id']}").status_code == 404
-    assert own["id"] not in [one["id"] for one in ann.get(f"/v1/jobs/{jobs[True]}/follow-ups").json()["jobs"]]
-    refused = ann.delete(f"/v1/jobs/{jobs[True]}").json()["detail"]
+    for shared, status in ((0, 404), (1, 201)):
+        with harness.service.database.write() as connection:
+            connection.execute("UPDATE jobs SET owner = 'ann', shared = ? WHERE id = ?", (shared, parent))
+        own = ask(bob, parent, {"kind": "bench"})
+        assert own.status_code == status
+        assert bob.get(f"/v1/jobs/{parent}/follow-ups").status_code == {404: 404, 201: 200}[status]
+    job = own.json()
+    assert job["owner"] == "bob"
+    assert ann.get(f"/v1/jobs/{job['id']}").status_code == 404
+    assert job["id"] not in [one["id"] for one in ann.get(f"/v1/jobs/{parent}/follow-ups").json()["jobs"]]
+    assert parent in bob.get(f"/jobs/{job['id']}", headers={"Accept": "text/html"}).text
+    refused = ann.delete(f"/v1/jobs/{parent}").json()["detail"]
     assert "a job of another user reads" in refused
-    assert own["id"] not in refused
-    assert "only admins" in ask(bob, jobs[True], {"kind": "bench"}, priority=5).text
+    assert job["id"] not in refused
+    assert "only admins" in ask(bob, parent, {"kind": "bench"}, priority=5).text
 
 
 def test_a_key_makes_one_follow_up(harness: ServiceHarness, parent: str) -> None:
@@ -257,7 +240,7 @@ def test_a_key_makes_one_follow_up(harness: ServiceHarness, parent: str) -> None
     assert second.headers["Idempotent-Replay"] == "true"
     other = {"work": {"kind": "bench", "repeats": 2}}
     assert harness.http.post(path, json=other, headers=key).status_code == 409
-    harness.until_ended(first.json()["id"])
+    cancelled(harness, first.json()["id"])
 
 
 def test_unfinished_and_damaged_parents(harness: ServiceHarness) -> None:
@@ -266,7 +249,7 @@ def test_unfinished_and_damaged_parents(harness: ServiceHarness) -> None:
     assert "is queued" in ask(harness.http, waiting, {"kind": "bench"}).json()["detail"]
     harness.until_ended(waiting)
     assert "is failed" in ask(harness.http, waiting, {"kind": "bench"}).json()["detail"]
-    harness.until_ended(made(harness, waiting, "repeat")["id"])
+    cancelled(harness, made(harness, waiting, "repeat")["id"])
     lost = finished(harness)
     (harness.run_folder(lost) / "report.json").unlink()
     assert "cannot be read" in ask(harness.http, lost, {"kind": "recover", "tokens": 10}).json()["detail"]
@@ -274,14 +257,11 @@ def test_unfinished_and_damaged_parents(harness: ServiceHarness) -> None:
     with harness.service.database.write() as connection:
         connection.execute("UPDATE jobs SET work = '{' WHERE id = ?", (broken,))
     assert "damaged (work)" in harness.until_ended(broken)["error"]
-    with pytest.raises(Conflict):
-        harness.service.jobs.delete(waiting) or harness.service.jobs.retry(lost)
-    shutil.rmtree(harness.settings.folder(lost))
 
 
 def test_a_follow_up_continues_after_a_restart(harness: ServiceHarness) -> None:
     """A supervisor that ends queues it again, and the next one starts the same command."""
-    parent = finished(harness, more_pause=0.3)
+    parent = finished(harness, more_pause=0.2)
     job = made(harness, parent, "evaluate", tasks=["arc_easy"])["id"]
     harness.until(job, lambda found: found["state"] == "running")
     before = command_of(harness, job)
@@ -291,3 +271,113 @@ def test_a_follow_up_continues_after_a_restart(harness: ServiceHarness) -> None:
     ended = harness.until_ended(job)
     assert (ended["state"], ended["attempts"]) == ("succeeded", 2)
     assert ended["figures"]
+
+
+def test_commands(harness: ServiceHarness, parent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind is a command whose options are its settings; mistakes exit with 2 and the service's words."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = harness.http.request(
+            request.method,
+            request.url.raw_path.decode(),
+            content=request.content,
+            headers={"Content-Type": "application/json"},
+        )
+        return httpx.Response(found.status_code, content=found.content, headers={"Content-Type": "application/json"})
+
+    answer_requests(monkeypatch, answer)
+    for words, work in (
+        (["bench", "--batch-sizes", "2, 4", "--repeats", "3"], {"batch_sizes": [2, 4], "repeats": 3, "new_tokens": 32}),
+        (["evaluate", "--tasks", "piqa", "--limit", "7"], {"tasks": ["piqa"], "limit": 7}),
+        (["recover", "--tokens", "2M", "--name", "more"], {"tokens": 2_000_000}),
+        (["size", "--layers", "2"], {"layers": 2}),
+    ):
+        done = command("follow-up", words[0], parent, *words[1:])
+        assert done.code == 0, done.err
+        found = harness.job(done.out.strip())
+        assert work.items() <= found["work"].items()
+        cancelled(harness, found["id"])
+    listed = command("follow-up", "list", parent)
+    assert (listed.code, "bench      possible" in listed.out) == (0, True), listed.out
+    assert "bench" in command("follow-up", "list", parent, "--json").out
+    for words, said in (
+        (["size", parent], "give keep"),
+        (["bench", "x"], "there is no job 'x'"),
+        (["bench", parent, "--contexts", ","], "--contexts names nothing"),
+    ):
+        wrong = command("follow-up", *words)
+        assert (wrong.code, said in wrong.err) == (2, True), wrong.err
+
+
+def page(harness: ServiceHarness, path: str) -> str:
+    """Return a page as text."""
+    text: str = harness.http.get(path, headers={"Accept": "text/html"}).text
+    return text
+
+
+def test_pages_offer_and_show_follow_ups(harness: ServiceHarness, parent: str) -> None:
+    """The form of each kind makes its job, the parent lists it, and mistakes are said in words."""
+    shown = page(harness, f"/jobs/{parent}")
+    for kind in KINDS:
+        assert f'name="kind" value="{kind}"' in shown
+    forms: list[dict[str, str]] = [
+        {"kind": "evaluate", "task-arc_easy": "on", "tasks": "piqa, arc_easy", "limit": "20"},
+        {"kind": "size", "layers": "2"},
+        {"kind": "bench", "batch_sizes": "1, 2", "contexts": "8", "new_tokens": "4", "repeats": "1"},
+        {"kind": "recover", "tokens": "5M", "gpus": ""},
+    ]
+    for form in forms:
+        answer = harness.http.post(f"/jobs/{parent}/follow-ups", data=form, follow_redirects=False)
+        assert answer.status_code == 303, answer.text
+        job = answer.headers["Location"].removeprefix("/jobs/")
+        work = harness.job(job)["work"]
+        assert work["kind"] == form["kind"]
+        if form["kind"] == "evaluate":
+            assert (work["tasks"], work["limit"]) == (["arc_easy", "piqa"], 20)
+        assert "Made from" in page(harness, f"/jobs/{job}")
+        assert f"/jobs/{job}" in page(harness, f"/jobs/{parent}")
+        cancelled(harness, job)
+    for wrong, said in (
+        ({"kind": "evaluate"}, "choose at least one"),
+        ({"kind": "recover", "tokens": "many"}, "a number of tokens"),
+        ({"kind": "bench", "repeats": "x"}, "is no number"),
+        ({"kind": "bench", "contexts": "9" * 3000}, "longer than"),
+        ({}, "kind"),
+    ):
+        refused = harness.http.post(f"/jobs/{parent}/follow-ups", data=wrong, headers={"Accept": "text/html"})
+        assert (refused.status_code, said in refused.text) == (422, True), refused.text
+
+
+def test_the_page_of_a_bench_shows_its_figures(harness: ServiceHarness, parent: str) -> None:
+    """Times, ratios and the device are a table; a file that cannot be read is left out."""
+    job = made(harness, parent, "bench")["id"]
+    cancelled(harness, job)
+    assert "Speed and memory" not in page(harness, f"/jobs/{job}")
+    pair = {name: {"median": 2.0, "low": 1.5, "high": 2.5} for name in ("base", "model", "ratio")}
+    size = {"parameters": 1, "weights": 2000, "disk": None, "kv_bytes_per_token": 8, "decoded_bytes": 9, "joules": 0.1}
+    point = {"batch_size": 1, "context": 512, "first_token": pair, "prefill": pair, "decode": pair, "peak": [0, 0]}
+    told = {"base": "org/model", "model": "m", "base_size": size, "model_size": size, "points": [point], "repeats": 1}
+    told |= {"new_tokens": 4, "cache": "dynamic", "device": "a GPU", "dtype": "float32"}
+    harness.run_folder(job).mkdir(parents=True)
+    (harness.run_folder(job) / "bench.json").write_text(json.dumps(told))
+    shown = page(harness, f"/jobs/{job}")
+    assert all(text in shown for text in ("1 prompt of 512 tokens", "2.00× (1.50 to 2.50)", "a GPU, float32"))
+
+
+def test_code_that_loads_the_model(harness: ServiceHarness, parent: str) -> None:
+    """The page has the lines for the downloaded folder; without a model it has none."""
+    assert "from_pretrained" not in page(harness, f"/jobs/{parent}")
+    config = harness.run_folder(parent) / "model" / "config.json"
+    config.write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "auto_map": {}}))
+    shown = page(harness, f"/jobs/{parent}")
+    assert f'AutoModelForCausalLM.from_pretrained("runs/{parent}/model"' in shown
+    assert "trust_remote_code=True" in shown
+    config.unlink()
+
+
+def test_the_editor_begins_with_the_overrides(harness: ServiceHarness, parent: str) -> None:
+    """Edit and run again opens the recipe as it ran, the new size included."""
+    job = made(harness, parent, "size", layers=3)["id"]
+    cancelled(harness, job)
+    assert f"/submit?again={job}" in page(harness, f"/jobs/{job}")
+    assert "remove: 3" in page(harness, f"/submit?again={job}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,8 +11,9 @@ from starlette.concurrency import run_in_threadpool
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import documented
 from llmprune.service.api.jobs import HubToken, IdempotencyKey, queued_job
+from llmprune.service.api.values import FollowUps, Offered
 from llmprune.service.jobs.follow_ups import FollowUp, offers_of, submit_follow_up
-from llmprune.service.jobs.job import Job, JobQuery, JobSummary
+from llmprune.service.jobs.job import Job, JobQuery
 from llmprune.service.jobs.tokens import Caller
 from llmprune.service.jobs.work import Work
 
@@ -36,20 +37,6 @@ class FollowUpSettings(BaseModel):
         None, gt=0, le=1e9, allow_inf_nan=False, description="Maximum run time in seconds."
     )
     shared: bool = Field(False, description="Every user with a token may read it.")
-
-
-class Offered(BaseModel):
-    """A kind of follow-up, and whether the job can have one."""
-
-    kind: Literal["evaluate", "bench", "size", "recover", "sparsify", "repeat"]
-    reason: str | None = Field(description="Why the job cannot have one; null: it can.")
-
-
-class FollowUps(BaseModel):
-    """Follow-ups that a job can have, and those that the caller may read, the newest first."""
-
-    offers: list[Offered]
-    jobs: list[JobSummary]
 
 
 @router.get("", responses=documented(404, 422))
