@@ -19,7 +19,17 @@ from helpers.commands import (
     write_recipe,
     write_text,
 )
+from safetensors.torch import load_file
 
+from llmprune.service.jobs.follow_up_recipes import overrides_of
+from llmprune.service.jobs.job import Job
+from llmprune.service.jobs.work import Recover, Sparsify, Work
+from llmprune.service.recipe_policy.policy import admit
+from llmprune.service.settings import Settings
+from llmprune.service.supervisor.follow_up_commands import follow_up_arguments
+
+MODEL = "model/model.safetensors"
+PARENT, SPARSE, TRAINED = "a" * 12, "b" * 12, "c" * 12
 TASK = {"include_path": str(TASKS), "limit": 4}
 
 
@@ -31,9 +41,28 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_text(folder / "text.txt")
     with pytest.MonkeyPatch.context() as patch:
         verify_here(patch)
-        done = command("run", recipe(folder, 1), "--output", folder / "parent")
+        done = command("run", recipe(folder, 1), "--output", settings_of(folder).run_folder(PARENT))
     assert done.code == 0, done.err
+    (folder / "parent").symlink_to(settings_of(folder).run_folder(PARENT))
     return folder
+
+
+def settings_of(folder: Path) -> Settings:
+    """Return the settings of a service whose data folder has the workspace's run as a job."""
+    return Settings(data_dir=folder / "data", allow_roots=(folder,), allow_tasks=(TASKS,))
+
+
+def follow_up(folder: Path, parent: Job, *, work: Work, job: str) -> Job:
+    """Run a follow-up as the service does, without a process of its own, and return its job."""
+    settings = settings_of(folder)
+    admitted = admit(parent.recipe, overrides_of(parent, work, settings=settings), settings=settings)
+    made = Job.model_construct(id=job, recipe=parent.recipe, overrides=tuple(admitted.overrides))
+    home = settings.folder(job)
+    home.mkdir(parents=True)
+    (home / "recipe.yaml").write_text(made.recipe)
+    done = command(*follow_up_arguments(made, work, folder=home, parent=settings.run_folder(parent.id)))
+    assert done.code == 0, done.err
+    return made
 
 
 def recipe(folder: Path, layers: int) -> Path:
@@ -105,6 +134,30 @@ def test_further_tasks_are_merged_into_a_report_of_their_own(workspace: Path, tm
     assert report_in(output)["tasks"] == after["tasks"]
     known = command("reevaluate", output, "--tasks", "llmprune_agreement")
     assert (known.code, "evaluated already" in known.err) == (2, True), known.err
+
+
+def test_training_and_zeros_begin_with_the_pruned_model(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither cuts nor scores again; both compare with the base; a training after the zeros keeps them."""
+    verify_here(monkeypatch)
+    settings = settings_of(workspace)
+    parent = Job.model_construct(id=PARENT, recipe=(workspace / "remove-1.yaml").read_text(), overrides=())
+    sparse_job = follow_up(workspace, parent, work=Sparsify(), job=SPARSE)
+    follow_up(workspace, sparse_job, work=Recover(tokens=2048), job=TRAINED)
+    reports = [report_in(settings.run_folder(job)) for job in (SPARSE, TRAINED)]
+    assert "pass 1" not in reused_steps(settings.run_folder(SPARSE)) | reused_steps(settings.run_folder(TRAINED))
+    before = report_in(workspace / "parent")
+    for report in reports:
+        assert report["pruned"]["layers"] == before["pruned"]["layers"] == before["dense"]["layers"] - 1
+        assert report["lineage"][0]["name"] == str(workspace / "base")
+        assert report["perplexity"]["dense"] == before["perplexity"]["dense"]
+    sparse, trained = (
+        {name: tensor == 0 for name, tensor in load_file(settings.run_folder(job) / MODEL).items()}
+        for job in (SPARSE, TRAINED)
+    )
+    assert reports[1]["recovery"]["tokens"] == 2048
+    zeros = [name for name, mask in sparse.items() if mask.float().mean() == 0.5]
+    assert zeros
+    assert all((trained[name] | ~sparse[name]).all() for name in zeros)
 
 
 def test_a_run_is_timed_against_the_base_of_its_report(workspace: Path, tmp_path: Path) -> None:
