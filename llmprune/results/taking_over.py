@@ -47,7 +47,7 @@ _UNFINISHED = frozenset({
     "model.partial", HIDDEN_STATES, RECOVERY_STATE, RECOVERY_WINDOWS_PARTS, SEARCH_SO_FAR, SEARCH_TRIALS,
     VOCABULARY_STATE,
 })  # fmt: skip
-_OF_PUSH = "published.json"
+_OF_RESULT = frozenset({"report.json", "report.html", "evaluation.json", "published.json", "card"})  # made anew
 _LEAST_LINKED = 2**20  # bytes; smaller files are copied: a person may edit them
 
 
@@ -69,7 +69,7 @@ def take_scores(source: Path, folder: Path) -> None:
 
 
 def take_run(source: Path, folder: Path) -> None:
-    """Begin ``folder`` with everything that the finished run in ``source`` has, its model included.
+    """Begin ``folder`` with everything that the finished run in ``source`` has, but for report and measurements.
 
     A folder that holds a run already stays as it is. Raises OutputError where ``source`` has no finished run, or is in
     use.
@@ -79,7 +79,7 @@ def take_run(source: Path, folder: Path) -> None:
     with _reading(source):
         if not (source / "report.json").is_file():
             raise OutputError(f"{source} has no report.json: its run is not finished; run it to the end first")
-        _take(source, folder, names=[name for name in PRODUCTS if name not in _UNFINISHED and name != _OF_PUSH])
+        _take(source, folder, names=[name for name in PRODUCTS if name not in _UNFINISHED | _OF_RESULT])
 
 
 def _holds_run(folder: Path) -> bool:

@@ -361,7 +361,7 @@ def test_the_page_of_a_bench_shows_its_figures(harness: ServiceHarness, parent: 
     harness.run_folder(job).mkdir(parents=True)
     (harness.run_folder(job) / "bench.json").write_text(json.dumps(told))
     shown = page(harness, f"/jobs/{job}")
-    assert all(text in shown for text in ("1 prompt of 512 tokens", "2.00× (1.50 to 2.50)", "a GPU, float32"))
+    assert all(text in shown for text in ("1 prompt of 512 tokens", "<small>1.50 to 2.50</small>", "a GPU, float32"))
 
 
 def test_code_that_loads_the_model(harness: ServiceHarness, parent: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llmprune.common.errors import RecipeError
 from llmprune.evaluation.more_samples import with_tasks
@@ -43,7 +44,12 @@ def _added(parent: Job, work: Work, *, settings: Settings) -> list[str]:
 
 def recipe_of(job: Job) -> Recipe:
     """Return a job's recipe with its overrides. Raises RecipeError where this version cannot read it."""
-    return Recipe.parse(job.recipe, job.overrides)
+    return _parsed(job.recipe, tuple(job.overrides))
+
+
+@lru_cache(maxsize=32)  # a page asks several times
+def _parsed(text: str, overrides: tuple[str, ...]) -> Recipe:
+    return Recipe.parse(text, overrides)
 
 
 def editable_recipe(job: Job) -> str:

@@ -17,12 +17,13 @@ _MOST_BYTES = 1_000_000  # of the file
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of base and model. ``ratio``: model / base, with its spread where it was timed."""
+    """One figure of base and model. ``ratio``: model / base; ``spread``: of the ratio, where it was timed."""
 
     name: str
     base: str
     model: str
     ratio: str
+    spread: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,5 +90,5 @@ def _timed(name: str, pair: Pair, *, seconds: bool = False) -> Row:
     def write(value: float) -> str:
         return format_scaled(value * 1000, ("ms", "s")) if seconds else number(value)
 
-    spread = f"{times(pair.ratio.median)} ({pair.ratio.low:.2f} to {pair.ratio.high:.2f})"
-    return Row(name, write(pair.base.median), write(pair.model.median), spread)
+    ratio, spread = times(pair.ratio.median), f"{pair.ratio.low:.2f} to {pair.ratio.high:.2f}"
+    return Row(name, write(pair.base.median), write(pair.model.median), ratio, spread)

@@ -62,7 +62,7 @@ class NextSteps:
     made: list[JobSummary]
     parent: JobSummary | None  # of a follow-up; None where the caller may not read it, or it was deleted
     task_folders: tuple[str, ...]
-    launchers: tuple[str, ...]
+    launchers: tuple[str, ...]  # empty: there are no GPUs here, and no other machine
     gpus: int
 
     @property
@@ -87,6 +87,8 @@ def next_steps_of(service: Service, job: Job, *, caller: Caller) -> NextSteps:
     had = _tasks_of(service, job)
     made = service.jobs.page(JobQuery(service.viewer(caller), made_from=job.id, limit=MOST_MADE)).jobs
     parent = service.find(job.made_from, caller) if job.made_from else None
+    launchers = offered_launchers(service.settings)
+    has_choice = service.settings.gpus or not all(one.on_this_machine for one in launchers.values())
     return NextSteps(
         reasons={kind: reason and service.paths.hide(reason) for kind, reason in reasons.items()},
         sizes=_sizes_of(job) if reasons.get("size", "") is None else None,
@@ -96,7 +98,7 @@ def next_steps_of(service: Service, job: Job, *, caller: Caller) -> NextSteps:
         made=[service.shown(one) for one in made],
         parent=parent and service.shown(parent),
         task_folders=tuple(task_folders(service.settings)),
-        launchers=tuple(offered_launchers(service.settings)),
+        launchers=tuple(launchers) if has_choice else (),
         gpus=len(service.settings.gpus),
     )
 
