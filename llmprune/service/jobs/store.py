@@ -40,18 +40,9 @@ from llmprune.service.jobs.store_reads import (
 
 _NOTHING_LEFT: dict[str, Any] = {"seconds_left": None, "run_seconds_left": None, "detail": None}
 _EVENT_FIELDS = (
-    "state",
-    "step",
-    "done",
-    "total",
-    "detail",
-    "fraction",
-    "seconds_left",
-    "run_seconds_left",
-    "attempts",
-    "exit_code",
-    "error",
-)
+    "state", "step", "done", "total", "detail", "fraction", "seconds_left",
+    "run_seconds_left", "attempts", "exit_code", "error",
+)  # fmt: skip
 
 
 class JobStore:
