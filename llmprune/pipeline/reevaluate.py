@@ -70,6 +70,7 @@ def reevaluate(
         folder = RunFolder.open_finished(output or path)
         try:
             old, known = found
+            use_gpus(Recipe.parse(old.recipe_text, old.overrides).devices)
             recipe = _extended(old, limit, tasks=tasks, include_path=include_path)
             report, recipe = _evaluate_again(folder, recipe, old=old, known=known)
         finally:
@@ -80,7 +81,6 @@ def reevaluate(
 def _evaluate_again(folder: RunFolder, recipe: Recipe, *, old: Report, known: Measured) -> tuple[Report, Recipe]:
     """Return the new report, and the recipe as it was evaluated. ``recipe``: with the new tasks or samples."""
     before = Recipe.parse(old.recipe_text, old.overrides, source=str(folder.path / "recipe.yaml"))
-    use_gpus(before.devices)
     recipe = settle_first_base(recipe)
     if is_first_process():
         check_tasks(recipe.evaluation)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 from urllib.parse import quote
@@ -149,13 +149,19 @@ class JobHandle:
         return (self._connection.ask(Call("GET", "/v1/jobs", JobPage, {"source": self.id}))).jobs
 
     def follow_up(
-        self, work: Work, *, key: str | None = None, hub_token: str | None = None, **settings: Unpack[JobSettings]
+        self,
+        work: Work | Mapping[str, Any],
+        *,
+        key: str | None = None,
+        hub_token: str | None = None,
+        **settings: Unpack[JobSettings],
     ) -> JobHandle:
-        """Ask for work on the finished job, such as ``Bench()`` or ``Size(keep=0.6)``; return the job that does it.
+        """Ask for work on the finished job, such as ``{"kind": "size", "keep": 0.6}``; return the job that does it.
 
         It reuses what this one has. ``key``, ``hub_token`` and ``settings``: as of ``submit``.
         """
-        content = without_nothing(params_of(settings, JobSettings)) | {"work": work.model_dump(mode="json")}
+        asked = dict(work) if isinstance(work, Mapping) else work.model_dump(mode="json")
+        content = without_nothing(params_of(settings, JobSettings)) | {"work": asked}
         headers = new_key(key) | hub_header(hub_token)
         call = Call("POST", f"{self._path}/follow-ups", Job, headers=headers, json=content)
         return JobHandle(self._connection, self._connection.ask(call))
