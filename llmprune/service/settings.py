@@ -71,6 +71,11 @@ class Settings(BaseModel):
         """HF_HOME of jobs without a token, for what anybody may pull from the hub."""
         return self.data_dir / "hub-home"
 
+    @property
+    def trash(self) -> Path:
+        """Folder of models that the clean-up is deleting."""
+        return self.data_dir / "trash"
+
     def folder(self, job: str) -> Path:
         """Return the folder of a job."""
         return self.data_dir / "jobs" / job

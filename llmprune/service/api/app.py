@@ -16,6 +16,7 @@ from llmprune.service.api import (
     archives,
     audit,
     error_responses,
+    follow_ups,
     jobs,
     outputs,
     recipes,
@@ -78,7 +79,7 @@ def create_app(
     token = Depends(
         HTTPBearer(auto_error=False, description="A token of llmprune token create, or of the Account page.")
     )
-    for part in (recipes, jobs, outputs, archives, sharing, account, users, audit, status):
+    for part in (recipes, jobs, follow_ups, outputs, archives, sharing, account, users, audit, status):
         app.include_router(part.router, dependencies=[token])
     app.include_router(status.public_router)
     routes.install(app)

@@ -90,7 +90,7 @@ async def submit_job(
     job, new = await service.recipe_queue.run(
         caller.name, submit, submission, caller, settings=service.settings, jobs=service.jobs
     )
-    return await run_in_threadpool(_queued, job, new, service=service, response=response)
+    return await run_in_threadpool(queued_job, job, new, service=service, response=response)
 
 
 @router.get("/jobs", responses=documented(422))
@@ -104,6 +104,7 @@ def list_jobs(
     owner: Annotated[str | None, Query(max_length=64, description="Only jobs of this user.")] = None,
     search: Annotated[str | None, Query(max_length=200, description="Part of the name or model, or an id.")] = None,
     source: Annotated[str | None, Query(max_length=12, description="Only pushes of this job's model.")] = None,
+    made_from: Annotated[str | None, Query(max_length=12, description="Only follow-ups of this job.")] = None,
     before: SeqNumber = None,
     limit: Annotated[int, Query(ge=1, le=500, description="Maximum number of jobs on the page.")] = 50,
 ) -> JobPage:
@@ -114,6 +115,7 @@ def list_jobs(
         owner=owner,
         search=search,
         source=source,
+        made_from=made_from,
         before=before,
         limit=limit,
     )
@@ -152,7 +154,7 @@ def push_job(
     """Push a finished job's model to the hub, as a job of its own that can be watched, cancelled and retried."""
     submission = PushSubmission(service.own_job(job, caller), hub, hub_token, key)
     push, new = submit_push(submission, caller, settings=service.settings, jobs=service.jobs)
-    return _queued(push, new, service=service, response=response)
+    return queued_job(push, new, service=service, response=response)
 
 
 @router.post("/jobs/{job}/retry", responses=documented(404, 409, 422, 507))
@@ -210,7 +212,8 @@ def compare_jobs(
     return [Compared(**one.model_dump(include=set(Compared.model_fields))) for one in found]
 
 
-def _queued(job: Job, new: bool, *, service: Service, response: Response) -> Job:
+def queued_job(job: Job, new: bool, *, service: Service, response: Response) -> Job:
+    """Wake the supervisor for a queued job and return it; the response says where it is, and whether it is new."""
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not new:
         response.headers["Idempotent-Replay"] = "true"

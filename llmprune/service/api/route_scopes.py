@@ -41,6 +41,7 @@ ROUTES: dict[Scope | None, tuple[str, ...]] = {
         "GET /v1/jobs/{job}/artifacts/{name:path}",
         "GET /v1/jobs/{job}/report",
         "GET /v1/jobs/{job}/report.html",
+        "GET /v1/jobs/{job}/follow-ups",
         "GET /v1/compare",
         "GET /v1/queue",
         "GET /v1/metrics",
@@ -54,6 +55,8 @@ ROUTES: dict[Scope | None, tuple[str, ...]] = {
         "POST /submit/check",
         "POST /submit/plan",
         "POST /v1/jobs",
+        "POST /jobs/{job}/follow-ups",
+        "POST /v1/jobs/{job}/follow-ups",
     ),
     "manage": tuple(
         f"{method} {prefix}/jobs/{{job}}{what}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmprune.service.jobs.job import Figures, JobSummary, State
@@ -13,6 +15,20 @@ class JobPage(BaseModel):
     jobs: list[JobSummary]
     next: int | None = Field(description="Value of before for the next page; null: this is the last page.")
     counts: dict[State, int] = Field(description="Number of jobs that the caller may read, by state.")
+
+
+class Offered(BaseModel):
+    """A kind of follow-up, and whether the job can have one."""
+
+    kind: Literal["evaluate", "bench", "size", "recover", "sparsify", "repeat"]
+    reason: str | None = Field(description="Why the job cannot have one; null: it can.")
+
+
+class FollowUps(BaseModel):
+    """Follow-ups that a job can have, and those that the caller may read, the newest first."""
+
+    offers: list[Offered]
+    jobs: list[JobSummary]
 
 
 class Compared(BaseModel):

@@ -53,12 +53,16 @@ class JobSettings(TypedDict, total=False):
 
 
 class JobFilters(TypedDict, total=False):
-    """Selection of jobs. ``search``: part of the name or model, or an id; ``source``: pushes of this job's model."""
+    """Selection of jobs. ``search``: part of the name or model, or an id; ``source``: pushes of this job's model.
+
+    ``made_from``: follow-ups of this job.
+    """
 
     state: str | Iterable[str] | None
     owner: str | None
     search: str | None
     source: str | None
+    made_from: str | None
 
 
 def params_of(given: Mapping[str, Any], kind: type) -> dict[str, Any]:

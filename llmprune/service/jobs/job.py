@@ -8,6 +8,7 @@ queued ──▶ running ──▶ succeeded, gate_not_met, gate_undecided   (th
 
 A finished job is queued again to evaluate more samples of its model (``reevaluate``).
 A job with a ``source`` is a push: it sends the finished model of that job to the hub.
+A job with ``work`` is a follow-up of the job ``made_from``; while it waits and runs it reads the folder of ``reads``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from llmprune.publish.published import Published
 from llmprune.recipe.hub import Hub
 from llmprune.results.evaluation_figures import Verdict
 from llmprune.service.jobs.database import Row
+from llmprune.service.jobs.work import Work
 
 State = Literal["queued", "running", "cancelling", "cancelled", "failed", "gate_not_met", "gate_undecided", "succeeded"]
 ACTIVE: tuple[State, ...] = ("running", "cancelling")
@@ -77,10 +79,14 @@ class JobRequest(_Value):
     source: str | None = None
     push: Hub | None = None
     shared: bool = False
+    made_from: str | None = None
+    reads: str | None = None
+    work: Work | None = None
 
     def columns(self) -> dict[str, Any]:
         """Return the request as columns of the job table."""
-        return self.model_dump() | {"push": self.push.model_dump_json() if self.push else None}
+        values = {name: getattr(self, name) for name in ("push", "work")}
+        return self.model_dump() | {name: value and value.model_dump_json() for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ class JobQuery:
     search: str | None = None  # part of the name or model, or an id
     source: str | None = None  # only pushes of this job's model
     ids: Sequence[str] = ()  # only these jobs; empty: all
+    made_from: str | None = None  # only follow-ups of this job
     before: int | None = None  # only jobs that arrived before this one; see Job.seq
     limit: int = 50
 
@@ -152,6 +159,7 @@ class JobSummary(_Value):
     cleaned: bool = Field(description="The clean-up has deleted its model.")
     source: str | None = Field(description="Id of the job whose model it pushes to the hub; null: it is no push.")
     published: Published | None = Field(description="The commit that the push made on the hub.")
+    made_from: str | None = Field(description="Id of the job that it is a follow-up of; null: of none.")
     reevaluate: int | None = Field(
         description="Samples for each task in the evaluation of more samples; 0: as many as the gate needs, in "
         "proportion to the limits of each task; null: it runs its recipe."
@@ -189,11 +197,13 @@ class Job(JobSummary):
     recipe: str
     overrides: tuple[str, ...]
     push: Hub | None = Field(description="Settings of the push; null: it is no push.")
+    reads: str | None = Field(description="Id of the job whose run folder it reads; null: of none.")
+    work: Work | None = Field(description="Kind of work of a follow-up, and its settings; null: it is none.")
 
 
 RECIPE_IS_WRONG = 2  # llmprune's exit code for a recipe that cannot be run as it is
 SUMMARY_COLUMNS = ", ".join(JobSummary.model_fields)
-_JSON_COLUMNS = ("devices", "figures", "published", "overrides", "push")
+_JSON_COLUMNS = ("devices", "figures", "published", "overrides", "push", "work")
 # Values of columns that cannot be read; None for all others.
 _NEUTRAL: dict[str, Any] = {
     "name": "?", "owner": "", "model": "?", "state": "failed", "fraction": 0.0, "launcher": "?", "gpus": 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from llmprune.service.jobs.database import Database, Row, Transaction
@@ -33,25 +33,17 @@ from llmprune.service.jobs.store_reads import (
     first_row,
     newest,
     numbers_by_state,
-    require_no_push,
+    require_parent,
     require_pushable,
+    require_unused,
     row_of,
 )
 
 _NOTHING_LEFT: dict[str, Any] = {"seconds_left": None, "run_seconds_left": None, "detail": None}
 _EVENT_FIELDS = (
-    "state",
-    "step",
-    "done",
-    "total",
-    "detail",
-    "fraction",
-    "seconds_left",
-    "run_seconds_left",
-    "attempts",
-    "exit_code",
-    "error",
-)
+    "state", "step", "done", "total", "detail", "fraction", "seconds_left",
+    "run_seconds_left", "attempts", "exit_code", "error",
+)  # fmt: skip
 
 
 class JobStore:
@@ -76,6 +68,8 @@ class JobStore:
                 return job_of(row_of(connection, known["job"])), False
             if request.source is not None:
                 require_pushable(connection, request.source)
+            if request.reads is not None:
+                require_parent(connection, request.reads, work=request.work)
             require_quota(connection, owner, gpus=request.gpus, defaults=quotas)
             values = {
                 "id": job, "owner": owner, "model": new.model, "recipe": new.recipe,
@@ -106,6 +100,8 @@ class JobStore:
             terms.append(("source = ?", [query.source]))
         if query.ids:
             terms.append((f"id IN ({', '.join('?' * len(query.ids))})", [*query.ids]))
+        if query.made_from is not None:
+            terms.append(("made_from = ?", [query.made_from]))
         if query.search:
             like = self.database.like
             part = f"%{escaped(query.search)}%"
@@ -124,11 +120,14 @@ class JobStore:
             found[row["state"]] += row["n"]
         return {state: found[state] for state in get_args(State)}
 
-    def pushed(self) -> set[str]:
-        """Return the ids of the jobs whose models are being pushed."""
+    def in_use(self) -> set[str]:
+        """Return the ids of the jobs whose models are being pushed or whose folders are read."""
         marks = ", ".join("?" * (1 + len(ACTIVE)))
-        sql = f"SELECT source FROM jobs WHERE source IS NOT NULL AND state IN ({marks})"
-        return {row["source"] for row in self.database.read(sql, ("queued", *ACTIVE))}
+        sql = " UNION ".join(
+            f"SELECT {name} AS used FROM jobs WHERE {name} IS NOT NULL AND state IN ({marks})"
+            for name in ("source", "reads")
+        )
+        return {row["used"] for row in self.database.read(sql, ("queued", *ACTIVE) * 2)}
 
     def in_states(self, *states: State) -> list[Job]:
         """Return the jobs in these states, in the order in which they should start."""
@@ -162,9 +161,11 @@ class JobStore:
                 raise Conflict("the job has its result, and a retry gives the same; change the recipe in a new job")
             if row["state"] not in ("failed", "cancelled"):
                 raise Conflict(f"the job is {row['state']}; only failed and cancelled jobs can be tried again")
-            require_no_push(connection, job)
+            require_unused(connection, job)
             if row["source"] is not None:
                 require_pushable(connection, row["source"])
+            if row["reads"] is not None:
+                require_parent(connection, row["reads"], work=job_of(row).work)
             from_start: dict[str, Any] = {"cleaned": 0, "reevaluate": None} if row["cleaned"] else {}
             _change(connection, job, state="queued", **_FRESH, **from_start, error=None, ran_before=row["ran_seconds"])
             return job_of(row_of(connection, job))
@@ -181,7 +182,7 @@ class JobStore:
                 raise Conflict(
                     f"the clean-up has deleted the model of job {job}; run its recipe again with more samples"
                 )
-            require_no_push(connection, job)
+            require_unused(connection, job)
             _change(connection, job, state="queued", **_FRESH, reevaluate=limit, ran_before=row["ran_seconds"])
             return job_of(row_of(connection, job))
 
@@ -237,10 +238,18 @@ class JobStore:
             if row_of(connection, job)["state"] == "running":
                 _change(connection, job, state="queued", devices="[]", **_NOTHING_LEFT)
 
-    def cleaned(self, job: str) -> None:
-        """Record that the clean-up has deleted a job's model."""
+    def clean(self, job: str, move_away: Callable[[], object]) -> bool:
+        """Move an ended job's model away and record that; return False where a push or a follow-up uses the model."""
         with self.database.write() as connection:
+            if row_of(connection, job)["state"] not in ENDED:  # it was retried meanwhile
+                return False
+            try:
+                require_unused(connection, job)
+            except Conflict:
+                return False
+            move_away()
             _change(connection, job, kind="cleaned", cleaned=1)
+            return True
 
     def delete(self, job: str) -> None:
         """Delete an ended job from the table. Raises Conflict where it has not ended."""
@@ -248,7 +257,7 @@ class JobStore:
             state = row_of(connection, job)["state"]
             if state not in ENDED:
                 raise Conflict(f"the job is {state}; cancel it first")
-            require_no_push(connection, job)
+            require_unused(connection, job)
             connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
     def events(self, job: str, after: int, *, limit: int = 500) -> list[Row]:

@@ -12,13 +12,14 @@ import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
 from llmprune.evaluation.more_samples import next_limit
-from llmprune.recipe.evaluation import recorded_tasks
+from llmprune.recipe.evaluation import Evaluation, recorded_tasks
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.results.evaluation_figures import GateFigures
@@ -87,11 +88,11 @@ def submit(submission: Submission, caller: Caller, *, settings: Settings, jobs: 
         model=admitted.recipe.model.id,
         recipe=submission.recipe,
         overrides=admitted.overrides,
-        request=_job_request(submission, admitted.recipe, caller=caller, settings=settings),
+        request=job_request(submission, admitted.recipe, caller=caller, settings=settings),
         key=submission.key,
         digest=submission.digest(),
     )
-    return _add(settings, submission.hub_token, jobs=jobs, new=new)
+    return queue_new(settings, submission.hub_token, jobs=jobs, new=new)
 
 
 def submit_push(push: PushSubmission, caller: Caller, *, settings: Settings, jobs: JobStore) -> tuple[Job, bool]:
@@ -111,7 +112,7 @@ def submit_push(push: PushSubmission, caller: Caller, *, settings: Settings, job
         key=push.key,
         digest=push.digest(),
     )
-    return _add(settings, push.hub_token, jobs=jobs, new=new)
+    return queue_new(settings, push.hub_token, jobs=jobs, new=new)
 
 
 def retry(job: Job, hub_token: str | None, *, settings: Settings, jobs: JobStore) -> Job:
@@ -131,7 +132,7 @@ def reevaluate(job: Job, limit: int | None, *, hub_token: str | None, settings: 
     """
     if job.state not in FINISHED or job.source is not None or job.cleaned:
         return jobs.reevaluate(job.id, limit or 1)  # raises Conflict with the reason
-    samples = _samples(job, limit, settings=settings)
+    samples = samples_of(job, limit, settings=settings)
     return _queue_again(
         job, hub_token, settings=settings, jobs=jobs, queue=lambda: jobs.reevaluate(job.id, samples), states=FINISHED
     )
@@ -142,24 +143,42 @@ def can_reevaluate(job: Job, settings: Settings) -> bool:
     if job.state not in FINISHED or job.source is not None or job.cleaned:
         return False
     try:
-        _samples(job, 2**31, settings=settings)
+        samples_of(job, 2**31, settings=settings)
     except (RecipeError, Conflict):
         return False
     return True
 
 
-def _samples(job: Job, limit: int | None, *, settings: Settings) -> int:
+def report_of(job: Job, settings: Settings) -> dict[str, Any]:
+    """Return the report of a finished job as JSON data. Raises Conflict where it cannot be read."""
+    try:
+        found = json.loads((settings.run_folder(job.id) / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(job) from error
+    if not isinstance(found, dict):
+        raise _unreadable(job)
+    return found
+
+
+def evaluated(job: Job, settings: Settings) -> Evaluation:
+    """Return tasks and limits of a job's last evaluation. Raises Conflict where its report cannot be read."""
+    try:
+        return recorded_tasks(report_of(job, settings)["recipe"]["evaluation"])
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise _unreadable(job) from error
+
+
+def samples_of(job: Job, limit: int | None, *, settings: Settings) -> int:
     """Return the samples for each task that an evaluation of more samples uses, or BY_TASK.
 
     Raises RecipeError and Conflict.
     """
+    report, had = report_of(job, settings), evaluated(job, settings)
     try:
-        report = json.loads((settings.run_folder(job.id) / "report.json").read_text(encoding="utf-8"))
         gate = GateFigures.model_validate(report["gate"], strict=False) if report["gate"] else None
         documents = [(task.get("group") or task["task"], task.get("documents")) for task in report["tasks"]]
-        had = recorded_tasks(report["recipe"]["evaluation"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise Conflict(f"the report of job {job.id} cannot be read; submit its recipe as a new job") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise _unreadable(job) from error
     if not documents:
         raise RecipeError("the recipe names no tasks, so there are no samples to evaluate", "evaluation")
     try:
@@ -167,6 +186,10 @@ def _samples(job: Job, limit: int | None, *, settings: Settings) -> int:
     except RecipeError as error:
         raise RecipeError([problem.replace("--limit", "limit") for problem in error.problems], "evaluation") from error
     return samples if isinstance(samples, int) else limit or BY_TASK
+
+
+def _unreadable(job: Job) -> Conflict:
+    return Conflict(f"the report of job {job.id} cannot be read; submit its recipe as a new job")
 
 
 def _queue_again(
@@ -205,7 +228,7 @@ def _require_token(hub_token: str | None) -> None:
         raise RecipeError("X-Hub-Token: a push needs a hub token of its own, which may write to the repository", "push")
 
 
-def _add(settings: Settings, hub_token: str | None, *, jobs: JobStore, new: NewJob) -> tuple[Job, bool]:
+def queue_new(settings: Settings, hub_token: str | None, *, jobs: JobStore, new: NewJob) -> tuple[Job, bool]:
     """Queue a job under a new id; on failure its folder is removed."""
     job = secrets.token_hex(6)
     folder = settings.folder(job)
@@ -220,7 +243,7 @@ def _add(settings: Settings, hub_token: str | None, *, jobs: JobStore, new: NewJ
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _job_request(submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings) -> JobRequest:
+def job_request(submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings) -> JobRequest:
     """Check the settings of a submission and fill in the defaults. Raises RecipeError that lists every problem."""
     offered = offered_launchers(settings)
     launcher = offered.get(submission.launcher)

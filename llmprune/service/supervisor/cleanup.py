@@ -2,9 +2,11 @@
 
 Only what can be made again is deleted: partial models of runs that ended without a result, the oldest first, then
 models of finished runs, the oldest first. Reports, scores, cuts and recipes are kept, so that a run can be repeated.
+A model that is being pushed, or that a follow-up reads, is kept until that has ended.
 
 The quota also counts what jobs without a token of their own pulled from the hub. No model is deleted because of these
-downloads: above the quota no job starts, and once no job runs all downloads are deleted.
+downloads: above the quota no job starts, and once no job runs all downloads are deleted. Weights that several jobs
+share are counted once.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from llmprune.service.jobs.disk_use import forget_disk_use, jobs_to_measure, write_disk_use
 from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, JobQuery, JobSummary
 from llmprune.service.jobs.store import JobStore
+from llmprune.service.jobs.store_reads import NoSuchJob
 from llmprune.service.settings import Settings
 
 PARTIAL_MODELS = ("model.partial", "dense.partial")
@@ -26,14 +30,19 @@ _PAGE_SIZE = 500
 
 
 def used_bytes(folder: Path) -> int:
-    """Return the bytes that the files under a folder take on disk."""
-    total = 0
+    """Return the bytes that the files under a folder take on disk; a file with several links counts once."""
+    total, counted = 0, set()
     for place, _, names in os.walk(folder):
         for name in names:
             try:
-                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+                file = os.lstat(os.path.join(place, name))
             except OSError:  # deleted meanwhile
                 continue
+            if file.st_nlink > 1:
+                if (file.st_dev, file.st_ino) in counted:
+                    continue
+                counted.add((file.st_dev, file.st_ino))
+            total += file.st_blocks * 512
     return total
 
 
@@ -41,6 +50,7 @@ def clean_up(settings: Settings, jobs: JobStore) -> None:
     """Delete old products until the quota holds or nothing is left that may be deleted."""
     if settings.disk_quota is None and settings.keep_days is None:
         return
+    _empty_trash(settings, jobs)
     ended = sorted(_ended(jobs), key=lambda job: (job.state in FINISHED, job.finished or 0.0))
     if settings.keep_days is not None:
         limit = time.time() - settings.keep_days * 86_400
@@ -77,26 +87,51 @@ def _counted_bytes(settings: Settings) -> int:
 
 
 def remove_products(settings: Settings, jobs: JobStore, *, job: JobSummary) -> int:
-    """Delete the model of an ended job and its partial models; return the bytes freed."""
-    freed = 0
-    for name in (*PARTIAL_MODELS, MODEL):
-        place = settings.run_folder(job.id) / name
-        if place.is_dir():
-            freed += used_bytes(place)
-            shutil.rmtree(place, ignore_errors=True)
-    if freed:
-        jobs.cleaned(job.id)
-        forget_disk_use(jobs.database, job.id)
+    """Delete the model of an ended job and its partial models; return the bytes freed.
+
+    They are moved into the trash in the transaction that marks the job, so that no follow-up can begin to read them
+    meanwhile, and a service that is killed deletes them when it starts again.
+    """
+    names = (*PARTIAL_MODELS, MODEL)
+    places = [place for name in names if (place := settings.run_folder(job.id) / name).is_dir()]
+    trash = settings.trash / job.id
+    if not places:
+        return 0
+
+    def move_away() -> None:
+        trash.mkdir(parents=True, exist_ok=True)
+        for place in places:
+            place.rename(trash / place.name)
+
+    if not jobs.clean(job.id, move_away):
+        return 0
+    forget_disk_use(jobs.database, job.id)
+    freed = _own_bytes(trash)
+    shutil.rmtree(trash, ignore_errors=True)
     return freed
+
+
+def _empty_trash(settings: Settings, jobs: JobStore) -> None:
+    """Delete what a clean-up that was killed has left, and mark its jobs."""
+    for place in settings.trash.iterdir() if settings.trash.is_dir() else ():
+        with suppress(NoSuchJob):
+            jobs.clean(place.name, lambda: None)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _own_bytes(folder: Path) -> int:
+    """Return the bytes of the files under a folder that no other job shares."""
+    files = [path.lstat() for path in folder.rglob("*") if path.is_file()]
+    return sum(file.st_blocks * 512 for file in files if file.st_nlink == 1)
 
 
 def _ended(jobs: JobStore) -> list[JobSummary]:
     found: list[JobSummary] = []
-    being_pushed = jobs.pushed()
+    in_use = jobs.in_use()
     query = JobQuery(viewer=None, states=ENDED, limit=_PAGE_SIZE)
     while True:
         page = jobs.page(query)
-        found += [job for job in page.jobs if not job.cleaned and job.id not in being_pushed]
+        found += [job for job in page.jobs if not job.cleaned and job.id not in in_use]
         if page.next is None:
             return found
         query = replace(query, before=page.next)

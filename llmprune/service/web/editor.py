@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from llmprune.common.errors import RecipeError
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused
+from llmprune.service.jobs.follow_up_recipes import editable_recipe
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
 from llmprune.service.jobs.submission import Submission, submit
 from llmprune.service.planner.queue import PlannerBusy
@@ -45,7 +46,7 @@ async def submit_page(
 
     def open_editor() -> Response:
         found = service.job(again, caller) if again else None
-        recipe = found.recipe if found else START
+        recipe = editable_recipe(found) if found else START
         if found and shape is not None:
             search = search_of(service, found.id)
             of_shape = None if search is None else recipe_of_shape(recipe, search.figures, name=shape, size=size)

@@ -13,7 +13,9 @@ from llmprune.service.api.outputs import artifacts, read_log
 from llmprune.service.api.status import queue_of
 from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, Job, JobQuery, State
 from llmprune.service.jobs.submission import can_reevaluate
+from llmprune.service.web.bench import bench_of
 from llmprune.service.web.compare import comparison_of
+from llmprune.service.web.next_steps import next_steps_of
 from llmprune.service.web.render import static_file
 from llmprune.service.web.responses import page, page_router
 from llmprune.service.web.search import has_budget, search_of
@@ -73,6 +75,8 @@ def job_page(request: Request, job: JobId, *, service: TheService, caller: TheCa
         "more_samples": caller.may_change(found.owner) and can_reevaluate(found, service.settings),
         "server": request.base_url,
         "search": search_of(service, job),
+        "next": next_steps_of(service, found, caller=caller),
+        "bench": bench_of(service, job),
         "waiting": _is_searching(found),
     }
     return page(request, "job", **values)

@@ -22,6 +22,8 @@ _STATIC = {
     "style.css": (__package__, "static/style.css", "text/css; charset=utf-8"),
     "people.css": (__package__, "static/people.css", "text/css; charset=utf-8"),
     "app.js": (__package__, "static/app.js", "text/javascript; charset=utf-8"),
+    "next.css": (__package__, "static/next.css", "text/css; charset=utf-8"),
+    "next.js": (__package__, "static/next.js", "text/javascript; charset=utf-8"),
     "icon.svg": (__package__, "static/icon.svg", "image/svg+xml"),
     "htmx.js": ("js_lib_htmx", "static/htmx/htmx.min.js", "text/javascript; charset=utf-8"),
 }

@@ -111,7 +111,7 @@ class Client:
     def page(self, *, before: int | None = None, limit: int = 50, **filters: Unpack[JobFilters]) -> JobPage:
         """Return one page of jobs, the newest first. ``before``: the field ``next`` of the page before.
 
-        ``filters``: state, owner, search, source.
+        ``filters``: state, owner, search, source, made_from.
         """
         params = params_of(filters, JobFilters) | {"before": before, "limit": limit}
         return self.connection.ask(Call("GET", "/v1/jobs", JobPage, params))
