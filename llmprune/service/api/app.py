@@ -11,7 +11,18 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from llmprune import __version__
 from llmprune.recipe.recipe import Recipe
-from llmprune.service.api import archives, error_responses, jobs, outputs, recipes, status
+from llmprune.service.api import (
+    archives,
+    compare,
+    error_responses,
+    jobs,
+    models,
+    outputs,
+    recipes,
+    status,
+    sweeps,
+    uploads,
+)
 from llmprune.service.api.auth import AuthMiddleware
 from llmprune.service.api.dependencies import Service
 from llmprune.service.api.machine_metrics import MachineCollector
@@ -20,6 +31,7 @@ from llmprune.service.api.recipe_queue import RecipeQueue
 from llmprune.service.api.requests_log import RequestsLogMiddleware
 from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.environment import hub_variables, inherited
+from llmprune.service.jobs.library import Library
 from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Tokens
@@ -38,6 +50,7 @@ def create_app(
     settings.prepare()
     database = open_database(settings)
     database.migrate()
+    Library(database).complete()
     service = Service(
         settings=settings,
         database=database,
@@ -63,7 +76,8 @@ def create_app(
     app.state.metrics = Metrics(service.jobs)
     app.state.metrics.registry.register(MachineCollector(service))
     token = Depends(HTTPBearer(auto_error=False, description="A token of llmprune token create."))
-    for router in (recipes.router, jobs.router, outputs.router, archives.router, status.router):
+    library = (compare.router, uploads.router, models.router, sweeps.router)  # fixed paths of uploads come before ids
+    for router in (recipes.router, jobs.router, outputs.router, archives.router, status.router, *library):
         app.include_router(router, dependencies=[token])
     app.include_router(status.public_router)
     routes.install(app)

@@ -28,7 +28,7 @@ HubTokenFile = Annotated[
     Path, typer.Option(help="File with a hub token for this push alone; the service deletes it afterwards.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-_LOCAL_SERVER = "http://127.0.0.1:8321"
+LOCAL_SERVER = "http://127.0.0.1:8321"
 
 
 def token(
@@ -89,12 +89,12 @@ def submit(
     ] = None,
     shared: Annotated[bool, typer.Option("--shared", help="Every user with a token may read it.")] = False,
     follow: Annotated[bool, typer.Option("--watch", help="Watch the job until it has ended.")] = False,
-    server: Server = _LOCAL_SERVER,
+    server: Server = LOCAL_SERVER,
     token_file: TokenFile = None,
 ) -> None:
     """Submit a recipe to a service; prints the job's id."""
-    text = _read(recipe, "recipe")
-    hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
+    text = read_text(recipe, "recipe")
+    hub_token = read_token(hub_token_file, "hub token") if hub_token_file else None
     settings: dict[str, Any] = {
         "name": name,
         "launcher": launcher,
@@ -119,7 +119,7 @@ def jobs(
     *,
     limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number of jobs.")] = 20,
     as_json: Json = False,
-    server: Server = _LOCAL_SERVER,
+    server: Server = LOCAL_SERVER,
     token_file: TokenFile = None,
 ) -> None:
     """List a service's jobs, the newest first."""
@@ -133,13 +133,13 @@ def jobs(
     print_jobs(job.model_dump() for job in found.jobs)
 
 
-def watch(job: JobArgument, server: Server = _LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
+def watch(job: JobArgument, server: Server = LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
     """Watch a job until it has ended; exits as the run does: 0, 1, 2, or 3 for a gate not met or undecided."""
     with _client(server, token_file) as client:
         _watch(client.job(job))
 
 
-def cancel(job: JobArgument, server: Server = _LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
+def cancel(job: JobArgument, server: Server = LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
     """Cancel a job; the finished part is kept for a retry."""
     with _client(server, token_file) as client:
         typer.echo(printable(client.job(job).cancel().state))
@@ -151,11 +151,11 @@ def retry(
         Path | None, typer.Option(help="File with a hub token for this job alone; a push needs one.")
     ] = None,
     *,
-    server: Server = _LOCAL_SERVER,
+    server: Server = LOCAL_SERVER,
     token_file: TokenFile = None,
 ) -> None:
     """Queue a failed or cancelled job again; it continues after one of the last finished layers."""
-    hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
+    hub_token = read_token(hub_token_file, "hub token") if hub_token_file else None
     with _client(server, token_file) as client:
         typer.echo(printable(client.job(job).retry(hub_token=hub_token).state))
 
@@ -170,11 +170,11 @@ def reevaluate_job(
         Path | None,
         typer.Option(help="File with a hub token for this job alone; the service deletes it when the job ends."),
     ] = None,
-    server: Server = _LOCAL_SERVER,
+    server: Server = LOCAL_SERVER,
     token_file: TokenFile = None,
 ) -> None:
     """Evaluate a finished job's model on more samples; watches the job and exits as llmprune reevaluate does."""
-    hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
+    hub_token = read_token(hub_token_file, "hub token") if hub_token_file else None
     with _client(server, token_file) as client:
         found = client.job(job)
         found.reevaluate(limit, hub_token=hub_token)
@@ -192,7 +192,7 @@ def fetch(
         Path | None, typer.Option(metavar="FILE", help="Download one tar archive, such as model.tar, not a folder.")
     ] = None,
     model_only: Annotated[bool, typer.Option("--model-only", help="Only the files of the model.")] = False,
-    server: Server = _LOCAL_SERVER,
+    server: Server = LOCAL_SERVER,
     token_file: TokenFile = None,
 ) -> None:
     """Download a job's model, report and all other files of its run. A download that broke continues.
@@ -225,13 +225,13 @@ def push_job(
         str | None, typer.Option(help="always: push also where the gate was not met, which the card reports.")
     ] = None,
     commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
-    server: Server = _LOCAL_SERVER,
+    server: Server = LOCAL_SERVER,
     token_file: TokenFile = None,
 ) -> None:
     """Push a finished job's model to the hub from the service; watches the push and exits as it does."""
     settings: dict[str, Any] = {"private": private, "branch": branch, "create_pr": create_pr, "when": when}
     with _client(server, token_file) as client:
-        hub_token = _token(hub_token_file, "hub token")
+        hub_token = read_token(hub_token_file, "hub token")
         push = client.job(job).push(hub_token, repo_id=repo_id, commit_message=commit_message, **settings)
         published = _watch(push).published
         files = f"{published.files} files" if published else "the model"
@@ -260,17 +260,19 @@ def _watch(job: JobHandle) -> JobSummary:
 def _client(server: str, token_file: Path | None) -> Client:
     from llmprune.service.client.sync.client import Client
 
-    return Client(server, _token(token_file, "token") if token_file else None)
+    return Client(server, read_token(token_file, "token") if token_file else None)
 
 
-def _token(path: Path, what: str) -> str:
-    token = _read(path, what).removeprefix("\ufeff").strip()
+def read_token(path: Path, what: str) -> str:
+    """Read a token from a file. Raises RecipeError."""
+    token = read_text(path, what).removeprefix("\ufeff").strip()
     if not token:
         raise RecipeError(f"the {what} {path} is empty; give a file with the token")
     return token
 
 
-def _read(path: Path, what: str) -> str:
+def read_text(path: Path, what: str) -> str:
+    """Read a text file. Raises RecipeError."""
     from llmprune.common.text_files import utf8
 
     try:

@@ -63,6 +63,9 @@ DiskQuota = Annotated[
         help="Maximum disk space of all jobs; above it the oldest models are deleted and reports are kept.",
     ),
 ]
+UploadLimit = Annotated[
+    str, typer.Option(metavar="SIZE", help="Maximum size of an uploaded run folder. 0: no uploads.")
+]
 KeepDays = Annotated[
     float | None, typer.Option(min=0, help="Days after which a job's model is deleted; its report is kept.")
 ]
@@ -103,6 +106,7 @@ def serve(
     time_limit: TimeLimit = 86400.0,
     memory_limit: MemoryLimit = None,
     disk_quota: DiskQuota = None,
+    upload_limit: UploadLimit = "500GB",
     keep_days: KeepDays = None,
     keep_jobs: KeepJobs = False,
     max_queued: MaxQueued = 1000,
@@ -125,6 +129,7 @@ def serve(
         slots=slots, gpus=devices.find_gpus() if gpus is None else devices.choose_gpus(gpus), allow_roots=roots,
         allow_tasks=tasks, torchrun_options=_words(torchrun_options or ""), ray=ray, time_limit=time_limit or None,
         disk_quota=_size(disk_quota) if disk_quota else None, keep_days=keep_days, keep_jobs=keep_jobs,
+        upload_limit=_size(upload_limit) or 0,
         max_queued=max_queued, share_jobs=share_jobs, lend_hub_token=lend_hub_token,
         **({} if memory_limit is None else {"memory_limit": _size(memory_limit)}),
     )  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, get_args
 
 from llmprune.service.jobs.database import Database, Row, Transaction
@@ -24,16 +25,18 @@ from llmprune.service.jobs.job import (
     job_of,
     summary_of,
 )
+from llmprune.service.jobs.model_rows import record_model
 from llmprune.service.jobs.store_reads import (
     Conflict,
-    QueueFull,
     Term,
     escaped,
     first_row,
     newest,
     numbers_by_state,
+    require_made_here,
     require_no_push,
     require_pushable,
+    require_space,
     row_of,
 )
 
@@ -60,14 +63,20 @@ class JobStore:
         self.database = database
         self._parsed: dict[Sequence[State], dict[str, tuple[Row, Job]]] = {}  # by states and id: the last rows and jobs
 
-    def add(self, job: str, new: NewJob, *, max_queued: int, max_jobs: int) -> tuple[Job, bool]:
+    def add(
+        self,
+        job: str,
+        new: NewJob,
+        *,
+        max_queued: int, max_jobs: int, connection: Transaction | None = None,
+    ) -> tuple[Job, bool]:  # fmt: skip
         """Queue a job under the id ``job``, or return the one that this owner, key and digest made before.
 
         Return the job, and whether it is new. Raises Conflict where the key came with another digest, QueueFull where
-        the owner has ``max_queued`` waiting jobs or ``max_jobs`` jobs in all.
+        the owner has ``max_queued`` waiting jobs or ``max_jobs`` jobs in all. ``connection``: of an open transaction.
         """
         owner, key, digest, request = new.owner, new.key, new.digest, new.request
-        with self.database.write() as connection:
+        with nullcontext(connection) if connection else self.database.write() as connection:
             known = first_row(connection, "SELECT digest, job FROM idempotency WHERE owner = ? AND key = ?", owner, key)
             if known is not None:
                 if known["digest"] != digest:
@@ -75,7 +84,7 @@ class JobStore:
                 return job_of(row_of(connection, known["job"])), False
             if request.source is not None:
                 require_pushable(connection, request.source)
-            _require_space(connection, owner, max_queued=max_queued, max_jobs=max_jobs)
+            require_space(connection, owner, max_queued=max_queued, max_jobs=max_jobs)
             values = {
                 "id": job, "owner": owner, "model": new.model, "recipe": new.recipe,
                 "overrides": json.dumps(list(new.overrides)), "state": "queued", "created": time.time(),
@@ -86,7 +95,7 @@ class JobStore:
             )
             if key is not None:
                 connection.execute("INSERT INTO idempotency VALUES (?, ?, ?, ?)", (owner, key, digest, job))
-            _write_event(connection, job)
+            write_event(connection, job)
             return job_of(row_of(connection, job)), True
 
     def get(self, job: str) -> Job | None:
@@ -176,6 +185,7 @@ class JobStore:
                 raise Conflict(
                     f"job {job} is {_description(row)}; only the model of a finished job can be evaluated again"
                 )
+            require_made_here(row)
             if row["cleaned"]:
                 raise Conflict(
                     f"the clean-up has deleted the model of job {job}; run its recipe again with more samples"
@@ -261,16 +271,6 @@ _FRESH: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _require_space(connection: Transaction, owner: str, *, max_queued: int, max_jobs: int) -> None:
-    """Raise QueueFull where an owner has as many jobs as are allowed."""
-    waiting = first_row(connection, "SELECT count(*) AS n FROM jobs WHERE owner = ? AND state = 'queued'", owner)
-    if waiting is not None and waiting["n"] >= max_queued:
-        raise QueueFull(f"{owner} has {waiting['n']} jobs in the queue, and {max_queued} are allowed")
-    kept = first_row(connection, "SELECT count(*) AS n FROM jobs WHERE owner = ?", owner)
-    if kept is not None and kept["n"] >= max_jobs:
-        raise QueueFull(f"{owner} has {kept['n']:,} jobs, and {max_jobs:,} are kept; delete some that have ended")
-
-
 def _cancelled(row: Row) -> dict[str, Any]:
     """Return the columns of a cancelled job; one that evaluated more samples gets its earlier verdict back."""
     figures = summary_of(row).figures
@@ -288,10 +288,14 @@ def _description(row: Row) -> str:
 def _change(connection: Transaction, job: str, *, kind: str = "state", **values: Any) -> None:
     columns = ", ".join(f"{name} = ?" for name in values)
     connection.execute(f"UPDATE jobs SET {columns} WHERE id = ?", [*values.values(), job])
-    _write_event(connection, job, kind=kind)
+    write_event(connection, job, kind=kind)
 
 
-def _write_event(connection: Transaction, job: str, *, kind: str = "state") -> None:
-    now = summary_of(row_of(connection, job))
-    data = json.dumps({"id": job} | {name: getattr(now, name) for name in _EVENT_FIELDS})
+def write_event(connection: Transaction, job: str, *, kind: str = "state", **more: Any) -> None:
+    """Write an event with the present state of a job, and ``more`` fields; the model library follows the job."""
+    row = row_of(connection, job)
+    now = summary_of(row)
+    data = json.dumps({"id": job} | {name: getattr(now, name) for name in _EVENT_FIELDS} | more)
     connection.execute("INSERT INTO events (job, kind, data, at) VALUES (?, ?, ?, ?)", (job, kind, data, time.time()))
+    if kind != "progress":
+        record_model(connection, now, seq=row["seq"])

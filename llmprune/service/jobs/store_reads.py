@@ -86,7 +86,14 @@ def require_pushable(connection: Transaction, job: str) -> None:
         raise Conflict(f"job {job} is {row['state']} and has no finished model to push; push it when it has succeeded")
     if row["cleaned"]:
         raise Conflict(f"the clean-up has deleted the model of job {job}; run its recipe again, then push that")
+    require_made_here(row)
     require_no_push(connection, job)
+
+
+def require_made_here(row: Row) -> None:
+    """Raise Conflict for an uploaded run: its journal and its recipe have not passed the policy of this service."""
+    if row["uploaded"]:
+        raise Conflict(f"job {row['id']} was uploaded; evaluate or push its model where it was made")
 
 
 def require_no_push(connection: Transaction, job: str) -> None:
@@ -98,3 +105,13 @@ def require_no_push(connection: Transaction, job: str) -> None:
         raise Conflict(f"the model of job {job} is being pushed by an admin; wait for that")
     if push is not None:
         raise Conflict(f"the model of job {job} is being pushed by job {push['id']}; wait for that, or cancel it")
+
+
+def require_space(connection: Transaction, owner: str, *, max_queued: int, max_jobs: int) -> None:
+    """Raise QueueFull where an owner has as many jobs as are allowed."""
+    waiting = first_row(connection, "SELECT count(*) AS n FROM jobs WHERE owner = ? AND state = 'queued'", owner)
+    if waiting is not None and waiting["n"] >= max_queued:
+        raise QueueFull(f"{owner} has {waiting['n']} jobs in the queue, and {max_queued} are allowed")
+    kept = first_row(connection, "SELECT count(*) AS n FROM jobs WHERE owner = ?", owner)
+    if kept is not None and kept["n"] >= max_jobs:
+        raise QueueFull(f"{owner} has {kept['n']:,} jobs, and {max_jobs:,} are kept; delete some that have ended")

@@ -1,7 +1,8 @@
 """Clean-up of the data folder, where the operator gave a disk quota or a number of days.
 
 Only what can be made again is deleted: partial models of runs that ended without a result, the oldest first, then
-models of finished runs, the oldest first. Reports, scores, cuts and recipes are kept, so that a run can be repeated.
+models of finished runs, the oldest first; approved and uploaded models are kept. Reports, scores, cuts and recipes are
+kept, so that a run can be repeated.
 
 The quota also counts what jobs without a token of their own pulled from the hub. No model is deleted because of these
 downloads: above the quota no job starts, and once no job runs all downloads are deleted.
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, JobQuery, JobSummary
+from llmprune.service.jobs.model_rows import kept_models
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings
 
@@ -82,11 +84,11 @@ def remove_products(settings: Settings, jobs: JobStore, *, job: JobSummary) -> i
 
 def _ended(jobs: JobStore) -> list[JobSummary]:
     found: list[JobSummary] = []
-    being_pushed = jobs.pushed()
+    kept = jobs.pushed() | kept_models(jobs.database)
     query = JobQuery(viewer=None, states=ENDED, limit=_PAGE_SIZE)
     while True:
         page = jobs.page(query)
-        found += [job for job in page.jobs if not job.cleaned and job.id not in being_pushed]
+        found += [job for job in page.jobs if not job.cleaned and job.id not in kept]
         if page.next is None:
             return found
         query = replace(query, before=page.next)

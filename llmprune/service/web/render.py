@@ -17,9 +17,12 @@ from llmprune.results.formatting import plural, short_model_name
 from llmprune.results.next_tools import NextTools, describe_next_tools
 from llmprune.results.templates import template_environment
 from llmprune.service.cli.terminal import doing, state_words
+from llmprune.service.web.about import describe_event
 
 _STATIC = {
     "style.css": (__package__, "static/style.css", "text/css; charset=utf-8"),
+    "library.css": (__package__, "static/library.css", "text/css; charset=utf-8"),
+    "library.js": (__package__, "static/library.js", "text/javascript; charset=utf-8"),
     "app.js": (__package__, "static/app.js", "text/javascript; charset=utf-8"),
     "icon.svg": (__package__, "static/icon.svg", "image/svg+xml"),
     "htmx.js": ("js_lib_htmx", "static/htmx/htmx.min.js", "text/javascript; charset=utf-8"),
@@ -86,6 +89,7 @@ def _environment() -> Environment:
         clock=clock,
         model_name=model_name,
         moment=moment,
+        described_event=describe_event,
         planned_tools=planned_tools,
         printable=printable,
         state_words=state_words,
