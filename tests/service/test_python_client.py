@@ -114,7 +114,7 @@ def test_a_job_from_submission_to_report(harness: ServiceHarness, client: Client
     assert whole.stat().st_size > model.stat().st_size > paths[0].stat().st_size
     with pytest.raises(OutputError, match="exists already"):
         job.archive(tmp_path / "all.tar")
-    assert [one.figures for one in client.compare([job])] == [done.figures]
+    assert [one.figures for one in client.compare([job]).jobs] == [done.figures]
     job.delete()
     with pytest.raises(NotFound, match="there is no job") as caught:
         job.refresh()
