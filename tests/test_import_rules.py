@@ -60,6 +60,7 @@ WINDOWS = {
     ("service.jobs.follow_up_recipes", "evaluation.more_samples"),
     ("service.jobs.job", "publish.published"),
     ("service.supervisor.progress", "publish.published"),
+    ("service.jobs.uploads", "report.html.page"),
     ("service.web.compare", "report.html.interval_charts"),
     ("service.web.search", "report.html.search_section"),
 }

@@ -36,6 +36,7 @@ class Settings(BaseModel):
     memory_limit: int | None = Field(default_factory=lambda data: memory_per_job(data["slots"] + len(data["gpus"])))
     log_limit: int = 256 * 10**6  # bytes of one job's log
     disk_quota: int | None = None  # bytes of all jobs together
+    upload_limit: int = 500 * 10**9  # bytes of an uploaded run folder
     keep_days: float | None = None
     keep_jobs: bool = False  # jobs run on while the service restarts
     share_jobs: bool = False  # every user with a token may read every job

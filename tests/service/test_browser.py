@@ -288,6 +288,8 @@ def test_every_page_is_accessible_on_a_phone(
             f"/jobs/{pruned}",
             f"/jobs/{failed}",
             f"/compare?job={pruned}",
+            "/models",
+            "/sweep",
         ):
             page.goto(path)
             assert (path, overflow(page), faults_of_access(page)) == (path, 0, [])

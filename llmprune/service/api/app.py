@@ -15,13 +15,17 @@ from llmprune.service.api import (
     account,
     archives,
     audit,
+    compare,
     error_responses,
     follow_ups,
     jobs,
+    models,
     outputs,
     recipes,
     sharing,
     status,
+    sweeps,
+    uploads,
     users,
 )
 from llmprune.service.api.auth import AuthMiddleware
@@ -32,6 +36,7 @@ from llmprune.service.api.recipe_queue import RecipeQueue
 from llmprune.service.api.requests_log import RequestsLogMiddleware
 from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.environment import hub_variables, inherited
+from llmprune.service.jobs.library import Library
 from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Tokens
@@ -51,6 +56,7 @@ def create_app(
     settings.prepare()
     database = open_database(settings)
     database.migrate()
+    Library(database).complete()
     service = Service(
         settings=settings,
         database=database,
@@ -79,7 +85,8 @@ def create_app(
     token = Depends(
         HTTPBearer(auto_error=False, description="A token of llmprune token create, or of the Account page.")
     )
-    for part in (recipes, jobs, follow_ups, outputs, archives, sharing, account, users, audit, status):
+    library = (compare, uploads, models, sweeps)  # fixed paths of uploads come before ids
+    for part in (recipes, jobs, follow_ups, outputs, archives, sharing, account, users, audit, status, *library):
         app.include_router(part.router, dependencies=[token])
     app.include_router(status.public_router)
     routes.install(app)

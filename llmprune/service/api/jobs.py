@@ -1,4 +1,4 @@
-"""Routes of jobs: submit, list, show, cancel, retry, evaluate again, push, delete, compare."""
+"""Routes of jobs: submit, list, show, cancel, retry, evaluate again, push, delete."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmprune.recipe.hub import Hub
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import documented
 from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
-from llmprune.service.api.values import Compared, JobPage
+from llmprune.service.api.values import JobPage
 from llmprune.service.jobs.job import Job, JobQuery, State
 from llmprune.service.jobs.submission import (
     PushSubmission,
@@ -198,18 +198,6 @@ def delete_job(job: JobId, service: TheService, *, caller: TheCaller) -> None:
     service.own_job(job, caller)
     service.jobs.delete(job)
     shutil.rmtree(service.settings.folder(job), ignore_errors=True)
-
-
-@router.get("/compare", responses=documented(404, 422))
-def compare_jobs(
-    service: TheService,
-    caller: TheCaller,
-    *,
-    job: Annotated[list[str], Query(min_length=1, max_length=50, description="Ids of jobs.")],
-) -> list[Compared]:
-    """Return the figures of several jobs for a comparison."""
-    found = [service.job(one, caller) for one in dict.fromkeys(job)]
-    return [Compared(**one.model_dump(include=set(Compared.model_fields))) for one in found]
 
 
 def queued_job(job: Job, new: bool, *, service: Service, response: Response) -> Job:

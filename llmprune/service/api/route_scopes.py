@@ -43,6 +43,19 @@ ROUTES: dict[Scope | None, tuple[str, ...]] = {
         "GET /v1/jobs/{job}/report.html",
         "GET /v1/jobs/{job}/follow-ups",
         "GET /v1/compare",
+        "GET /v1/compare.csv",
+        "GET /models",
+        "GET /models/choices",
+        "GET /sweeps/{sweep}",
+        "GET /sweeps/{sweep}/now",
+        "GET /v1/models",
+        "GET /v1/models/{job}",
+        "GET /v1/sweeps",
+        "GET /v1/sweeps/{sweep}",
+        # Labels need the scope manage, the stage also approve: see may_label.
+        "POST /models/label",
+        "POST /jobs/{job}/labels",
+        "PATCH /v1/models/{job}",
         "GET /v1/queue",
         "GET /v1/metrics",
         "POST /v1/recipes/validate",
@@ -57,19 +70,33 @@ ROUTES: dict[Scope | None, tuple[str, ...]] = {
         "POST /v1/jobs",
         "POST /jobs/{job}/follow-ups",
         "POST /v1/jobs/{job}/follow-ups",
+        "GET /sweep",
+        "POST /sweep",
+        "POST /submit/sweep",
+        "POST /v1/sweeps",
+        "POST /v1/models/uploads",
+        "GET /v1/models/uploads/{upload}",
+        "PUT /v1/models/uploads/{upload}/files/{name:path}",
+        "POST /v1/models/uploads/{upload}/finish",
+        "DELETE /v1/models/uploads/{upload}",
     ),
-    "manage": tuple(
-        f"{method} {prefix}/jobs/{{job}}{what}"
-        for prefix in ("", "/v1")
-        for method, what in (
-            ("POST", "/cancel"),
-            ("POST", "/retry"),
-            ("POST", "/reevaluate"),
-            ("POST", "/push"),
-            ("POST", "/share"),
-            ("POST", "/unshare"),
-            ("POST", "/delete") if not prefix else ("DELETE", ""),
-        )
+    "manage": (
+        "POST /models/delete",
+        "POST /sweeps/{sweep}/cancel",
+        "POST /v1/sweeps/{sweep}/cancel",
+        *(
+            f"{method} {prefix}/jobs/{{job}}{what}"
+            for prefix in ("", "/v1")
+            for method, what in (
+                ("POST", "/cancel"),
+                ("POST", "/retry"),
+                ("POST", "/reevaluate"),
+                ("POST", "/push"),
+                ("POST", "/share"),
+                ("POST", "/unshare"),
+                ("POST", "/delete") if not prefix else ("DELETE", ""),
+            )
+        ),
     ),
     "approve": (),
     "account": (

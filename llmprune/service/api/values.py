@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmprune.service.jobs.job import Figures, JobSummary, State
+from llmprune.service.jobs.models import Model, Stage
 
 
 class JobPage(BaseModel):
@@ -36,9 +37,35 @@ class Compared(BaseModel):
 
     id: str
     name: str
+    owner: str
     model: str
     state: State
+    stage: Stage | None = Field(description="Stage in the model library; null: the job has no result.")
+    tags: tuple[str, ...]
     figures: Figures | None = Field(description="Figures of the report; null: the job has none.")
+    disk: int | None = Field(description="Bytes of the saved model on disk; null: it is not there.")
+
+
+class RecipeDifference(BaseModel):
+    """A key of the recipes whose values differ."""
+
+    key: str
+    values: list[str | None] = Field(description="Value in each job's recipe, in their order; null: none.")
+
+
+class Comparison(BaseModel):
+    """Jobs next to each other."""
+
+    jobs: list[Compared]
+    warnings: list[str] = Field(description="One sentence for each reason why the figures are hard to compare.")
+    recipe: list[RecipeDifference] = Field(description="Keys whose values differ between the recipes that were run.")
+
+
+class ModelList(BaseModel):
+    """A page of the model library."""
+
+    models: list[Model]
+    next: str | None = Field(description="Value of after for the next page; null: this is the last page.")
 
 
 class JobEvent(BaseModel):

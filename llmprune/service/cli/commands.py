@@ -61,7 +61,7 @@ def submit(
     token_file: TokenFile = None,
 ) -> None:
     """Submit a recipe to a service; prints the job's id."""
-    text = _read(recipe, "recipe")
+    text = read_text(recipe, "recipe")
     hub_token = token_in(hub_token_file, "hub token") if hub_token_file else None
     settings: dict[str, Any] = {
         "name": name,
@@ -261,13 +261,14 @@ def client_of(server: str, token_file: Path | None) -> Client:
 
 def token_in(path: Path, what: str) -> str:
     """Return the token in a file. Raises RecipeError; ``what`` names the token in its message."""
-    token = _read(path, what).removeprefix("\ufeff").strip()
+    token = read_text(path, what).removeprefix("\ufeff").strip()
     if not token:
         raise RecipeError(f"the {what} {path} is empty; give a file with the token")
     return token
 
 
-def _read(path: Path, what: str) -> str:
+def read_text(path: Path, what: str) -> str:
+    """Read a text file. Raises RecipeError."""
     from llmprune.common.text_files import utf8
 
     try:

@@ -30,7 +30,7 @@ class Call(Generic[R_co]):
     shape: type[R_co]
     params: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    content: str | None = None
+    content: str | bytes | None = None
     json: Any = None
     timeout: float | None = None
 

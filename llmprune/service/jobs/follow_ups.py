@@ -104,6 +104,8 @@ def require_model(job: Job, work: Work) -> None:
         raise Conflict(f"job {job.id} is {job.state.replace('_', ' ')}; only a finished job has follow-ups")
     if job.figures is None:
         raise Conflict(f"job {job.id} has made no model; ask for follow-ups of job {job.reads}")
+    if job.uploaded:
+        raise Conflict(f"job {job.id} was uploaded; work on its model where it was made")
     if job.cleaned and work.needs == "model":
         raise Conflict(f"the clean-up has deleted the model of job {job.id}; run its recipe again, then ask for this")
 

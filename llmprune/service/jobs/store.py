@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, get_args
 
 from llmprune.service.jobs.database import Database, Row, Transaction
@@ -15,7 +16,6 @@ from llmprune.service.jobs.job import (
     ENDED,
     FINISHED,
     SUMMARY_COLUMNS,
-    VERDICTS,
     Job,
     JobPage,
     JobQuery,
@@ -25,14 +25,17 @@ from llmprune.service.jobs.job import (
     job_of,
     summary_of,
 )
+from llmprune.service.jobs.model_rows import record_model
 from llmprune.service.jobs.quotas import Quotas, require_quota
 from llmprune.service.jobs.store_reads import (
     Conflict,
     Term,
+    cancelled_columns,
     escaped,
     first_row,
     newest,
     numbers_by_state,
+    require_made_here,
     require_parent,
     require_pushable,
     require_unused,
@@ -53,14 +56,15 @@ class JobStore:
         self.database = database
         self._parsed: dict[Sequence[State], dict[str, tuple[Row, Job]]] = {}  # by states and id: the last rows and jobs
 
-    def add(self, job: str, new: NewJob, *, quotas: Quotas) -> tuple[Job, bool]:
+    def add(self, job: str, new: NewJob, *, quotas: Quotas, connection: Transaction | None = None) -> tuple[Job, bool]:
         """Queue a job under the id ``job``, or return the one that this owner, key and digest made before.
 
         Return the job, and whether it is new. Raises Conflict where the key came with another digest, QueueFull where
-        a quota of the owner is reached; ``quotas``: those of an owner without quotas of their own.
+        a quota of the owner is reached; ``quotas``: those of an owner without quotas of their own. ``connection``: of
+        an open transaction.
         """
         owner, key, digest, request = new.owner, new.key, new.digest, new.request
-        with self.database.write() as connection:
+        with nullcontext(connection) if connection else self.database.write() as connection:
             known = first_row(connection, "SELECT digest, job FROM idempotency WHERE owner = ? AND key = ?", owner, key)
             if known is not None:
                 if known["digest"] != digest:
@@ -146,7 +150,7 @@ class JobStore:
             row = row_of(connection, job)
             state = row["state"]
             if state == "queued":
-                _change(connection, job, **_cancelled(row), finished=time.time())
+                _change(connection, job, **cancelled_columns(row), finished=time.time())
             elif state == "running":
                 _change(connection, job, state="cancelling")
             elif state != "cancelling":
@@ -178,6 +182,7 @@ class JobStore:
                 raise Conflict(
                     f"job {job} is {_description(row)}; only the model of a finished job can be evaluated again"
                 )
+            require_made_here(row)
             if row["cleaned"]:
                 raise Conflict(
                     f"the clean-up has deleted the model of job {job}; run its recipe again with more samples"
@@ -220,7 +225,7 @@ class JobStore:
             if ran_seconds is not None:
                 ended["ran_seconds"] = round(ran_seconds, 2)
             was_cancelled = outcome.state == "cancelled"
-            settled = _cancelled(row) if was_cancelled else {"state": outcome.state}
+            settled = cancelled_columns(row) if was_cancelled else {"state": outcome.state}
             if settled["state"] in FINISHED and was_cancelled:
                 ended |= {"error": row["error"], "exit_code": None}
             _change(connection, job, **ended | settled)
@@ -272,16 +277,6 @@ _FRESH: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _cancelled(row: Row) -> dict[str, Any]:
-    """Return the columns of a cancelled job; one that evaluated more samples gets its earlier verdict back."""
-    figures = summary_of(row).figures
-    if row["reevaluate"] is None or figures is None:
-        return {"state": "cancelled"}
-    verdict = figures.gate_verdict or ("fail" if figures.gate_passed is False else "pass")
-    done = {"step": None, "done": None, "total": None, "fraction": 1.0}
-    return {"state": VERDICTS[verdict], "reevaluate": None, **done}
-
-
 def _description(row: Row) -> str:
     return "a push" if row["source"] is not None else str(row["state"]).replace("_", " ")
 
@@ -292,8 +287,11 @@ def _change(connection: Transaction, job: str, *, kind: str = "state", **values:
     write_event(connection, job, kind=kind)
 
 
-def write_event(connection: Transaction, job: str, *, kind: str = "state") -> None:
-    """Add an event with a job's state to a transaction."""
-    now = summary_of(row_of(connection, job))
-    data = json.dumps({"id": job} | {name: getattr(now, name) for name in _EVENT_FIELDS})
+def write_event(connection: Transaction, job: str, *, kind: str = "state", **more: Any) -> None:
+    """Write an event with the present state of a job, and ``more`` fields; the model library follows the job."""
+    row = row_of(connection, job)
+    now = summary_of(row)
+    data = json.dumps({"id": job} | {name: getattr(now, name) for name in _EVENT_FIELDS} | more)
     connection.execute("INSERT INTO events (job, kind, data, at) VALUES (?, ?, ?, ?)", (job, kind, data, time.time()))
+    if kind != "progress":
+        record_model(connection, now, seq=row["seq"])

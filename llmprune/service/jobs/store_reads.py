@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmprune.service.jobs.database import Row, Transaction
-from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED
+from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, VERDICTS, summary_of
 from llmprune.service.jobs.work import Work
 
 Term = tuple[str, list[Any]]  # a condition and its values
@@ -87,6 +87,7 @@ def require_pushable(connection: Transaction, job: str) -> None:
         raise Conflict(f"job {job} is {row['state']} and has no finished model to push; push it when it has succeeded")
     if row["cleaned"]:
         raise Conflict(f"the clean-up has deleted the model of job {job}; run its recipe again, then push that")
+    require_made_here(row)
     require_no_push(connection, job)
 
 
@@ -99,6 +100,7 @@ def require_parent(connection: Transaction, job: str, *, work: Work | None) -> N
     if row["state"] not in FINISHED or row["figures"] is None:
         state = "has no model" if row["state"] in FINISHED else f"is {row['state']}"
         raise Conflict(f"job {job} {state}; only a job with a finished model has follow-ups")
+    require_made_here(row)
     if needs == "model" and row["cleaned"]:
         raise Conflict(f"the clean-up has deleted the model of job {job}; run its recipe again, then ask for this")
 
@@ -121,6 +123,12 @@ def _under_way(connection: Transaction, column: str, *, job: str) -> Row | None:
     return first_row(connection, sql, job, *states)
 
 
+def require_made_here(row: Row) -> None:
+    """Raise Conflict for an uploaded run: its journal and its recipe have not passed the policy of this service."""
+    if row["uploaded"]:
+        raise Conflict(f"job {row['id']} was uploaded; evaluate or push its model where it was made")
+
+
 def require_no_push(connection: Transaction, job: str) -> None:
     """Raise Conflict while a job's model is being pushed."""
     push = _under_way(connection, "source", job=job)
@@ -128,3 +136,13 @@ def require_no_push(connection: Transaction, job: str) -> None:
         raise Conflict(f"the model of job {job} is being pushed by an admin; wait for that")
     if push is not None:
         raise Conflict(f"the model of job {job} is being pushed by job {push['id']}; wait for that, or cancel it")
+
+
+def cancelled_columns(row: Row) -> dict[str, Any]:
+    """Return the columns of a cancelled job; one that evaluated more samples gets its earlier verdict back."""
+    figures = summary_of(row).figures
+    if row["reevaluate"] is None or figures is None:
+        return {"state": "cancelled"}
+    verdict = figures.gate_verdict or ("fail" if figures.gate_passed is False else "pass")
+    done = {"step": None, "done": None, "total": None, "fraction": 1.0}
+    return {"state": VERDICTS[verdict], "reevaluate": None, **done}

@@ -82,8 +82,14 @@ class PushSubmission:
 
 def submit(submission: Submission, caller: Caller, *, settings: Settings, jobs: JobStore) -> tuple[Job, bool]:
     """Queue a job; return it, and whether it is new. Raises RecipeError, Conflict and QueueFull."""
+    new = new_job(submission, caller, settings=settings)
+    return queue_new(settings, submission.hub_token, jobs=jobs, new=new)
+
+
+def new_job(submission: Submission, caller: Caller, *, settings: Settings) -> NewJob:
+    """Check a submission and return the job to be queued. Raises RecipeError."""
     admitted = admit(submission.recipe, submission.overrides, settings=settings)
-    new = NewJob(
+    return NewJob(
         owner=caller.name,
         model=admitted.recipe.model.id,
         recipe=submission.recipe,
@@ -92,7 +98,6 @@ def submit(submission: Submission, caller: Caller, *, settings: Settings, jobs: 
         key=submission.key,
         digest=submission.digest(),
     )
-    return queue_new(settings, submission.hub_token, jobs=jobs, new=new)
 
 
 def submit_push(push: PushSubmission, caller: Caller, *, settings: Settings, jobs: JobStore) -> tuple[Job, bool]:
@@ -130,7 +135,7 @@ def reevaluate(job: Job, limit: int | None, *, hub_token: str | None, settings: 
     ``limit``: samples for each task; None: as many as the gate needs. Raises RecipeError where more are of no use,
     and Conflict where the job has no finished model.
     """
-    if job.state not in FINISHED or job.source is not None or job.cleaned:
+    if job.state not in FINISHED or job.source is not None or job.cleaned or job.uploaded:
         return jobs.reevaluate(job.id, limit or 1)  # raises Conflict with the reason
     samples = samples_of(job, limit, settings=settings)
     return _queue_again(
@@ -140,7 +145,7 @@ def reevaluate(job: Job, limit: int | None, *, hub_token: str | None, settings: 
 
 def can_reevaluate(job: Job, settings: Settings) -> bool:
     """Return whether the tasks of a finished job have documents that were not evaluated yet."""
-    if job.state not in FINISHED or job.source is not None or job.cleaned:
+    if job.state not in FINISHED or job.source is not None or job.cleaned or job.uploaded:
         return False
     try:
         samples_of(job, 2**31, settings=settings)

@@ -1,8 +1,9 @@
 """Clean-up of the data folder, where the operator gave a disk quota or a number of days.
 
 Only what can be made again is deleted: partial models of runs that ended without a result, the oldest first, then
-models of finished runs, the oldest first. Reports, scores, cuts and recipes are kept, so that a run can be repeated.
-A model that is being pushed, or that a follow-up reads, is kept until that has ended.
+models of finished runs, the oldest first; approved and uploaded models are kept. Reports, scores, cuts and recipes are
+kept, so that a run can be repeated. A model that is being pushed, or that a follow-up reads, is kept until that has
+ended.
 
 The quota also counts what jobs without a token of their own pulled from the hub. No model is deleted because of these
 downloads: above the quota no job starts, and once no job runs all downloads are deleted. Weights that several jobs
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from llmprune.service.jobs.disk_use import forget_disk_use, jobs_to_measure, write_disk_use
 from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, JobQuery, JobSummary
+from llmprune.service.jobs.model_rows import kept_models
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import NoSuchJob
 from llmprune.service.settings import Settings
@@ -127,11 +129,11 @@ def _own_bytes(folder: Path) -> int:
 
 def _ended(jobs: JobStore) -> list[JobSummary]:
     found: list[JobSummary] = []
-    in_use = jobs.in_use()
+    kept = jobs.in_use() | kept_models(jobs.database)
     query = JobQuery(viewer=None, states=ENDED, limit=_PAGE_SIZE)
     while True:
         page = jobs.page(query)
-        found += [job for job in page.jobs if not job.cleaned and job.id not in in_use]
+        found += [job for job in page.jobs if not job.cleaned and job.id not in kept]
         if page.next is None:
             return found
         query = replace(query, before=page.next)

@@ -7,12 +7,15 @@ from typing import Annotated, Any
 from fastapi import Query, Request
 from fastapi.responses import Response
 
+from llmprune.service.api.compare import compared
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused
 from llmprune.service.api.outputs import artifacts, read_log
 from llmprune.service.api.status import queue_of
+from llmprune.service.jobs.comparison import MOST_COMPARED, bytes_on_disk, compare_reports
 from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, Job, JobQuery, State
 from llmprune.service.jobs.submission import can_reevaluate
+from llmprune.service.web.about import about_of
 from llmprune.service.web.bench import bench_of
 from llmprune.service.web.compare import comparison_of
 from llmprune.service.web.next_steps import next_steps_of
@@ -78,6 +81,7 @@ def job_page(request: Request, job: JobId, *, service: TheService, caller: TheCa
         "next": next_steps_of(service, found, caller=caller),
         "bench": bench_of(service, job),
         "waiting": _is_searching(found),
+        "about": about_of(service, caller, job=found),
     }
     return page(request, "job", **values)
 
@@ -115,13 +119,15 @@ def compare(
     service: TheService,
     *,
     caller: TheCaller,
-    job: Annotated[list[str], Query(default_factory=list, max_length=50)],
+    job: Annotated[list[str], Query(default_factory=list, max_length=MOST_COMPARED)],
 ) -> Response:
     """Show the results of several jobs next to each other."""
-    jobs = [service.job(one, caller) for one in dict.fromkeys(job)]
+    jobs = compared(job, service, caller=caller)
+    disk = {one.id: bytes_on_disk(one.id, service.settings) for one in jobs}
+    found = comparison_of(jobs, compare_reports(jobs, service.settings), disk=disk)
     ended = service.jobs.page(JobQuery(service.viewer(caller), (*FINISHED, "failed"), limit=100)).jobs
-    choice = [found for found in ended if found.figures]
-    return page(request, "compare", compared=comparison_of(jobs), choice=choice, at="compare")
+    choice = [one for one in ended if one.figures]
+    return page(request, "compare", compared=found, choice=choice, at="compare")
 
 
 @router.get("/static/{name}")

@@ -17,10 +17,13 @@ from llmprune.results.formatting import plural, short_model_name
 from llmprune.results.next_tools import NextTools, describe_next_tools
 from llmprune.results.templates import template_environment
 from llmprune.service.cli.terminal import doing, state_words
+from llmprune.service.web.about import describe_event
 
 _STATIC = {
     "style.css": (__package__, "static/style.css", "text/css; charset=utf-8"),
     "people.css": (__package__, "static/people.css", "text/css; charset=utf-8"),
+    "library.css": (__package__, "static/library.css", "text/css; charset=utf-8"),
+    "library.js": (__package__, "static/library.js", "text/javascript; charset=utf-8"),
     "app.js": (__package__, "static/app.js", "text/javascript; charset=utf-8"),
     "next.css": (__package__, "static/next.css", "text/css; charset=utf-8"),
     "next.js": (__package__, "static/next.js", "text/javascript; charset=utf-8"),
@@ -101,6 +104,7 @@ def _environment() -> Environment:
         clock=clock,
         model_name=model_name,
         moment=moment,
+        described_event=describe_event,
         planned_tools=planned_tools,
         printable=printable,
         state_words=state_words,

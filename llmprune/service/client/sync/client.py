@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import httpx2 as httpx
 
-from llmprune.service.api.values import Compared, Health, JobPage, Queue, Validation
+from llmprune.service.api.values import Comparison, Health, JobPage, Queue, Validation
 from llmprune.service.client.calls import (
     PLAN_TIMEOUT,
     Call,
@@ -134,10 +134,10 @@ class Client:
         """Return the jobs by state, and which job holds which device."""
         return self.connection.ask(Call("GET", "/v1/queue", Queue))
 
-    def compare(self, jobs: Sequence[str | JobHandle]) -> list[Compared]:
+    def compare(self, jobs: Sequence[str | JobHandle]) -> Comparison:
         """Return the figures of several jobs."""
         ids = [job if isinstance(job, str) else job.id for job in jobs]
-        return self.connection.ask(Call("GET", "/v1/compare", list[Compared], {"job": ids}))
+        return self.connection.ask(Call("GET", "/v1/compare", Comparison, {"job": ids}))
 
     def health(self) -> Health:
         """Return the version of a service that accepts and starts jobs. Raises ServiceBusy where it does not."""
