@@ -9,7 +9,11 @@ def command_reference(app: Any = None) -> str:
     """Markdown of every visible command of a typer app; default: of ``llmprune``."""
     root = click_command(app)
     commands = getattr(root, "commands", {})
-    parts = [_command(f"llmprune {name}", command) for name, command in commands.items() if not command.hidden]
+    parts = []
+    for name, command in commands.items():
+        own = getattr(command, "commands", {})
+        parts += [_command(f"llmprune {name} {verb}", one) for verb, one in own.items()] if own else []
+        parts += [_command(f"llmprune {name}", command)] if not own and not command.hidden else []
     if any(not parameter.hidden for parameter in root.params):
         parts.append(_command("llmprune", root))
     return "\n\n".join(parts)

@@ -27,6 +27,8 @@ from llmprune.common.errors import LLMPruneError, TrainingStopped, to_continue
 from llmprune.common.hub.secrets import redact, redact_logs
 from llmprune.common.printing import print_lines, printable_message
 from llmprune.service.cli import commands as service_commands
+from llmprune.service.cli import library_commands
+from llmprune.service.cli.follow_up_commands import app as follow_up_commands
 
 _CONTINUED = ("run", "search", "recover")  # commands that go on where they were stopped
 
@@ -107,6 +109,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _command in _COMMANDS.items():  # in the order of --help
     app.command(_name)(_command)
 service_commands.add_to(app)
+app.add_typer(follow_up_commands, name="follow-up")
+library_commands.add_to(app)
 
 
 def _log_to_stderr(level: int) -> None:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmprune.cli.options import Gpus, Json, Model, console, model_source, parse_assignments, parse_counts, use_gpus
+from llmprune.cli.options import (
+    Gpus,
+    Json,
+    Model,
+    console,
+    model_source,
+    parse_assignments,
+    parse_counts,
+    task_names,
+    use_gpus,
+)
 from llmprune.common.errors import RecipeError
 from llmprune.common.libraries import import_libraries
 from llmprune.common.progress import lines_without_terminal
@@ -49,7 +59,7 @@ def evaluate(
     _require(against, "--against", where=min_retention is not None, why="--min-retention compares with a base")
     _require(backend, "--backend", where=bool(backend_arg), why="--backend-arg belongs to a backend")
     settings = _evaluation(
-        tasks=_task_names(tasks),
+        tasks=task_names(tasks),
         include_path=str(include_path) if include_path else None,
         limit=limit,
         num_fewshot=num_fewshot,
@@ -76,8 +86,12 @@ def _require(value: str | None, option: str, *, where: bool, why: str) -> None:
 
 
 def bench(
-    model: Model,
-    against: Annotated[str | None, typer.Option(help="Base model, timed in turn with the model.")] = None,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub id or folder; the folder of a run: its model and its base.")
+    ],
+    against: Annotated[
+        str | None, typer.Option(help="Base model, timed in turn with the model; of a run: that of its report.")
+    ] = None,
     *,
     sparse: Annotated[
         bool, typer.Option("--sparse", help="Time the model's 2:4 matrices dense and sparse instead, on a CUDA GPU.")
@@ -96,11 +110,16 @@ def bench(
 ) -> None:
     """Measure speed and memory of a model against its base, in turn on this machine."""
     batches, lengths = parse_counts("--batch-sizes", batch_sizes), parse_counts("--contexts", contexts)
-    if (against is None) != sparse:
+    of_run = (Path(model) / "report.json").is_file()
+    if (sparse and against is not None) or not (sparse or against is not None or of_run):
         raise RecipeError("bench: give a base model with --against, or --sparse to time the model against itself")
-    source = model_source(model, dtype=dtype)
+    source = model_source(str(Path(model) / "model") if of_run else model, dtype=dtype)
     base = None if against is None else model_source(against, dtype=dtype)
     import_libraries(announced=True)
+    if of_run and base is None and not sparse:
+        from llmprune.pipeline.reevaluate import base_of
+
+        base = base_of(Path(model)).model_copy(update={"dtype": source.dtype})
     from llmprune.cli.bench import bench_models, bench_sparse
     from llmprune.common.device_errors import device_errors
     from llmprune.evaluation.bench.speed_and_memory import BenchSettings
@@ -141,13 +160,6 @@ def anatomy(
         typer.echo(json.dumps(found.to_dict(), indent=1))
     else:
         print_anatomy(model, found, console=console())
-
-
-def _task_names(tasks: str) -> list[str]:
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    if not names:
-        raise RecipeError("--tasks names no task; give at least one, such as --tasks hellaswag")
-    return names
 
 
 def _evaluation(**values: Any) -> Evaluation:

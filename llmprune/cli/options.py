@@ -97,6 +97,14 @@ def use_gpus(text: str) -> None:
     devices.use_gpus(chosen)
 
 
+def task_names(text: str) -> list[str]:
+    """Parse the names of ``--tasks``, separated by commas. Raises RecipeError."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise RecipeError("--tasks names no task; give at least one, such as --tasks hellaswag")
+    return names
+
+
 def parse_counts(option: str, text: str) -> list[int]:
     """Parse whole numbers above 0, separated by commas, and sort them. Raises RecipeError."""
     parts = [part.strip() for part in text.split(",")]

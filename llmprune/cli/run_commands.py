@@ -18,6 +18,7 @@ from llmprune.cli.options import (
     RecipePlace,
     RunFolderOption,
     console,
+    task_names,
 )
 from llmprune.common.errors import RecipeError
 from llmprune.common.libraries import import_libraries, seconds_of_imports
@@ -81,8 +82,17 @@ def run(
         ),
     ] = False,
     end_recovery: EndRecovery = False,
+    scores_of: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Folder of a run of another size: its scores are reused, where model, text and criteria are the same.",
+        ),
+    ] = None,
 ) -> None:
     """Prune a model as a recipe says. Run again on the same folder to continue."""
+    if scores_of is not None and fresh:
+        raise RecipeError("--fresh makes everything anew, and --scores-of reuses scores; give one of the two")
     parsed, record = load_recipe(recipe, overrides)
     folder = output or default_folder(recipe)
     import_libraries(announced=True)
@@ -100,6 +110,7 @@ def run(
         end_recovery=end_recovery,
         generated={} if record is None else fetch_all_generated(recipe, record),
         searched=None if record is None else recorded_search(record, parsed),
+        scores_of=scores_of,
     )
     report = _run_here(parsed, folder, options=options)
     if record is not None and is_first_process():
@@ -178,16 +189,37 @@ def run_on_every_gpu(command: CommandLine, recipe: Recipe, *, halves: bool) -> b
 def reevaluate(
     run: FinishedFolder,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Samples per task; default: as many as the gate needs for a decision.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Samples per task; default: as many as the gate needs for a decision. With --tasks: of each of these.",
+        ),
+    ] = None,
+    *,
+    tasks: Annotated[
+        str | None, typer.Option(help="Further lm-eval tasks, separated by commas, in place of more samples.")
+    ] = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option(help="Folder with files of these tasks. They may run code: use only those you trust."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for the new report, which shares the model's files; default: RUN itself."
+        ),
     ] = None,
 ) -> None:
-    """Evaluate more samples of a finished run's model: nothing is pruned, and earlier answers are kept."""
+    """Evaluate more samples or tasks of a finished run's model: nothing is pruned, and earlier answers are kept."""
+    names = task_names(tasks) if tasks is not None else []
+    if include_path is not None and not names:
+        raise RecipeError("--include-path belongs to further tasks; name them with --tasks")
     import_libraries(announced=True)
     from llmprune.common.distributed import leave_process_group
-    from llmprune.pipeline.reevaluate import reevaluate as evaluate_more_samples
+    from llmprune.pipeline.reevaluate import reevaluate as evaluate_again
 
     with lines_without_terminal():
-        finished = evaluate_more_samples(run, limit)
+        finished = evaluate_again(run, limit, tasks=names, include_path=include_path, output=output)
     _show_and_require_gate(finished)
     leave_process_group()
 

@@ -59,6 +59,11 @@ class _Lines:
                 long = whole is not None and whole.seconds >= _WORTH_SAYING
                 self._print((f", {total} to do" if total else "") + (_in_all(whole) if long else ""))
 
+    def note_reused(self, step: str) -> None:
+        """Print that a step is not repeated, because its result is in the run folder."""
+        with self._lock:
+            self._print(": reused", step)
+
     def repeat(self, stop: threading.Event) -> None:
         """Print the progress every few minutes until ``stop`` is set."""
         while not stop.wait(_REPEAT_EVERY):
@@ -68,9 +73,10 @@ class _Lines:
                 whole = _in_all(time_left())
                 self._print(f"{done}{self._detail}, for {_minutes(time.monotonic() - self._began)} now{left}{whole}")
 
-    def _print(self, details: str) -> None:
+    def _print(self, details: str, step: str | None = None) -> None:
         with suppress(OSError, ValueError):  # a run must not end because standard error is closed
-            print(f"{time.strftime('%H:%M:%S')} {printable(self._step)}{details}", file=sys.stderr, flush=True)
+            named = printable(step or self._step)
+            print(f"{time.strftime('%H:%M:%S')} {named}{details}", file=sys.stderr, flush=True)
 
 
 _lines: _Lines | None = None
@@ -145,6 +151,8 @@ def report_reused(step: str) -> None:
     _timeline.reuse(step)
     if _forecast is not None:
         _forecast.reuse(step)
+    if _lines is not None:
+        _lines.note_reused(step)
 
 
 @contextmanager

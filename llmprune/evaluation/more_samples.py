@@ -52,6 +52,24 @@ def next_limit(
     return max(larger.values()) if single else limits | larger
 
 
+def with_tasks(evaluation: Evaluation, tasks: Iterable[str], *, limit: int | None) -> dict[str, Any]:
+    """Return the keys of an evaluation section that change where tasks are added.
+
+    ``limit``: maximum samples of each added task; None: as the section says for a task without a limit of its own.
+    Raises RecipeError where no task is new.
+    """
+    added = [task for task in dict.fromkeys(tasks) if task not in evaluation.task_names]
+    if not added:
+        raise RecipeError(
+            f"--tasks {', '.join(tasks)}: evaluated already; name other tasks, or give --limit alone for more samples"
+        )
+    changed: dict[str, Any] = {"tasks": [*evaluation.tasks, *added]}
+    if limit is not None:
+        own = {name: number for name, number in evaluation.limits.items() if number is not None}
+        changed["limit"] = own | dict.fromkeys(added, limit)
+    return changed
+
+
 def _factor(gate: GateFigures | None) -> float:
     """Return how many times the samples of the last evaluation decide the gate."""
     undecided = [

@@ -1,7 +1,9 @@
-"""Evaluation of a finished run on more samples of its tasks, with a new report and verdict."""
+"""Evaluation of a finished run on more samples or further tasks, with a new report and verdict."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -20,56 +22,71 @@ from llmprune.evaluation.evaluate import Measured
 from llmprune.evaluation.gate import judge
 from llmprune.evaluation.greedy_agreement import estimate_agreement
 from llmprune.evaluation.lm_eval.harness import evaluate_tasks, evaluated_model
-from llmprune.evaluation.lm_eval.tasks import check_tasks
-from llmprune.evaluation.more_samples import next_limit
+from llmprune.evaluation.lm_eval.results import TaskResults
+from llmprune.evaluation.lm_eval.tasks import check_tasks, fetch_tasks
+from llmprune.evaluation.more_samples import next_limit, with_tasks
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.compose_report import recovery_scores
 from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.lineage import settle_first_base
 from llmprune.publish.push import MORE_SAMPLES, require_whole
-from llmprune.recipe.evaluation import LIMIT, Evaluation, limit_override
+from llmprune.recipe.evaluation import Evaluation, limit_override
+from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.load_report import load_report
-from llmprune.results.products import REPAIRED, TASKS
+from llmprune.results.products import GGUF_FILES, REPAIRED, TASKS
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import RunFolder
+from llmprune.results.taking_over import take_run
 
 
-def reevaluate(path: Path, limit: int | None = None) -> FinishedRun:
-    """Evaluate dense and pruned model on ``limit`` samples of each task; None: as many as the gate needs.
+def reevaluate(
+    path: Path,
+    limit: int | None = None,
+    *,
+    tasks: Sequence[str] = (),
+    include_path: Path | None = None,
+    output: Path | None = None,
+) -> FinishedRun:
+    """Evaluate dense and pruned model on more samples of the run's tasks, or on further ``tasks``.
 
-    Where tasks have limits of their own, as those of a suite, these grow in proportion to what the gate needs, and
-    ``limit`` is the least number for each. Nothing is pruned. Answers that the run folder or the cache of base models
-    holds are reused where the task allows it. Uses the GPUs of the recipe's ``devices``, like the run. Raises
-    subclasses of LLMPruneError.
+    ``limit``: samples of each task; None: as many as the gate needs. Where tasks have limits of their own, as those of
+    a suite, these grow in proportion to what the gate needs, and ``limit`` is the least number for each. With ``tasks``
+    it is the maximum of each of these, and the others keep their samples. ``include_path``: folder of their files.
+    ``output``: folder for the new report, which shares the model's files; None: the run's own.
+
+    Nothing is pruned. Answers that the run folder or the cache of base models holds are reused where the task allows
+    it. Uses the GPUs of the recipe's ``devices``, like the run. Raises subclasses of LLMPruneError.
     """
     quiet_libraries()
     redact_logs()
     resolve_revision.cache_clear()
     with synchronized():
-        folder = RunFolder.open_finished(path)
+        found = broadcast_from_first(_read_finished(path, tasks) if is_first_process() else None)
+        assert found is not None, "the first process reads it or raises"
+        if output is not None and is_first_process():
+            take_run(path, output)
+        folder = RunFolder.open_finished(output or path)
         try:
-            report, recipe = _evaluate_again(folder, limit)
+            old, known = found
+            use_gpus(Recipe.parse(old.recipe_text, old.overrides).devices)
+            recipe = _extended(old, limit, tasks=tasks, include_path=include_path)
+            report, recipe = _evaluate_again(folder, recipe, old=old, known=known)
         finally:
             folder.close()
     return FinishedRun(report, recipe, folder.path)
 
 
-def _evaluate_again(folder: RunFolder, limit: int | None) -> tuple[Report, Recipe]:
-    """Return the new report, and the recipe with the new number of samples."""
-    found = broadcast_from_first(_read_finished(folder.path) if is_first_process() else None)
-    assert found is not None, "the first process reads it or raises"
-    old, known = found
+def _evaluate_again(folder: RunFolder, recipe: Recipe, *, old: Report, known: Measured) -> tuple[Report, Recipe]:
+    """Return the new report, and the recipe as it was evaluated. ``recipe``: with the new tasks or samples."""
     before = Recipe.parse(old.recipe_text, old.overrides, source=str(folder.path / "recipe.yaml"))
-    use_gpus(before.devices)
-    documents = [(task.group or task.task, task.documents) for task in old.tasks]
-    samples = next_limit(old.gate, before.evaluation, documents=documents, wanted=limit)
-    overrides = [one for one in old.overrides if not _sets_limit(one)]
-    recipe = settle_first_base(Recipe.parse(old.recipe_text, [*overrides, limit_override(samples)]))
+    recipe = settle_first_base(recipe)
     if is_first_process():
         check_tasks(recipe.evaluation)
         require_whole(folder.path / "model", old.pruned.parameters)
+    if _added_tasks(recipe.evaluation, before.evaluation):
+        fetch_tasks(recipe.evaluation)
     measured = _measure(folder, recipe, old=old, earlier=before.evaluation, known=known)
     report = _new_report(old, recipe, measured=measured, folder=folder)
     folder.forget("evaluation")
@@ -78,20 +95,39 @@ def _evaluate_again(folder: RunFolder, limit: int | None) -> tuple[Report, Recip
     return push_as_requested(recipe, folder, report=report), recipe
 
 
-def _sets_limit(override: str) -> bool:
+def _extended(old: Report, limit: int | None, *, tasks: Sequence[str], include_path: Path | None) -> Recipe:
+    """Return the recipe of a report with further tasks, or with more samples of those that it has."""
+    before = Recipe.parse(old.recipe_text, old.overrides)
+    added = []
+    if tasks:
+        changed = with_tasks(before.evaluation, tasks, limit=limit)
+        added.append(f"evaluation.tasks={json.dumps(changed['tasks'])}")
+        if include_path is not None:
+            changed["include_path"] = str(include_path.absolute())
+            added.append(f"evaluation.include_path={json.dumps(changed['include_path'])}")
+    else:
+        documents = [(task.group or task.task, task.documents) for task in old.tasks]
+        changed = {"limit": next_limit(old.gate, before.evaluation, documents=documents, wanted=limit)}
+    added += [limit_override(changed["limit"])] if "limit" in changed else []
+    kept = [one for one in old.overrides if not any(_sets(one, f"evaluation.{name}") for name in changed)]
+    return Recipe.parse(old.recipe_text, [*kept, *added])
+
+
+def _sets(override: str, name: str) -> bool:
     key = override.partition("=")[0].strip()
-    return key == LIMIT or key.startswith(f"{LIMIT}.")
+    return key == name or key.startswith(f"{name}.")
 
 
-def _read_finished(path: Path) -> tuple[Report, Measured]:
-    """Read report and measurements of a run. Raises OutputError where they are missing or the run evaluated no task."""
+def _read_finished(path: Path, tasks: Sequence[str]) -> tuple[Report, Measured]:
+    """Read report and measurements of a run. Raises OutputError where they are missing or there is no task."""
     report = load_report(path)
-    if not report.tasks:
+    if not report.tasks and not tasks:
         raise OutputError(
-            f"the run in {path} evaluated no task, so there are no samples to add to; name some in evaluation.tasks "
-            "of its recipe and run it again, which only evaluates"
+            f"the run in {path} evaluated no task, so there are no samples to add to; name some with --tasks"
         )
     measured = path / "evaluation.json"
+    if tasks and not measured.is_file():  # the recipe measures nothing
+        return report, Measured()
     try:
         return report, Measured.model_validate_json(measured.read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
@@ -103,14 +139,14 @@ def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: Evaluat
 
     ``earlier``: settings of the evaluation before.
     """
-    base = recipe.reference
-    if old.provenance.commit and base == recipe.model:
-        base = base.model_copy(update={"revision": old.provenance.commit})
+    base = _base(recipe, old)
     layers = [row.layer for row in old.layers if not row.removed]
     pruned = pruned_source(recipe.model, folder.path / "model", layers=layers)
     tokenizer = load_tokenizer(base)
     own = load_tokenizer(pruned) if recipe.vocabulary else tokenizer
-    evaluation = recipe.evaluation
+    evaluation, added = recipe.evaluation, _added_tasks(recipe.evaluation, earlier)
+    if added:
+        evaluation = evaluation.model_copy(update={"suite": None, "tasks": added})
     with measure_step(folder.steps, MORE_SAMPLES):
         subjects = {
             "dense": evaluated_model(base, tokenizer),
@@ -122,10 +158,34 @@ def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: Evaluat
         tasks = {}
         for side, subject in subjects.items():
             report_progress(f"tasks: {side}")
-            tasks[f"{side}_tasks"] = evaluate_tasks(subject, side, evaluation=evaluation, earlier=earlier)
+            found = evaluate_tasks(subject, side, evaluation=evaluation, earlier=earlier)
+            tasks[f"{side}_tasks"] = _joined(getattr(known, f"{side}_tasks"), found) if added else found
             subject.whole.release()
     reductions = [sentence for subject in subjects.values() for sentence in subject.whole.reductions]
     return known.model_copy(update=tasks | {"warnings": tuple(reductions)})
+
+
+def base_of(path: Path) -> ModelSource:
+    """Return the model that a finished run was compared with, at the commit that was read. Raises OutputError."""
+    report = load_report(path)
+    recipe = Recipe.parse(report.recipe_text, report.overrides, source=str(path / "recipe.yaml"))
+    return _base(settle_first_base(recipe), report)
+
+
+def _base(recipe: Recipe, report: Report) -> ModelSource:
+    base = recipe.reference
+    if report.provenance.commit and base == recipe.model:
+        return base.model_copy(update={"revision": report.provenance.commit})
+    return base
+
+
+def _added_tasks(evaluation: Evaluation, earlier: Evaluation) -> tuple[str, ...]:
+    """Return the tasks that the earlier settings do not have."""
+    return tuple(task for task in evaluation.task_names if task not in earlier.task_names)
+
+
+def _joined(before: TaskResults, added: TaskResults) -> TaskResults:
+    return TaskResults(tasks=(*before.tasks, *added.tasks))
 
 
 def _new_report(old: Report, recipe: Recipe, *, measured: Measured, folder: RunFolder) -> Report:
@@ -147,5 +207,12 @@ def _new_report(old: Report, recipe: Recipe, *, measured: Measured, folder: RunF
             "gate": judge(gate, comparison, agreement=agreement),
             "steps": old.steps + tuple(folder.steps),
             "warnings": tuple(dict.fromkeys((*old.warnings, *measured.warnings))),
+            "files": {name: _in_folder(folder, file) for name, file in old.files.items()},
         }
     )
+
+
+def _in_folder(folder: RunFolder, file: str) -> str:
+    """Return the path of a run's file in the folder of the new report: below ``gguf``, or in the folder itself."""
+    parts = Path(file).parts[-2:]
+    return str(folder.path / Path(*(parts if parts[0] == GGUF_FILES else parts[-1:])))

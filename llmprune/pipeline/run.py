@@ -58,6 +58,7 @@ from llmprune.results.replacing import recipe_of_model, remove
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder import RunFolder, bytes_at_hand, fingerprint
 from llmprune.results.search_figures import SearchFigures
+from llmprune.results.taking_over import take_scores
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,8 @@ def _prepared(recipe: Recipe, output: Path, *, options: RunOptions) -> Iterator[
         use_gpus(recipe.devices)
         refuse_tokens(recipe.text, recipe.overrides, source="recipe")
         asked = recipe_of_model(recipe)
+        if options.scores_of is not None and is_first_process():
+            take_scores(options.scores_of, output)
         surveyed = plan_and_check(
             recipe,
             generated=ChosenNumbers() if options.fresh else generated_in_folder(recipe, output),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.common.errors import OutputError
+from llmprune.results.comparison import ComparedRun, Difference, comparison_warnings, recipe_differences
 from llmprune.results.formatting import (
     NOTHING,
     count,
@@ -69,20 +69,12 @@ def load_runs(folders: Sequence[Path]) -> tuple[tuple[Run, ...], tuple[str, ...]
 
 def warnings_of(runs: Sequence[Run]) -> tuple[str, ...]:
     """Return a sentence for each difference that makes the runs' figures hard to compare."""
-    warnings = []
-    if len({run.report.provenance.model for run in runs}) > 1:
-        warnings.append("the runs prune different models")
-    settings = {json.dumps(_evaluation_settings(run.report), sort_keys=True) for run in runs}
-    if len(settings) > 1:
-        warnings.append("the runs were evaluated with different settings, so their scores are not comparable")
-    return tuple(warnings)
+    return comparison_warnings([ComparedRun.model_validate(run.report) for run in runs])
 
 
-def _evaluation_settings(report: Report) -> dict[str, object]:
-    """Return the settings that the scores depend on."""
-    evaluation = report.recipe.get("evaluation") or {}
-    kept = ("suite", "tasks", "metrics", "include_path", "limit", "num_fewshot", "seed", "backend", "perplexity")
-    return {name: evaluation.get(name) for name in kept}
+def differences_of(runs: Sequence[Run]) -> list[Difference]:
+    """Return the keys of the recipes whose values differ between the runs."""
+    return recipe_differences([run.report.recipe for run in runs])
 
 
 def mean_interval(runs: Sequence[Run]) -> str:
@@ -124,5 +116,19 @@ def print_runs(runs: Sequence[Run], console: Console) -> None:
             report.gate.verdict if report.gate else NOTHING,
         )
     console.print(table)
+    _print_differences(runs, console)
     for warning in warnings_of(runs):
         console.print(Text.assemble(("Warning: ", "bold yellow"), warning))
+
+
+def _print_differences(runs: Sequence[Run], console: Console) -> None:
+    """Print the keys of the recipes that differ, a column for each run."""
+    differences = differences_of(runs)
+    if not differences:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for head in ("recipe", *(run.name for run in runs)):
+        table.add_column(Text(head), overflow="fold")
+    for one in differences:
+        table.add_row(one.key, *(Text(value or NOTHING) for value in one.values))
+    console.print(table)

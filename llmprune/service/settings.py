@@ -39,6 +39,7 @@ class Settings(BaseModel):
     memory_limit: int | None = Field(default_factory=lambda data: memory_per_job(data["slots"] + len(data["gpus"])))
     log_limit: int = 256 * 10**6  # bytes of one job's log
     disk_quota: int | None = None  # bytes of all jobs together
+    upload_limit: int = 500 * 10**9  # bytes of an uploaded run folder
     keep_days: float | None = None
     keep_jobs: bool = False  # jobs run on while the service restarts
     share_jobs: bool = False  # every user with a token may read every job
@@ -74,6 +75,11 @@ class Settings(BaseModel):
     def hub_home(self) -> Path:
         """HF_HOME of jobs without a token, for what anybody may pull from the hub."""
         return self.data_dir / "hub-home"
+
+    @property
+    def trash(self) -> Path:
+        """Folder of models that the clean-up is deleting."""
+        return self.data_dir / "trash"
 
     def folder(self, job: str) -> Path:
         """Return the folder of a job."""

@@ -1,9 +1,9 @@
-"""Fake of ``llmprune run``, ``push`` and ``reevaluate``: the same files, signals and exit codes, in an instant.
+"""Fake of ``llmprune run``, ``push``, ``reevaluate`` and ``bench``: the same files, signals and exit codes, at once.
 
 Lines ``# fake KEY VALUE`` of the recipe set its behaviour: ``layers``, ``pause`` (seconds at each layer), ``exit``
 (exit code), ``say`` (printed text), ``deaf`` (1: ignores SIGTERM), ``leave`` (1: leaves a grandchild in a session of
 its own), ``hoard`` (megabytes of memory), ``flood`` (megabytes of log), ``push_pause`` and ``push_exit`` (of a push of
-its model), ``more_pause`` and ``more_exit`` (of the evaluation of more samples), ``verdict`` (of its gate, with exit
+its model), ``more_pause`` and ``more_exit`` (of all that works on its model), ``verdict`` (of its gate, with exit
 code 3), ``samples`` (of its task, which has 1,000), ``figure`` (perplexity), ``page`` and ``crash`` (texts in the
 report and in the last message), ``report`` and ``told`` (whole texts of the report and of the progress file).
 """
@@ -26,6 +26,8 @@ def main() -> None:
     """Run, push or evaluate more samples, as the recipe says."""
     if sys.argv[1] == "push":
         return push(Path(sys.argv[2]), dict(re.findall(r"--(\w\S*)=(.*)", "\n".join(sys.argv[3:]))))
+    if sys.argv[1] == "bench" or any(word.startswith("--output=") for word in sys.argv):
+        return work_on(Path(sys.argv[2]), dict(re.findall(r"--(\w\S*)=(.*)", "\n".join(sys.argv[3:]))))
     if sys.argv[1] == "reevaluate":
         return evaluate_more(Path(sys.argv[2]), int(sys.argv[4]))
     recipe, folder = Path(sys.argv[2]), Path(sys.argv[4])
@@ -85,6 +87,28 @@ def push(source: Path, options: dict[str, str]) -> None:
     repo = options["repo-id"]
     published = {"repo_id": repo, "commit": "c0ffee", "url": f"https://hub/{repo}/commit/c0ffee", "pull_request": None}
     Path(options["save"]).write_text(json.dumps(published | {"files": 3, "bytes": 99}))
+
+
+def work_on(parent: Path, options: dict[str, str]) -> None:
+    """Time or evaluate the model of another job; its recipe's ``more_pause`` and ``more_exit`` hold here too."""
+    behaviour = behaviour_of((parent.parent / "recipe.yaml").read_text(encoding="utf-8"))
+    assert (parent / "model" / "model.safetensors").is_file()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    print(f"working on {parent}", flush=True)
+    time.sleep(float(behaviour.get("more_pause", "0")))
+    if "more_exit" in behaviour:
+        sys.exit(int(behaviour["more_exit"]))
+    if sys.argv[1] == "bench":
+        Path(options["output"]).parent.mkdir(exist_ok=True)
+        Path(options["output"]).write_text(json.dumps(behaviour.get("bench", "no figures")))
+        return
+    folder = Path(options["output"])
+    folder.mkdir()
+    (folder / "model").mkdir()
+    os.link(parent / "model" / "model.safetensors", folder / "model" / "model.safetensors")
+    (folder / "arguments.json").write_text(json.dumps({"argv": sys.argv[1:]}))
+    (folder / "report.html").write_text("<!doctype html><title>report</title>")
+    write_report(folder, behaviour, int(options.get("limit", "50")), "0")
 
 
 def prune(folder: Path, layers: int, pause: float, instead: str = "") -> None:
@@ -148,6 +172,7 @@ def write_report(folder: Path, behaviour: dict[str, str], samples: int, code: st
     }
     report |= {"mean_retention": 0.9, "gate": gate if "verdict" in behaviour or code == "3" else None}
     report |= {"files": {"report": behaviour.get("page", "")}}
+    report |= {"provenance": {"commit": "c0ffee"}}
     report |= {"recipe": {"evaluation": {"limit": samples}}, "tasks": [{"task": "one", "documents": 1000}]}
     (folder / "report.json").write_text(behaviour.get("report", json.dumps(report)))
 

@@ -15,7 +15,8 @@ URL = "http://service.test"
 ENDED: dict[str, Any] = dict.fromkeys(Job.model_fields) | {
     "id": JOB, "state": "succeeded", "ran_seconds": 1.0, "ran_before": 0.0, "exit_code": 0, "finished": 5.0,
     "name": "n", "owner": "o", "model": "org/model", "fraction": 1.0, "launcher": "local", "gpus": 0, "devices": [],
-    "priority": 0, "attempts": 1, "shared": False, "cleaned": False, "created": 1.0, "seq": 1, "overrides": [],
+    "priority": 0, "attempts": 1, "shared": False, "cleaned": False, "uploaded": False,
+    "created": 1.0, "seq": 1, "overrides": [],
     "recipe": "model: {id: org/model}",
 }  # fmt: skip
 LISTED = {name: value for name, value in ENDED.items() if name in JobSummary.model_fields}

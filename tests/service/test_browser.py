@@ -125,6 +125,8 @@ def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> N
     report = page.frame_locator("iframe.report")
     expect(report.get_by_role("heading", level=1)).to_contain_text("pruned")
     assert page.locator("iframe.report").evaluate("frame => frame.clientHeight") > WIDE["height"]
+    page.get_by_role("button", name="Copy").click()
+    expect(page.get_by_role("button", name=re.compile("Copied|Selected"))).to_be_visible()
     page.get_by_role("link", name="Open the report page").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("pruned")
 
@@ -152,6 +154,19 @@ def test_compare_two_runs(page: Page, live: tuple[Client, Settings], pruned: str
     for name in ("looked at", "the other"):
         expect(table.get_by_role("row").filter(has_text=name)).to_contain_text("−40.0%")
     assert {pruned, other} == set(re.findall(r"job=(\w+)", page.url))
+
+
+def test_a_follow_up_by_keyboard(page: Page, pruned: str) -> None:
+    """The panel of a finished job is opened and sent by keyboard; the new job and its parent name each other."""
+    page.goto(f"/jobs/{pruned}")
+    page.locator("summary", has_text="Time it").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Time it").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Bench of looked at")
+    expect(page.locator("#live .state")).to_have_text("succeeded")
+    page.get_by_role("link", name="looked at", exact=True).click()
+    expect(page.get_by_role("region", name="Made from this job")).to_contain_text("Bench of looked at")
 
 
 def test_cancel_and_retry(page: Page, live: tuple[Client, Settings]) -> None:
@@ -339,6 +354,8 @@ def test_every_page_is_accessible_on_a_phone(
             f"/jobs/{pruned}",
             f"/jobs/{failed}",
             f"/compare?job={pruned}",
+            "/models",
+            "/sweep",
         ):
             page.goto(path)
             assert (path, overflow(page), faults_of_access(page)) == (path, 0, [])

@@ -60,6 +60,8 @@ def test_policies(tmp_path: Path) -> None:
         "/submit",
         f"/jobs/{job}",
         "/compare",
+        "/models",
+        "/sweep",
         "/login",
         "/nowhere",
         "/v1/jobs",
@@ -74,7 +76,9 @@ def test_policies(tmp_path: Path) -> None:
         assert "frame-ancestors 'none'" in policy
         assert headers["X-Content-Type-Options"] == "nosniff"
     report = harness.http.get(f"/v1/jobs/{job}/report.html").headers["Content-Security-Policy"]
-    assert report == "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"
+    assert report == (
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; frame-ancestors 'self'"
+    )
     artifact = harness.http.get(f"/v1/jobs/{job}/artifacts/report.html").headers
     assert artifact["Content-Type"] == "application/octet-stream"
     assert artifact["Content-Disposition"].startswith("attachment")

@@ -22,13 +22,14 @@ from llmprune.service.cli.database_option import database_url
 from llmprune.service.jobs import schema, service_lock
 from llmprune.service.jobs.database import Database, DatabaseUnavailable, IntegrityError
 from llmprune.service.jobs.hub_token import has_token
-from llmprune.service.jobs.job import JobQuery, JobRequest, NewJob, Outcome
+from llmprune.service.jobs.job import Figures, JobQuery, JobRequest, NewJob, Outcome
 from llmprune.service.jobs.postgresql import PostgresqlDatabase
 from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.run_times import RunTimes, known_run_times
 from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
+from llmprune.service.jobs.work import Bench
 from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.notifications.targets import Target
 from llmprune.service.supervisor.__main__ import _stop
@@ -282,3 +283,26 @@ def test_a_missing_client_is_an_error_with_its_install_line(monkeypatch: pytest.
     monkeypatch.delitem(sys.modules, "llmprune.service.jobs.postgresql")
     outcome = command("token", "list", "--data-dir", tmp_path, "--database", "postgresql://host/jobs")
     assert (outcome.code, "pip install 'llmprune[postgresql]'" in outcome.err) == (2, True), outcome.err
+
+
+def test_what_is_read_is_answered_the_same(connect: Callable[[], Database]) -> None:
+    """A follow-up is found by the job that it was made from, and keeps that job's files until it has ended."""
+    jobs = JobStore(connect())
+    parent, _ = add(jobs, 1)
+    assert jobs.start(parent, []) is not None
+    figures = Figures(parameters=(2, 1), bytes=(2, 1), layers=(2, 1)).model_dump_json()
+    jobs.end(parent, Outcome("succeeded", 0, results={"figures": figures}))
+    child, _ = add(jobs, 2, request=JobRequest(name="timed", made_from=parent, reads=parent, work=Bench()))
+    assert [job.id for job in jobs.page(JobQuery(None, made_from=parent)).jobs] == [child]
+    assert jobs.in_use() == {parent}
+    assert not jobs.clean(parent, lambda: None)
+    with pytest.raises(Conflict, match="reads the files"):
+        jobs.delete(parent)
+    found = jobs.get(child)
+    assert found is not None
+    assert found.work == Bench()
+    jobs.cancel(child)
+    assert jobs.in_use() == set()
+    assert jobs.clean(parent, lambda: None)
+    with pytest.raises(Conflict, match="has deleted the model"):
+        jobs.retry(child)

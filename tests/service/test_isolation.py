@@ -36,7 +36,7 @@ def test_infinite_figures_are_stored_and_shown(harness: ServiceHarness) -> None:
     found = [harness.until_ended(job) for job in jobs]
     assert [one["figures"]["perplexity"] for one in found] == [[10.0, "Infinity"], [10.0, "NaN"]]
     assert harness.http.get("/v1/jobs").status_code == 200
-    compared = harness.http.get("/v1/compare", params={"job": jobs}).json()
+    compared = harness.http.get("/v1/compare", params={"job": jobs}).json()["jobs"]
     assert [one["figures"]["perplexity"][1] for one in compared] == ["Infinity", "NaN"]
     assert harness.http.get("/", headers={"Accept": "text/html"}).status_code == 200
     assert "∞" in harness.http.get("/compare", params={"job": jobs}, headers={"Accept": "text/html"}).text

@@ -152,7 +152,7 @@ def summary(name: str, **figures: object) -> JobSummary:
     known = {"parameters": (100, 60), "bytes": (400, 240), "layers": (4, 3)}
     fields = dict.fromkeys(JobSummary.model_fields, 0) | {"id": name, "name": name, "owner": "ann", "model": "m"}
     fields |= {"state": "succeeded", "devices": (), "launcher": "local", "figures": Figures(**known | figures)}
-    return JobSummary(**fields | dict.fromkeys(("step", "detail", "error", "source", "published"), None))
+    return JobSummary(**fields | dict.fromkeys(("step", "detail", "error", "source", "published", "made_from"), None))
 
 
 def test_one_chart_has_one_measure() -> None:

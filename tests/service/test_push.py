@@ -127,7 +127,7 @@ def test_what_cannot_be_pushed(harness: ServiceHarness) -> None:
     assert harness.http.delete(f"/v1/jobs/{job}").status_code == 409
     harness.http.post(f"/v1/jobs/{pushed}/cancel")
     assert harness.until_ended(pushed)["state"] == "cancelled"
-    harness.service.jobs.cleaned(job)
+    harness.service.jobs.clean(job, lambda: None)
     refused(harness, f"{job}/push", 409, "the clean-up has deleted the model")
     refused(harness, f"{pushed}/retry", 409, "the clean-up has deleted the model")
     assert harness.http.delete(f"/v1/jobs/{job}").status_code == 204

@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[2]
 AIO = ROOT / "llmprune" / "service" / "client" / "aio"
 NOT_FOR_PYTHON = {"GET /v1/health", "GET /v1/metrics"}  # the client asks /v1/ready; metrics are for Prometheus
 BY_PEOPLE = ("/v1/account", "/v1/users", "/v1/audit")  # who may do what is changed on pages and by commands
+LIBRARY = ("/v1/models", "/v1/sweeps", "/v1/compare.csv")  # in the commands' LibraryClient, which only blocks
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,7 @@ def test_every_operation_of_the_api_has_a_method(harness: ServiceHarness) -> Non
     asked = [
         f"{method.upper()} {path}" for path, methods in harness.app.openapi()["paths"].items() for method in methods
     ]
+    asked = [one for one in asked if not one.split(" ")[1].startswith(LIBRARY)]
     missing = [one for one in asked if re.sub(r"\{.*?\}", "{}", one.split(" ")[1]) not in known]
     missing = [one for one in missing if not one.split(" ")[1].startswith(BY_PEOPLE)]
     assert set(missing) == NOT_FOR_PYTHON, "see docs/develop/add-a-client-method.md"
@@ -116,7 +118,7 @@ def test_a_job_from_submission_to_report(harness: ServiceHarness, client: Client
     assert whole.stat().st_size > model.stat().st_size > paths[0].stat().st_size
     with pytest.raises(OutputError, match="exists already"):
         job.archive(tmp_path / "all.tar")
-    assert [one.figures for one in client.compare([job])] == [done.figures]
+    assert [one.figures for one in client.compare([job]).jobs] == [done.figures]
     job.delete()
     with pytest.raises(NotFound, match="there is no job") as caught:
         job.refresh()

@@ -105,7 +105,7 @@ def test_ready_tokens_and_further_sources_are_held_to_the_same_rules(tmp_path: P
 
 def test_a_job_makes_one_model(tmp_path: Path) -> None:
     """A family is a job for each size: a job's outputs are those of one model."""
-    with pytest.raises(RecipeError, match="submit a job for each size"):
+    with pytest.raises(RecipeError, match="make a sweep"):
         admit(
             RECIPE, ("depth=null", "width=null", "budget.parameters=[0.9, 0.8]"), settings=Settings(data_dir=tmp_path)
         )

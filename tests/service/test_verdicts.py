@@ -128,7 +128,7 @@ def test_what_cannot_be_evaluated_again(harness: ServiceHarness) -> None:
     failed, done = harness.submit(recipe(exit=1))["id"], harness.submit(recipe(n=1))["id"]
     harness.until_ended(failed)
     harness.until_ended(done)
-    harness.service.jobs.cleaned(done)
+    harness.service.jobs.clean(done, lambda: None)
     for job, said in ((failed, "is failed"), (done, "the clean-up")):
         answer = harness.http.post(f"/v1/jobs/{job}/reevaluate", params={"limit": 500})
         assert (answer.status_code, said in answer.json()["detail"]) == (409, True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmprune.report.html.interval_charts import Dot, size_chart
 from llmprune.report.html.page import environment
-from llmprune.report.runs import Run, has_trained, mean_interval, warnings_of
+from llmprune.report.runs import Run, differences_of, has_trained, mean_interval, warnings_of
 from llmprune.results.formatting import share
 
 
@@ -21,6 +21,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
             runs=[(plotted.index(run) + 1 if run in plotted else None, run, _relative_size(run)) for run in runs],
             chart=size_chart(retention_dots(runs)),
             warnings=warnings_of(runs),
+            differences=differences_of(runs),
             interval=mean_interval(runs),
             trained=has_trained(runs),
             tiles=[],

@@ -15,13 +15,18 @@ from llmprune.service.api import (
     account,
     archives,
     audit,
+    compare,
     error_responses,
+    follow_ups,
     live,
+    models,
     notifications,
     outputs,
     recipes,
     sharing,
     status,
+    sweeps,
+    uploads,
     users,
 )
 from llmprune.service.api import jobs as job_routes
@@ -34,6 +39,7 @@ from llmprune.service.api.requests_log import RequestsLogMiddleware
 from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.api.stored_files import StoredFiles
 from llmprune.service.environment import hub_variables, inherited
+from llmprune.service.jobs.library import Library
 from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Tokens
@@ -55,6 +61,7 @@ def create_app(
     settings.prepare()
     database = open_database(settings)
     database.migrate()
+    Library(database).complete()
     service = Service(
         settings=settings,
         database=database,
@@ -86,8 +93,9 @@ def create_app(
     token = Depends(
         HTTPBearer(auto_error=False, description="A token of llmprune token create, or of the Account page.")
     )
-    jobs_and_outputs = (job_routes, live, notifications, outputs, archives, sharing)
-    for part in (recipes, *jobs_and_outputs, account, users, audit, status):
+    jobs_and_outputs = (job_routes, live, notifications, follow_ups, outputs, archives, sharing)
+    library = (compare, uploads, models, sweeps)  # fixed paths of uploads come before ids
+    for part in (recipes, *jobs_and_outputs, account, users, audit, status, *library):
         app.include_router(part.router, dependencies=[token])
     app.include_router(status.public_router)
     routes.install(app)

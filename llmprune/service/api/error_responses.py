@@ -18,6 +18,7 @@ from starlette.routing import Match
 from llmprune.common.errors import MOST_PROBLEMS, LLMPruneError, RecipeError, shortened
 from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.jobs.database import DatabaseUnavailable
+from llmprune.service.jobs.library import NoSuchPage
 from llmprune.service.jobs.store_reads import Conflict, NoSuchJob, QueueFull
 from llmprune.service.planner.queue import PlannerBusy, TooManyPlans
 
@@ -123,6 +124,10 @@ def _wrong_recipe(error: RecipeError) -> Failure:
         "submission": "the job cannot be queued",
         "evaluation": "more samples cannot be evaluated",
         "users": "this cannot be done",
+        "labels": "the labels cannot be changed",
+        "models": "the models cannot be listed",
+        "sweep": "the sweep cannot be made",
+        "upload": "the upload cannot be taken",
     }
     return Failure(422, details.get(error.source, "the recipe cannot be run here"), error.problems)
 
@@ -151,6 +156,7 @@ _EXPLAINED: dict[type[Exception], Callable[[Any], Failure]] = {
     PlannerBusy: lambda error: _busy(503, error, retry_after=error.wait),
     LLMPruneError: lambda error: Failure(500, str(error)),
     NoSuchJob: lambda error: Failure(404, str(error)),
+    NoSuchPage: lambda error: Failure(404, str(error)),
     DatabaseUnavailable: table_failure,
     OSError: _disk_error,
 }

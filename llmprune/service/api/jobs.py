@@ -1,4 +1,4 @@
-"""Routes of jobs: submit, list, show, cancel, retry, evaluate again, push, delete, compare."""
+"""Routes of jobs: submit, list, show, cancel, retry, evaluate again, push, delete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmprune.recipe.hub import Hub
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import documented
 from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
-from llmprune.service.api.values import Compared, JobPage
+from llmprune.service.api.values import JobPage
 from llmprune.service.jobs.job import Job, JobQuery, State
 from llmprune.service.jobs.submission import (
     PushSubmission,
@@ -101,7 +101,7 @@ async def submit_job(
     job, new = await service.recipe_queue.run(
         caller.name, submit, submission, caller, settings=service.settings, jobs=service.jobs
     )
-    return await run_in_threadpool(_queued, job, new, service=service, response=response)
+    return await run_in_threadpool(queued_job, job, new, service=service, response=response)
 
 
 @router.get("/jobs", responses=documented(422))
@@ -115,6 +115,7 @@ def list_jobs(
     owner: Annotated[str | None, Query(max_length=64, description="Only jobs of this user.")] = None,
     search: Annotated[str | None, Query(max_length=200, description="Part of the name or model, or an id.")] = None,
     source: Annotated[str | None, Query(max_length=12, description="Only pushes of this job's model.")] = None,
+    made_from: Annotated[str | None, Query(max_length=12, description="Only follow-ups of this job.")] = None,
     before: SeqNumber = None,
     limit: Annotated[int, Query(ge=1, le=500, description="Maximum number of jobs on the page.")] = 50,
 ) -> JobPage:
@@ -125,6 +126,7 @@ def list_jobs(
         owner=owner,
         search=search,
         source=source,
+        made_from=made_from,
         before=before,
         limit=limit,
     )
@@ -163,7 +165,7 @@ def push_job(
     """Push a finished job's model to the hub, as a job of its own that can be watched, cancelled and retried."""
     submission = PushSubmission(service.own_job(job, caller), hub, hub_token, key)
     push, new = submit_push(submission, caller, settings=service.settings, jobs=service.jobs)
-    return _queued(push, new, service=service, response=response)
+    return queued_job(push, new, service=service, response=response)
 
 
 @router.post("/jobs/{job}/retry", responses=documented(404, 409, 422, 507))
@@ -209,19 +211,8 @@ def delete_job(job: JobId, service: TheService, *, caller: TheCaller) -> None:
     shutil.rmtree(service.settings.folder(job), ignore_errors=True)
 
 
-@router.get("/compare", responses=documented(404, 422))
-def compare_jobs(
-    service: TheService,
-    caller: TheCaller,
-    *,
-    job: Annotated[list[str], Query(min_length=1, max_length=50, description="Ids of jobs.")],
-) -> list[Compared]:
-    """Return the figures of several jobs for a comparison."""
-    found = [service.job(one, caller) for one in dict.fromkeys(job)]
-    return [Compared(**one.model_dump(include=set(Compared.model_fields))) for one in found]
-
-
-def _queued(job: Job, new: bool, *, service: Service, response: Response) -> Job:
+def queued_job(job: Job, new: bool, *, service: Service, response: Response) -> Job:
+    """Wake the supervisor for a queued job and return it; the response says where it is, and whether it is new."""
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not new:
         response.headers["Idempotent-Replay"] = "true"

@@ -27,7 +27,9 @@ router = APIRouter(prefix="/v1/jobs/{job}", tags=["outputs"])
 LOG_PART = 1_000_000  # bytes of a log in one answer
 _POLL_EVERY = 0.5  # seconds
 _WAIT_FOR_DATABASE = 2.0  # seconds
-REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"
+REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; frame-ancestors 'self'"
+)
 
 
 def known_job(job: JobId, service: TheService, *, caller: TheCaller) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmprune.service.jobs.job import Figures, JobSummary, State
+from llmprune.service.jobs.models import Model, Stage
 
 
 class JobPage(BaseModel):
@@ -15,14 +18,54 @@ class JobPage(BaseModel):
     counts: dict[State, int] = Field(description="Number of jobs that the caller may read, by state.")
 
 
+class Offered(BaseModel):
+    """A kind of follow-up, and whether the job can have one."""
+
+    kind: Literal["evaluate", "bench", "size", "recover", "sparsify", "repeat"]
+    reason: str | None = Field(description="Why the job cannot have one; null: it can.")
+
+
+class FollowUps(BaseModel):
+    """Follow-ups that a job can have, and those that the caller may read, the newest first."""
+
+    offers: list[Offered]
+    jobs: list[JobSummary]
+
+
 class Compared(BaseModel):
     """One job of a comparison."""
 
     id: str
     name: str
+    owner: str
     model: str
     state: State
+    stage: Stage | None = Field(description="Stage in the model library; null: the job has no result.")
+    tags: tuple[str, ...]
     figures: Figures | None = Field(description="Figures of the report; null: the job has none.")
+    disk: int | None = Field(description="Bytes of the saved model on disk; null: it is not there.")
+
+
+class RecipeDifference(BaseModel):
+    """A key of the recipes whose values differ."""
+
+    key: str
+    values: list[str | None] = Field(description="Value in each job's recipe, in their order; null: none.")
+
+
+class Comparison(BaseModel):
+    """Jobs next to each other."""
+
+    jobs: list[Compared]
+    warnings: list[str] = Field(description="One sentence for each reason why the figures are hard to compare.")
+    recipe: list[RecipeDifference] = Field(description="Keys whose values differ between the recipes that were run.")
+
+
+class ModelList(BaseModel):
+    """A page of the model library."""
+
+    models: list[Model]
+    next: str | None = Field(description="Value of after for the next page; null: this is the last page.")
 
 
 class JobEvent(BaseModel):

@@ -36,7 +36,7 @@ NotifyEmail = Annotated[
     typer.Option(metavar="ADDRESS", help="Address that gets an e-mail when the job ends; may be repeated."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-_LOCAL_SERVER = "http://127.0.0.1:8321"
+LOCAL_SERVER = "http://127.0.0.1:8321"
 
 
 def submit(
@@ -67,12 +67,12 @@ def submit(
     notify_url: NotifyUrl = None,
     notify_email: NotifyEmail = None,
     follow: Annotated[bool, typer.Option("--watch", help="Watch the job until it has ended.")] = False,
-    server: Server = _LOCAL_SERVER,
+    server: Server = LOCAL_SERVER,
     token_file: TokenFile = None,
 ) -> None:
     """Submit a recipe to a service; prints the job's id."""
-    text = _read(recipe, "recipe")
-    hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
+    text = read_text(recipe, "recipe")
+    hub_token = token_in(hub_token_file, "hub token") if hub_token_file else None
     settings: dict[str, Any] = {
         "name": name,
         "launcher": launcher,
@@ -86,11 +86,11 @@ def submit(
 
     for note in paths_of_this_machine(text, overrides or (), server=server):
         typer.echo(f"llmprune: note: {printable(note)}", err=True)
-    with _client(server, token_file) as client:
+    with client_of(server, token_file) as client:
         job = client.submit(recipe, overrides or (), hub_token=hub_token, shared=shared, **settings)
         typer.echo(printable(job.id))
         if follow:
-            _watch(job)
+            watch_job(job)
 
 
 def jobs(
@@ -99,11 +99,11 @@ def jobs(
     *,
     limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number of jobs.")] = 20,
     as_json: Json = False,
-    server: Server = _LOCAL_SERVER,
+    server: Server = LOCAL_SERVER,
     token_file: TokenFile = None,
 ) -> None:
     """List a service's jobs, the newest first."""
-    with _client(server, token_file) as client:
+    with client_of(server, token_file) as client:
         found = client.page(state=state, search=search, limit=limit)
     if as_json:
         typer.echo(json.dumps(json.loads(found.model_dump_json()), indent=1))  # in ASCII, with infinity as text
@@ -113,15 +113,15 @@ def jobs(
     print_jobs(job.model_dump() for job in found.jobs)
 
 
-def watch(job: JobArgument, server: Server = _LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
+def watch(job: JobArgument, server: Server = LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
     """Watch a job until it has ended; exits as the run does: 0, 1, 2, or 3 for a gate not met or undecided."""
-    with _client(server, token_file) as client:
-        _watch(client.job(job))
+    with client_of(server, token_file) as client:
+        watch_job(client.job(job))
 
 
-def cancel(job: JobArgument, server: Server = _LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
+def cancel(job: JobArgument, server: Server = LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
     """Cancel a job; the finished part is kept for a retry."""
-    with _client(server, token_file) as client:
+    with client_of(server, token_file) as client:
         typer.echo(printable(client.job(job).cancel().state))
 
 
@@ -131,24 +131,24 @@ def retry(
         Path | None, typer.Option(help="File with a hub token for this job alone; a push needs one.")
     ] = None,
     *,
-    server: Server = _LOCAL_SERVER,
+    server: Server = LOCAL_SERVER,
     token_file: TokenFile = None,
 ) -> None:
     """Queue a failed or cancelled job again; it continues after one of the last finished layers."""
-    hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
-    with _client(server, token_file) as client:
+    hub_token = token_in(hub_token_file, "hub token") if hub_token_file else None
+    with client_of(server, token_file) as client:
         typer.echo(printable(client.job(job).retry(hub_token=hub_token).state))
 
 
-def share(job: JobArgument, server: Server = _LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
+def share(job: JobArgument, server: Server = LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
     """Let every user of the service read a job."""
-    with _client(server, token_file) as client:
+    with client_of(server, token_file) as client:
         client.job(job).share()
 
 
-def unshare(job: JobArgument, server: Server = _LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
+def unshare(job: JobArgument, server: Server = LOCAL_SERVER, *, token_file: TokenFile = None) -> None:
     """Let only its owner and admins read a job."""
-    with _client(server, token_file) as client:
+    with client_of(server, token_file) as client:
         client.job(job).unshare()
 
 
@@ -162,15 +162,15 @@ def reevaluate_job(
         Path | None,
         typer.Option(help="File with a hub token for this job alone; the service deletes it when the job ends."),
     ] = None,
-    server: Server = _LOCAL_SERVER,
+    server: Server = LOCAL_SERVER,
     token_file: TokenFile = None,
 ) -> None:
     """Evaluate a finished job's model on more samples; watches the job and exits as llmprune reevaluate does."""
-    hub_token = _token(hub_token_file, "hub token") if hub_token_file else None
-    with _client(server, token_file) as client:
+    hub_token = token_in(hub_token_file, "hub token") if hub_token_file else None
+    with client_of(server, token_file) as client:
         found = client.job(job)
         found.reevaluate(limit, hub_token=hub_token)
-        _watch(found)
+        watch_job(found)
 
 
 def fetch(
@@ -184,7 +184,7 @@ def fetch(
         Path | None, typer.Option(metavar="FILE", help="Download one tar archive, such as model.tar, not a folder.")
     ] = None,
     model_only: Annotated[bool, typer.Option("--model-only", help="Only the files of the model.")] = False,
-    server: Server = _LOCAL_SERVER,
+    server: Server = LOCAL_SERVER,
     token_file: TokenFile = None,
 ) -> None:
     """Download a job's model, report and all other files of its run. A download that broke continues.
@@ -193,7 +193,7 @@ def fetch(
     """
     if archive is not None and (output is not None or only):
         raise RecipeError("--archive: an archive has all files, or the model alone; leave out --output and --only")
-    with _client(server, token_file) as client:
+    with client_of(server, token_file) as client:
         found = client.job(job)
         if archive is not None:
             paths = [found.archive(archive, model_only=model_only)]
@@ -217,15 +217,15 @@ def push_job(
         str | None, typer.Option(help="always: push also where the gate was not met, which the card reports.")
     ] = None,
     commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
-    server: Server = _LOCAL_SERVER,
+    server: Server = LOCAL_SERVER,
     token_file: TokenFile = None,
 ) -> None:
     """Push a finished job's model to the hub from the service; watches the push and exits as it does."""
     settings: dict[str, Any] = {"private": private, "branch": branch, "create_pr": create_pr, "when": when}
-    with _client(server, token_file) as client:
-        hub_token = _token(hub_token_file, "hub token")
+    with client_of(server, token_file) as client:
+        hub_token = token_in(hub_token_file, "hub token")
         push = client.job(job).push(hub_token, repo_id=repo_id, commit_message=commit_message, **settings)
-        published = _watch(push).published
+        published = watch_job(push).published
         files = f"{published.files} files" if published else "the model"
         typer.echo(printable(f"pushed {files} to {repo_id}"))
         if published:
@@ -253,7 +253,7 @@ def add_to(app: typer.Typer) -> None:
     user_commands.add_to(app)
 
 
-def _watch(job: JobHandle) -> JobSummary:
+def watch_job(job: JobHandle) -> JobSummary:
     """Show a job's progress until it has ended and return it. Raises typer.Exit unless it has succeeded."""
     job.progress()
     ended = job.shown
@@ -264,20 +264,23 @@ def _watch(job: JobHandle) -> JobSummary:
     return ended
 
 
-def _client(server: str, token_file: Path | None) -> Client:
+def client_of(server: str, token_file: Path | None) -> Client:
+    """Return a client of a service, with the token of a file or of the variable LLMPRUNE_TOKEN."""
     from llmprune.service.client.sync.client import Client
 
-    return Client(server, _token(token_file, "token") if token_file else None)
+    return Client(server, token_in(token_file, "token") if token_file else None)
 
 
-def _token(path: Path, what: str) -> str:
-    token = _read(path, what).removeprefix("\ufeff").strip()
+def token_in(path: Path, what: str) -> str:
+    """Return the token in a file. Raises RecipeError; ``what`` names the token in its message."""
+    token = read_text(path, what).removeprefix("\ufeff").strip()
     if not token:
         raise RecipeError(f"the {what} {path} is empty; give a file with the token")
     return token
 
 
-def _read(path: Path, what: str) -> str:
+def read_text(path: Path, what: str) -> str:
+    """Read a text file. Raises RecipeError."""
     from llmprune.common.text_files import utf8
 
     try:

@@ -88,6 +88,9 @@ DiskQuota = Annotated[
         help="Maximum disk space of all jobs; above it the oldest models are deleted and reports are kept.",
     ),
 ]
+UploadLimit = Annotated[
+    str, typer.Option(metavar="SIZE", help="Maximum size of an uploaded run folder. 0: no uploads.")
+]
 KeepDays = Annotated[
     float | None, typer.Option(min=0, help="Days after which a job's model is deleted; its report is kept.")
 ]
@@ -137,6 +140,7 @@ def serve(
     time_limit: TimeLimit = 86400.0,
     memory_limit: MemoryLimit = None,
     disk_quota: DiskQuota = None,
+    upload_limit: UploadLimit = "500GB",
     keep_days: KeepDays = None,
     keep_jobs: KeepJobs = False,
     max_queued: MaxQueued = 1000,
@@ -191,7 +195,8 @@ def serve(
         disk_quota=_size(disk_quota) if disk_quota else None, keep_days=keep_days, keep_jobs=keep_jobs,
         max_queued=max_queued, max_running=max_running, max_gpus=max_gpus, max_jobs=max_jobs,
         jobs_per_day=jobs_per_day, user_disk=_size(user_disk) if user_disk else None, oidc=sign_in,
-        share_jobs=share_jobs, lend_hub_token=lend_hub_token, notifications=notifications,
+        upload_limit=_size(upload_limit) or 0, share_jobs=share_jobs, lend_hub_token=lend_hub_token,
+        notifications=notifications,
         **({} if memory_limit is None else {"memory_limit": _size(memory_limit)}),
     )  # fmt: skip
     if first_token_file is not None:

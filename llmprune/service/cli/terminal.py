@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 from rich import box
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -36,6 +37,32 @@ def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:
             percent(None if retention is None else float(retention)),
         )  # fmt: skip
     PlainConsole().print(table)
+
+
+def print_models(models: Iterable[dict[str, Any]]) -> None:
+    """Print a table with a row for each model."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for head in ("id", "stage", "name", "base", "tags", "owner"):
+        table.add_column(head, overflow="fold")
+    table.add_column("retained", justify="right")
+    for model in models:
+        retention = (model["figures"] or {}).get("retention")
+        table.add_row(
+            printable(model["id"]), printable(model["stage"]), printable(model["name"]), printable(model["base"]),
+            printable(" ".join(model["tags"])), printable(model["owner"]),
+            percent(None if retention is None else float(retention)),
+        )  # fmt: skip
+    PlainConsole().print(table)
+
+
+@contextmanager
+def showing_bytes() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar of sent bytes on a terminal; the block calls what it gets with bytes sent and bytes in all."""
+    console = PlainConsole(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=None)
+        yield lambda sent, total: progress.update(bar, completed=sent, total=total)
 
 
 def doing(job: dict[str, Any]) -> str:

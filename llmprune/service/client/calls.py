@@ -30,7 +30,7 @@ class Call(Generic[R_co]):
     shape: type[R_co]
     params: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    content: str | None = None
+    content: str | bytes | None = None
     json: Any = None
     timeout: float | None = None
 
@@ -55,12 +55,16 @@ class JobSettings(TypedDict, total=False):
 
 
 class JobFilters(TypedDict, total=False):
-    """Selection of jobs. ``search``: part of the name or model, or an id; ``source``: pushes of this job's model."""
+    """Selection of jobs. ``search``: part of the name or model, or an id; ``source``: pushes of this job's model.
+
+    ``made_from``: follow-ups of this job.
+    """
 
     state: str | Iterable[str] | None
     owner: str | None
     search: str | None
     source: str | None
+    made_from: str | None
 
 
 def params_of(given: Mapping[str, Any], kind: type) -> dict[str, Any]:

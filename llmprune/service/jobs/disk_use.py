@@ -7,7 +7,7 @@ from llmprune.service.jobs.database import Database
 _AT_A_TIME = 500  # jobs in one pass
 _STALE = (
     "SELECT j.id, j.state, j.attempts FROM jobs j LEFT JOIN job_disk d ON d.job = j.id "
-    "WHERE j.attempts > 0 AND (d.job IS NULL OR d.state <> j.state OR d.attempts <> j.attempts "
+    "WHERE (j.attempts > 0 OR j.uploaded = 1) AND (d.job IS NULL OR d.state <> j.state OR d.attempts <> j.attempts "
     "OR j.state IN ('running', 'cancelling')) ORDER BY j.seq DESC LIMIT ?"
 )
 

@@ -8,6 +8,7 @@ queued ──▶ running ──▶ succeeded, gate_not_met, gate_undecided   (th
 
 A finished job is queued again to evaluate more samples of its model (``reevaluate``).
 A job with a ``source`` is a push: it sends the finished model of that job to the hub.
+A job with ``work`` is a follow-up of the job ``made_from``; while it waits and runs it reads the folder of ``reads``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from llmprune.publish.published import Published
 from llmprune.recipe.hub import Hub
 from llmprune.results.evaluation_figures import Verdict
 from llmprune.service.jobs.database import Row
+from llmprune.service.jobs.work import Work
 from llmprune.service.notifications.targets import Target
 
 State = Literal["queued", "running", "cancelling", "cancelled", "failed", "gate_not_met", "gate_undecided", "succeeded"]
@@ -42,11 +44,13 @@ JOB_ID = "[0-9a-f]{12}"
 BY_TASK = 0  # samples of an evaluation in which each task has a limit of its own, as many as the gate needs
 
 
-class _Value(BaseModel):
+class Value(BaseModel):
+    """A value that does not change and knows all of its fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Figures(_Value):
+class Figures(Value):
     """Figures of a job's report, for lists and comparisons."""
 
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")
@@ -58,6 +62,9 @@ class Figures(_Value):
         None, description='Perplexity, dense and pruned; may be "Infinity".'
     )
     speed: tuple[Number, Number] | None = Field(None, description="Generated tokens per second, dense and pruned.")
+    kv_cache: tuple[int, int] | None = Field(
+        None, description="Bytes of the key-value cache of one token, dense and pruned."
+    )
     retention: Number | None = Field(
         None, description="Mean over the tasks of pruned / dense, or of dense / pruned where lower is better."
     )
@@ -67,7 +74,27 @@ class Figures(_Value):
     gate_verdict: Verdict | None = Field(None, description="Verdict of the gate; null: the recipe has none.")
 
 
-class JobRequest(_Value):
+def figures_of(report: Mapping[str, Any]) -> Figures:
+    """Return the figures of a report's JSON data. Raises KeyError, TypeError, AttributeError and ValueError."""
+    dense, pruned, perplexity, speed = (report[name] for name in ("dense", "pruned", "perplexity", "speed"))
+    interval = report["retention"]["interval"] if report.get("retention") else None
+    gate, cache = report["gate"], (dense.get("kv_bytes_per_token"), pruned.get("kv_bytes_per_token"))
+    return Figures(
+        parameters=(dense["parameters"], pruned["parameters"]),
+        bytes=(dense["bytes"], pruned["bytes"]),
+        layers=(dense["layers"], pruned["layers"]),
+        perplexity=(perplexity["dense"], perplexity["pruned"]) if perplexity else None,
+        speed=(speed["dense"], speed["pruned"]) if speed else None,
+        kv_cache=None if None in cache else cache,
+        retention=report["mean_retention"],
+        interval=(interval["low"], interval["high"]) if interval else None,
+        confidence=interval["confidence"] if interval else None,
+        gate_passed=gate["passed"] if gate else None,
+        gate_verdict=gate["verdict"] if gate else None,
+    )
+
+
+class JobRequest(Value):
     """Settings of a submission other than its recipe."""
 
     name: str = Field(max_length=120)
@@ -78,10 +105,14 @@ class JobRequest(_Value):
     source: str | None = None
     push: Hub | None = None
     shared: bool = False
+    made_from: str | None = None
+    reads: str | None = None
+    work: Work | None = None
 
     def columns(self) -> dict[str, Any]:
         """Return the request as columns of the job table."""
-        return self.model_dump() | {"push": self.push.model_dump_json() if self.push else None}
+        values = {name: getattr(self, name) for name in ("push", "work")}
+        return self.model_dump() | {name: value and value.model_dump_json() for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -112,6 +143,7 @@ class JobQuery:
     search: str | None = None  # part of the name or model, or an id
     source: str | None = None  # only pushes of this job's model
     ids: Sequence[str] = ()  # only these jobs; empty: all
+    made_from: str | None = None  # only follow-ups of this job
     before: int | None = None  # only jobs that arrived before this one; see Job.seq
     limit: int = 50
 
@@ -126,7 +158,7 @@ class Outcome:
     results: Mapping[str, str | None] = field(default_factory=dict)  # columns ``figures`` and ``published``, as JSON
 
 
-class JobSummary(_Value):
+class JobSummary(Value):
     """A job as lists show it."""
 
     id: str
@@ -157,8 +189,10 @@ class JobSummary(_Value):
     figures: Figures | None
     shared: bool = Field(description="Every user with a token may read it; otherwise its owner and admins.")
     cleaned: bool = Field(description="The clean-up has deleted its model.")
+    uploaded: bool = Field(False, description="A user uploaded its run folder; the service did not make it.")
     source: str | None = Field(description="Id of the job whose model it pushes to the hub; null: it is no push.")
     published: Published | None = Field(description="The commit that the push made on the hub.")
+    made_from: str | None = Field(description="Id of the job that it is a follow-up of; null: of none.")
     reevaluate: int | None = Field(
         description="Samples for each task in the evaluation of more samples; 0: as many as the gate needs, in "
         "proportion to the limits of each task; null: it runs its recipe."
@@ -196,16 +230,18 @@ class Job(JobSummary):
     recipe: str
     overrides: tuple[str, ...]
     push: Hub | None = Field(description="Settings of the push; null: it is no push.")
+    reads: str | None = Field(description="Id of the job whose run folder it reads; null: of none.")
+    work: Work | None = Field(description="Kind of work of a follow-up, and its settings; null: it is none.")
 
 
 RECIPE_IS_WRONG = 2  # llmprune's exit code for a recipe that cannot be run as it is
 SUMMARY_COLUMNS = ", ".join(JobSummary.model_fields)
-_JSON_COLUMNS = ("devices", "figures", "published", "overrides", "push")
+_JSON_COLUMNS = ("devices", "figures", "published", "overrides", "push", "work")
 # Values of columns that cannot be read; None for all others.
 _NEUTRAL: dict[str, Any] = {
     "name": "?", "owner": "", "model": "?", "state": "failed", "fraction": 0.0, "launcher": "?", "gpus": 0,
     "devices": (), "priority": 0, "attempts": 0, "ran_seconds": 0.0, "shared": False, "cleaned": False,
-    "created": 0.0, "seq": 0, "recipe": "", "overrides": (),
+    "uploaded": False, "created": 0.0, "seq": 0, "recipe": "", "overrides": (),
 }  # fmt: skip
 
 J = TypeVar("J", bound=JobSummary)

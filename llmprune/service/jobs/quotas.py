@@ -120,8 +120,17 @@ def usage_of(database: Database, owner: str) -> Usage:
     return Usage(**dict(rows[0]), disk=_disk(database.read(*_disk_query(owner))), per_day=_today(database, owner))
 
 
-def require_quota(connection: Transaction, owner: str, *, gpus: int, defaults: Quotas) -> None:
-    """Count a submission, or raise QueueFull where a quota of its owner leaves no room for it."""
+def require_quota(connection: Transaction, owner: str, *, gpus: int, defaults: Quotas, size: int = 0) -> None:
+    """Count a submission, or raise QueueFull where a quota of its owner leaves no room for it.
+
+    ``size``: bytes that it brings.
+    """
+    quotas = require_room(connection, owner, gpus=gpus, defaults=defaults, size=size)
+    _count_submission(connection, owner, limit=quotas.per_day)
+
+
+def require_room(connection: Transaction, owner: str, *, gpus: int, defaults: Quotas, size: int = 0) -> Quotas:
+    """Return the quotas of an owner. Raises QueueFull where one other than the submissions of a day is reached."""
     row = first_row(connection, f"SELECT {_COLUMNS} FROM user_quotas WHERE owner = ?", owner)
     quotas = _merged(defaults, dict(row) if row else {})
     if quotas.gpus is not None and gpus > quotas.gpus:
@@ -144,7 +153,12 @@ def require_quota(connection: Transaction, owner: str, *, gpus: int, defaults: Q
             raise QueueFull(
                 f"the jobs of {owner} take {format_size(used)}, and {format_size(quotas.disk)} are allowed; delete some"
             )
-    _count_submission(connection, owner, limit=quotas.per_day)
+        if used + size > quotas.disk:
+            raise QueueFull(
+                f"{format_size(size)} more: the jobs of {owner} take {format_size(used)}, and "
+                f"{format_size(quotas.disk)} are allowed; delete some"
+            )
+    return quotas
 
 
 def _count_submission(connection: Transaction, owner: str, *, limit: int | None) -> None:

@@ -22,7 +22,7 @@ def set_shared(database: Database, job: str, *, shared: bool) -> Job:
 
 
 def transfer(database: Database, owner: str, *, to: str) -> int:
-    """Give all jobs of a user to another user; return how many. Raises RecipeError where there is no such user."""
+    """Give all jobs and sweeps of a user to another one; return how many jobs. Raises RecipeError for unknown users."""
     if owner == to:
         raise RecipeError(f"the jobs of {owner} belong to {to} already; name another user", SOURCE)
     moved = 0
@@ -36,6 +36,7 @@ def transfer(database: Database, owner: str, *, to: str) -> int:
             for job in found:
                 connection.execute("UPDATE jobs SET owner = ? WHERE id = ?", (to, job))
                 write_event(connection, job, kind="owner")
+            connection.execute("UPDATE sweeps SET owner = ?, idempotency_key = NULL WHERE owner = ?", (to, owner))
         moved += len(found)
         if len(found) < _AT_A_TIME:
             return moved

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, get_args
 
 from llmprune.service.jobs.bases import add_base, require_no_use
@@ -16,7 +17,6 @@ from llmprune.service.jobs.job import (
     ENDED,
     FINISHED,
     SUMMARY_COLUMNS,
-    VERDICTS,
     Job,
     JobPage,
     JobQuery,
@@ -26,35 +26,30 @@ from llmprune.service.jobs.job import (
     job_of,
     summary_of,
 )
+from llmprune.service.jobs.model_rows import record_model
 from llmprune.service.jobs.quotas import Quotas, require_quota
 from llmprune.service.jobs.run_times import record_run_time
 from llmprune.service.jobs.store_reads import (
     Conflict,
     Term,
+    cancelled_columns,
     escaped,
     first_row,
     newest,
     numbers_by_state,
-    require_no_push,
+    require_made_here,
+    require_parent,
     require_pushable,
+    require_unused,
     row_of,
 )
 from llmprune.service.notifications.outbox import notify_end, write_default_targets, write_targets
 
 _NOTHING_LEFT: dict[str, Any] = {"seconds_left": None, "run_seconds_left": None, "detail": None}
 _EVENT_FIELDS = (
-    "state",
-    "step",
-    "done",
-    "total",
-    "detail",
-    "fraction",
-    "seconds_left",
-    "run_seconds_left",
-    "attempts",
-    "exit_code",
-    "error",
-)
+    "state", "step", "done", "total", "detail", "fraction", "seconds_left",
+    "run_seconds_left", "attempts", "exit_code", "error",
+)  # fmt: skip
 
 
 class JobStore:
@@ -64,14 +59,15 @@ class JobStore:
         self.database = database
         self._parsed: dict[Sequence[State], dict[str, tuple[Row, Job]]] = {}  # by states and id: the last rows and jobs
 
-    def add(self, job: str, new: NewJob, *, quotas: Quotas) -> tuple[Job, bool]:
+    def add(self, job: str, new: NewJob, *, quotas: Quotas, connection: Transaction | None = None) -> tuple[Job, bool]:
         """Queue a job under the id ``job``, or return the one that this owner, key and digest made before.
 
         Return the job, and whether it is new. Raises Conflict where the key came with another digest, QueueFull where
-        a quota of the owner is reached; ``quotas``: those of an owner without quotas of their own.
+        a quota of the owner is reached; ``quotas``: those of an owner without quotas of their own. ``connection``: of
+        an open transaction.
         """
         owner, key, digest, request = new.owner, new.key, new.digest, new.request
-        with self.database.write() as connection:
+        with nullcontext(connection) if connection else self.database.write() as connection:
             known = first_row(connection, "SELECT digest, job FROM idempotency WHERE owner = ? AND key = ?", owner, key)
             if known is not None:
                 if known["digest"] != digest:
@@ -79,6 +75,8 @@ class JobStore:
                 return job_of(row_of(connection, known["job"])), False
             if request.source is not None:
                 require_pushable(connection, request.source)
+            if request.reads is not None:
+                require_parent(connection, request.reads, work=request.work)
             require_quota(connection, owner, gpus=request.gpus, defaults=quotas)
             values = {
                 "id": job, "owner": owner, "model": new.model, "recipe": new.recipe,
@@ -115,6 +113,8 @@ class JobStore:
             terms.append(("source = ?", [query.source]))
         if query.ids:
             terms.append((f"id IN ({', '.join('?' * len(query.ids))})", [*query.ids]))
+        if query.made_from is not None:
+            terms.append(("made_from = ?", [query.made_from]))
         if query.search:
             like = self.database.like
             part = f"%{escaped(query.search)}%"
@@ -133,11 +133,14 @@ class JobStore:
             found[row["state"]] += row["n"]
         return {state: found[state] for state in get_args(State)}
 
-    def pushed(self) -> set[str]:
-        """Return the ids of the jobs whose models are being pushed."""
+    def in_use(self) -> set[str]:
+        """Return the ids of the jobs whose models are being pushed or whose folders are read."""
         marks = ", ".join("?" * (1 + len(ACTIVE)))
-        sql = f"SELECT source FROM jobs WHERE source IS NOT NULL AND state IN ({marks})"
-        return {row["source"] for row in self.database.read(sql, ("queued", *ACTIVE))}
+        sql = " UNION ".join(
+            f"SELECT {name} AS used FROM jobs WHERE {name} IS NOT NULL AND state IN ({marks})"
+            for name in ("source", "reads")
+        )
+        return {row["used"] for row in self.database.read(sql, ("queued", *ACTIVE) * 2)}
 
     def in_states(self, *states: State) -> list[Job]:
         """Return the jobs in these states, in the order in which they should start."""
@@ -156,7 +159,7 @@ class JobStore:
             row = row_of(connection, job)
             state = row["state"]
             if state == "queued":
-                _change(connection, job, **_cancelled(row), finished=time.time())
+                _change(connection, job, **cancelled_columns(row), finished=time.time())
             elif state == "running":
                 _change(connection, job, state="cancelling")
             elif state != "cancelling":
@@ -171,9 +174,11 @@ class JobStore:
                 raise Conflict("the job has its result, and a retry gives the same; change the recipe in a new job")
             if row["state"] not in ("failed", "cancelled"):
                 raise Conflict(f"the job is {row['state']}; only failed and cancelled jobs can be tried again")
-            require_no_push(connection, job)
+            require_unused(connection, job)
             if row["source"] is not None:
                 require_pushable(connection, row["source"])
+            if row["reads"] is not None:
+                require_parent(connection, row["reads"], work=job_of(row).work)
             from_start: dict[str, Any] = {"cleaned": 0, "reevaluate": None} if row["cleaned"] else {}
             _change(connection, job, state="queued", **_FRESH, **from_start, error=None, ran_before=row["ran_seconds"])
             return job_of(row_of(connection, job))
@@ -186,11 +191,12 @@ class JobStore:
                 raise Conflict(
                     f"job {job} is {_description(row)}; only the model of a finished job can be evaluated again"
                 )
+            require_made_here(row)
             if row["cleaned"]:
                 raise Conflict(
                     f"the clean-up has deleted the model of job {job}; run its recipe again with more samples"
                 )
-            require_no_push(connection, job)
+            require_unused(connection, job)
             _change(connection, job, state="queued", **_FRESH, reevaluate=limit, ran_before=row["ran_seconds"])
             return job_of(row_of(connection, job))
 
@@ -228,7 +234,7 @@ class JobStore:
             if ran_seconds is not None:
                 ended["ran_seconds"] = round(ran_seconds, 2)
             was_cancelled = outcome.state == "cancelled"
-            settled = _cancelled(row) if was_cancelled else {"state": outcome.state}
+            settled = cancelled_columns(row) if was_cancelled else {"state": outcome.state}
             if settled["state"] in FINISHED and was_cancelled:
                 ended |= {"error": row["error"], "exit_code": None}
             _change(connection, job, **ended | settled)
@@ -249,10 +255,18 @@ class JobStore:
                 news = {**_NOTHING_LEFT, "step": step, "done": None, "total": None}
                 _change(connection, job, state="queued", devices="[]", **news)
 
-    def cleaned(self, job: str) -> None:
-        """Record that the clean-up has deleted a job's model."""
+    def clean(self, job: str, move_away: Callable[[], object]) -> bool:
+        """Move an ended job's model away and record that; return False where a push or a follow-up uses the model."""
         with self.database.write() as connection:
+            if row_of(connection, job)["state"] not in ENDED:  # it was retried meanwhile
+                return False
+            try:
+                require_unused(connection, job)
+            except Conflict:
+                return False
+            move_away()
             _change(connection, job, kind="cleaned", cleaned=1)
+            return True
 
     def delete(self, job: str) -> None:
         """Delete an ended job from the table. Raises Conflict where it has not ended."""
@@ -260,7 +274,7 @@ class JobStore:
             state = row_of(connection, job)["state"]
             if state not in ENDED:
                 raise Conflict(f"the job is {state}; cancel it first")
-            require_no_push(connection, job)
+            require_unused(connection, job)
             require_no_use(connection, job)
             connection.execute("INSERT INTO artifact_removals (job) VALUES (?) ON CONFLICT DO NOTHING", (job,))
             connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
@@ -277,16 +291,6 @@ _FRESH: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _cancelled(row: Row) -> dict[str, Any]:
-    """Return the columns of a cancelled job; one that evaluated more samples gets its earlier verdict back."""
-    figures = summary_of(row).figures
-    if row["reevaluate"] is None or figures is None:
-        return {"state": "cancelled"}
-    verdict = figures.gate_verdict or ("fail" if figures.gate_passed is False else "pass")
-    done = {"step": None, "done": None, "total": None, "fraction": 1.0}
-    return {"state": VERDICTS[verdict], "reevaluate": None, **done}
-
-
 def _description(row: Row) -> str:
     return "a push" if row["source"] is not None else str(row["state"]).replace("_", " ")
 
@@ -299,8 +303,11 @@ def _change(connection: Transaction, job: str, *, kind: str = "state", **values:
         notify_end(connection, row_of(connection, job))
 
 
-def write_event(connection: Transaction, job: str, *, kind: str = "state") -> None:
-    """Add an event with a job's state to a transaction."""
-    now = summary_of(row_of(connection, job))
-    data = json.dumps({"id": job} | {name: getattr(now, name) for name in _EVENT_FIELDS})
+def write_event(connection: Transaction, job: str, *, kind: str = "state", **more: Any) -> None:
+    """Write an event with the present state of a job, and ``more`` fields; the model library follows the job."""
+    row = row_of(connection, job)
+    now = summary_of(row)
+    data = json.dumps({"id": job} | {name: getattr(now, name) for name in _EVENT_FIELDS} | more)
     connection.execute("INSERT INTO events (job, kind, data, at) VALUES (?, ?, ?, ?)", (job, kind, data, time.time()))
+    if kind != "progress":
+        record_model(connection, now, seq=row["seq"])

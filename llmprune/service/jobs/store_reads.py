@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llmprune.service.jobs.database import Row, Transaction
-from llmprune.service.jobs.job import ACTIVE, ENDED
+from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, VERDICTS, summary_of
+from llmprune.service.jobs.work import Work
 
 Term = tuple[str, list[Any]]  # a condition and its values
 
@@ -86,15 +87,62 @@ def require_pushable(connection: Transaction, job: str) -> None:
         raise Conflict(f"job {job} is {row['state']} and has no finished model to push; push it when it has succeeded")
     if row["cleaned"]:
         raise Conflict(f"the clean-up has deleted the model of job {job}; run its recipe again, then push that")
+    require_made_here(row)
     require_no_push(connection, job)
+
+
+def require_parent(connection: Transaction, job: str, *, work: Work | None) -> None:
+    """Raise Conflict where a job does not have what a follow-up reads: a finished model, or a folder with scores."""
+    needs = "model" if work is None else work.needs
+    row = first_row(connection, "SELECT * FROM jobs WHERE id = ?", job)
+    if row is None:
+        raise Conflict(f"the job {job}, whose {needs} it needs, was deleted; submit a recipe as a new job")
+    if row["state"] not in FINISHED or row["figures"] is None:
+        state = "has no model" if row["state"] in FINISHED else f"is {row['state']}"
+        raise Conflict(f"job {job} {state}; only a job with a finished model has follow-ups")
+    require_made_here(row)
+    if needs == "model" and row["cleaned"]:
+        raise Conflict(f"the clean-up has deleted the model of job {job}; run its recipe again, then ask for this")
+
+
+def require_unused(connection: Transaction, job: str) -> None:
+    """Raise Conflict while a job's model is being pushed or a follow-up reads its folder."""
+    require_no_push(connection, job)
+    reader = _under_way(connection, "reads", job=job)
+    if reader is None:
+        return
+    if reader["owner"] != row_of(connection, job)["owner"]:
+        raise Conflict(f"a job of another user reads the files of job {job}; wait for it, or ask an admin to cancel it")
+    raise Conflict(f"job {reader['id']} reads the files of job {job}; wait for it, or cancel it")
+
+
+def _under_way(connection: Transaction, column: str, *, job: str) -> Row | None:
+    """Return a job that waits or runs and has this job in a column."""
+    states = ("queued", *ACTIVE)
+    sql = f"SELECT id, owner FROM jobs WHERE {column} = ? AND state IN ({', '.join('?' * len(states))})"
+    return first_row(connection, sql, job, *states)
+
+
+def require_made_here(row: Row) -> None:
+    """Raise Conflict for an uploaded run: its journal and its recipe have not passed the policy of this service."""
+    if row["uploaded"]:
+        raise Conflict(f"job {row['id']} was uploaded; evaluate or push its model where it was made")
 
 
 def require_no_push(connection: Transaction, job: str) -> None:
     """Raise Conflict while a job's model is being pushed."""
-    under_way = ("queued", *ACTIVE)
-    sql = f"SELECT id, owner FROM jobs WHERE source = ? AND state IN ({', '.join('?' * len(under_way))})"
-    push = first_row(connection, sql, job, *under_way)
+    push = _under_way(connection, "source", job=job)
     if push is not None and push["owner"] != row_of(connection, job)["owner"]:
         raise Conflict(f"the model of job {job} is being pushed by an admin; wait for that")
     if push is not None:
         raise Conflict(f"the model of job {job} is being pushed by job {push['id']}; wait for that, or cancel it")
+
+
+def cancelled_columns(row: Row) -> dict[str, Any]:
+    """Return the columns of a cancelled job; one that evaluated more samples gets its earlier verdict back."""
+    figures = summary_of(row).figures
+    if row["reevaluate"] is None or figures is None:
+        return {"state": "cancelled"}
+    verdict = figures.gate_verdict or ("fail" if figures.gate_passed is False else "pass")
+    done = {"step": None, "done": None, "total": None, "fraction": 1.0}
+    return {"state": VERDICTS[verdict], "reevaluate": None, **done}

@@ -12,13 +12,14 @@ import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
 from llmprune.evaluation.more_samples import next_limit
-from llmprune.recipe.evaluation import recorded_tasks
+from llmprune.recipe.evaluation import Evaluation, recorded_tasks
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.results.evaluation_figures import GateFigures
@@ -89,21 +90,26 @@ class PushSubmission:
 
 def submit(submission: Submission, caller: Caller, *, settings: Settings, jobs: JobStore) -> tuple[Job, bool]:
     """Queue a job; return it, and whether it is new. Raises RecipeError, Conflict and QueueFull."""
+    new = new_job(submission, caller, settings=settings, jobs=jobs)
+    return queue_new(settings, submission.hub_token, jobs=jobs, new=new)
+
+
+def new_job(submission: Submission, caller: Caller, *, settings: Settings, jobs: JobStore) -> NewJob:
+    """Check a submission and return the job to be queued. Raises RecipeError."""
     models = JobModels(jobs, settings, caller)
     admitted = admit(submission.recipe, submission.overrides, settings=settings, model_of=models.folder)
     base = models.base_of(admitted.recipe.model.id)
-    new = NewJob(
+    return NewJob(
         owner=caller.name,
         model=admitted.recipe.model.id,
         recipe=submission.recipe,
         overrides=admitted.overrides,
-        request=_job_request(submission, admitted.recipe, caller=caller, settings=settings, jobs=jobs, base=base),
+        request=job_request(submission, admitted.recipe, caller=caller, settings=settings, jobs=jobs, base=base),
         key=submission.key,
         digest=submission.digest(),
         notify=_targets(submission, settings),
         base=base.id if base else None,
     )
-    return _add(settings, submission.hub_token, jobs=jobs, new=new)
 
 
 def submit_push(push: PushSubmission, caller: Caller, *, settings: Settings, jobs: JobStore) -> tuple[Job, bool]:
@@ -123,7 +129,7 @@ def submit_push(push: PushSubmission, caller: Caller, *, settings: Settings, job
         key=push.key,
         digest=push.digest(),
     )
-    return _add(settings, push.hub_token, jobs=jobs, new=new)
+    return queue_new(settings, push.hub_token, jobs=jobs, new=new)
 
 
 def retry(job: Job, hub_token: str | None, *, settings: Settings, jobs: JobStore) -> Job:
@@ -141,9 +147,9 @@ def reevaluate(job: Job, limit: int | None, *, hub_token: str | None, settings: 
     ``limit``: samples for each task; None: as many as the gate needs. Raises RecipeError where more are of no use,
     and Conflict where the job has no finished model.
     """
-    if job.state not in FINISHED or job.source is not None or job.cleaned:
+    if job.state not in FINISHED or job.source is not None or job.cleaned or job.uploaded:
         return jobs.reevaluate(job.id, limit or 1)  # raises Conflict with the reason
-    samples = _samples(job, limit, settings=settings)
+    samples = samples_of(job, limit, settings=settings)
     return _queue_again(
         job, hub_token, settings=settings, jobs=jobs, queue=lambda: jobs.reevaluate(job.id, samples), states=FINISHED
     )
@@ -151,27 +157,45 @@ def reevaluate(job: Job, limit: int | None, *, hub_token: str | None, settings: 
 
 def can_reevaluate(job: Job, settings: Settings) -> bool:
     """Return whether the tasks of a finished job have documents that were not evaluated yet."""
-    if job.state not in FINISHED or job.source is not None or job.cleaned:
+    if job.state not in FINISHED or job.source is not None or job.cleaned or job.uploaded:
         return False
     try:
-        _samples(job, 2**31, settings=settings)
+        samples_of(job, 2**31, settings=settings)
     except (RecipeError, Conflict):
         return False
     return True
 
 
-def _samples(job: Job, limit: int | None, *, settings: Settings) -> int:
+def report_of(job: Job, settings: Settings) -> dict[str, Any]:
+    """Return the report of a finished job as JSON data. Raises Conflict where it cannot be read."""
+    try:
+        found = json.loads((settings.run_folder(job.id) / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(job) from error
+    if not isinstance(found, dict):
+        raise _unreadable(job)
+    return found
+
+
+def evaluated(job: Job, settings: Settings) -> Evaluation:
+    """Return tasks and limits of a job's last evaluation. Raises Conflict where its report cannot be read."""
+    try:
+        return recorded_tasks(report_of(job, settings)["recipe"]["evaluation"])
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise _unreadable(job) from error
+
+
+def samples_of(job: Job, limit: int | None, *, settings: Settings) -> int:
     """Return the samples for each task that an evaluation of more samples uses, or BY_TASK.
 
     Raises RecipeError and Conflict.
     """
+    report, had = report_of(job, settings), evaluated(job, settings)
     try:
-        report = json.loads((settings.run_folder(job.id) / "report.json").read_text(encoding="utf-8"))
         gate = GateFigures.model_validate(report["gate"], strict=False) if report["gate"] else None
         documents = [(task.get("group") or task["task"], task.get("documents")) for task in report["tasks"]]
-        had = recorded_tasks(report["recipe"]["evaluation"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise Conflict(f"the report of job {job.id} cannot be read; submit its recipe as a new job") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise _unreadable(job) from error
     if not documents:
         raise RecipeError("the recipe names no tasks, so there are no samples to evaluate", "evaluation")
     try:
@@ -179,6 +203,10 @@ def _samples(job: Job, limit: int | None, *, settings: Settings) -> int:
     except RecipeError as error:
         raise RecipeError([problem.replace("--limit", "limit") for problem in error.problems], "evaluation") from error
     return samples if isinstance(samples, int) else limit or BY_TASK
+
+
+def _unreadable(job: Job) -> Conflict:
+    return Conflict(f"the report of job {job.id} cannot be read; submit its recipe as a new job")
 
 
 def _queue_again(
@@ -225,7 +253,7 @@ def _require_token(hub_token: str | None) -> None:
         raise RecipeError("X-Hub-Token: a push needs a hub token of its own, which may write to the repository", "push")
 
 
-def _add(settings: Settings, hub_token: str | None, *, jobs: JobStore, new: NewJob) -> tuple[Job, bool]:
+def queue_new(settings: Settings, hub_token: str | None, *, jobs: JobStore, new: NewJob) -> tuple[Job, bool]:
     """Queue a job under a new id; on failure its folder is removed."""
     job = secrets.token_hex(6)
     folder = settings.folder(job)
@@ -248,7 +276,7 @@ def _may_exist(job: str, jobs: JobStore) -> bool:
         return True
 
 
-def _job_request(
+def job_request(
     submission: Submission, recipe: Recipe, *, caller: Caller, settings: Settings, jobs: JobStore, base: Job | None
 ) -> JobRequest:
     """Check the settings of a submission and fill in the defaults. Raises RecipeError that lists every problem."""

@@ -49,7 +49,7 @@ class RecipePolicy:
                 instead = ", and push the finished job with a token of its own" if section == "hub" else ""
                 self._refuse(section, f"is not accepted over the network; remove it{instead}")
         if recipe.budget is not None and recipe.budget.family is not None:
-            message = "is a list, and a job makes one model; give one value, and submit a job for each size"
+            message = "is a list, and a job makes one model; give one value, or make a sweep, which has a job for each"
             self._refuse(f"budget.{recipe.budget.family}", message)
         closed = tuple(f"{section}." for section in CLOSED_SECTIONS)  # refused above, once for the whole section
         for text in free_texts(recipe):

@@ -1,4 +1,4 @@
-"""Command line and environment of an attempt: a run, the evaluation of more samples, or a push."""
+"""Command line and environment of an attempt: a run, the evaluation of more samples, a follow-up, or a push."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from llmprune.service.environment import hub_variables
 from llmprune.service.jobs.hub_token import has_token, own_hub
 from llmprune.service.jobs.job import BY_TASK, Job
 from llmprune.service.settings import Settings
+from llmprune.service.supervisor.follow_up_commands import follow_up_arguments
 from llmprune.service.supervisor.launchers.base import Launch
 from llmprune.service.supervisor.progress import PROGRESS, PUBLISHED
 
@@ -23,7 +24,7 @@ def launch_of(job: Job, settings: Settings) -> Launch:
         job=job.id,
         attempt=job.attempts,
         folder=folder,
-        arguments=_run(job, folder) if job.push is None else _push(job, job.push, settings=settings),
+        arguments=_run(job, folder, settings=settings) if job.push is None else _push(job, job.push, settings=settings),
         gpus=job.gpus,
         devices=job.devices,
         environment={
@@ -33,7 +34,7 @@ def launch_of(job: Job, settings: Settings) -> Launch:
         },
         keep_hub=lent,
         log_limit=settings.log_limit,
-        reads=(job.source,) if job.source is not None else (),
+        reads=tuple(one for one in (job.source, job.reads) if one is not None),
     )
 
 
@@ -44,10 +45,12 @@ def prepare(job: Job, folder: Path) -> None:
     (folder / "recipe.yaml").write_bytes(job.recipe.encode())
 
 
-def _run(job: Job, folder: Path) -> tuple[str, ...]:
+def _run(job: Job, folder: Path, *, settings: Settings) -> tuple[str, ...]:
     if job.reevaluate is not None:
         limit = () if job.reevaluate == BY_TASK else ("--limit", str(job.reevaluate))
         return ("reevaluate", str(folder / "run"), *limit)
+    if job.work is not None and job.reads is not None:
+        return follow_up_arguments(job, job.work, folder=folder, parent=settings.run_folder(job.reads).absolute())
     sets = [part for override in job.overrides for part in ("--set", override)]
     return ("run", str(folder / "recipe.yaml"), "--output", str(folder / "run"), *sets)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from llmprune.publish.published import Published
-from llmprune.service.jobs.job import Figures
+from llmprune.service.jobs.job import Figures, figures_of
 
 PROGRESS = "progress.json"
 PUBLISHED = "published.json"
@@ -143,21 +143,7 @@ def read_figures(run_folder: Path) -> Figures | None:
     """Return the figures of a finished run; None where its report cannot be read."""
     try:
         report = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))
-        dense, pruned, perplexity, speed = (report[name] for name in ("dense", "pruned", "perplexity", "speed"))
-        interval = report["retention"]["interval"] if report.get("retention") else None
-        gate = report["gate"]
-        return Figures(
-            parameters=(dense["parameters"], pruned["parameters"]),
-            bytes=(dense["bytes"], pruned["bytes"]),
-            layers=(dense["layers"], pruned["layers"]),
-            perplexity=(perplexity["dense"], perplexity["pruned"]) if perplexity else None,
-            speed=(speed["dense"], speed["pruned"]) if speed else None,
-            retention=report["mean_retention"],
-            interval=(interval["low"], interval["high"]) if interval else None,
-            confidence=interval["confidence"] if interval else None,
-            gate_passed=gate["passed"] if gate else None,
-            gate_verdict=gate["verdict"] if gate else None,
-        )
+        return figures_of(report)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
 from llmprune.report.html.interval_charts import Dot, size_chart
 from llmprune.results.formatting import interval_heading
+from llmprune.service.jobs.comparison import ComparedJobs
 from llmprune.service.jobs.job import Figures, JobSummary
+
+_NOT_COMPARED = ComparedJobs((), [])
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,16 @@ class Comparison:
     chart: Markup | None
     by_tasks: bool  # quality is the mean retention over tasks, otherwise that of the perplexity
     interval: str  # meaning of the chart's lines, such as 95% interval
+    reports: ComparedJobs  # warnings, and differences of the recipes
+    disk: Mapping[str, int | None] = field(default_factory=dict)  # bytes of the saved model, by job
 
 
-def comparison_of(jobs: Sequence[JobSummary]) -> Comparison:
+def comparison_of(
+    jobs: Sequence[JobSummary],
+    reports: ComparedJobs = _NOT_COMPARED,
+    *,
+    disk: Mapping[str, int | None] | None = None,
+) -> Comparison:
     """Compare jobs by their mean retention over tasks if any job has one, otherwise by the perplexity retained.
 
     The two are never in one chart: a ratio of task scores and a ratio of perplexities cannot be compared.
@@ -42,7 +52,8 @@ def comparison_of(jobs: Sequence[JobSummary]) -> Comparison:
     dots = {job.id: dot for job in jobs if (dot := _dot(job, measure))}
     numbers = {job: number for number, job in enumerate(dots, start=1)}
     confidences = (job.figures.confidence for job in jobs if job.figures and job.figures.confidence is not None)
-    return Comparison(jobs, numbers, size_chart(list(dots.values())), by_tasks, interval_heading(confidences))
+    chart, interval = size_chart(list(dots.values())), interval_heading(confidences)
+    return Comparison(jobs, numbers, chart, by_tasks, interval, reports, disk or {})
 
 
 def _dot(job: JobSummary, measure: Callable[[Figures], Quality | None]) -> Dot | None:

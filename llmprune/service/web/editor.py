@@ -17,6 +17,7 @@ from llmprune.recipe.suites import suites
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused
 from llmprune.service.jobs.drafts import Draft, Drafts
+from llmprune.service.jobs.follow_up_recipes import editable_recipe
 from llmprune.service.jobs.job import Job
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
 from llmprune.service.jobs.submission import Submission, submit
@@ -60,7 +61,7 @@ async def submit_page(
         if job is None:
             return _editor(request, service, submission=submission_of(draft), draft=draft)
         found = service.job(job, caller)
-        recipe = found.recipe if shape is None else _of_shape(service, found, shape=shape, size=size)
+        recipe = editable_recipe(found) if shape is None else _of_shape(service, found, shape=shape, size=size)
         return _editor(request, service, submission=Submission(recipe), draft=draft, is_restored=False)
 
     return await service.recipe_queue.run(caller.name, open_editor)
@@ -222,7 +223,7 @@ def _choices(service: Service) -> dict[str, Any]:
 def _of_shape(service: Service, job: Job, *, shape: str, size: int) -> str:
     """Return a job's recipe with a shape that its search tried. Raises Refused (404)."""
     search = search_of(service, job.id)
-    recipe = None if search is None else recipe_of_shape(job.recipe, search.figures, name=shape, size=size)
+    recipe = None if search is None else recipe_of_shape(editable_recipe(job), search.figures, name=shape, size=size)
     if recipe is None:
         raise Refused(404, f"job {job.id} has not tried the shape {shape!r}")
     return recipe

@@ -31,6 +31,11 @@ class FormRequest(Request):
         return await run_in_threadpool(_parsed, await self.body())
 
 
+def many(form: FormData, name: str) -> list[str]:
+    """Return the values of a field that comes several times, each once."""
+    return list(dict.fromkeys(value for value in form.getlist(name) if isinstance(value, str)))
+
+
 class FormRoute(APIRoute):
     """A route that reads forms as FormRequest does."""
 
@@ -46,6 +51,7 @@ class FormRoute(APIRoute):
 
 def _parsed(body: bytes) -> FormData:
     try:
-        return FormData(dict(parse_qsl(body.decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_FIELDS)))
+        fields = parse_qsl(body.decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_FIELDS)
+        return FormData([*fields])  # a list of texts or files
     except ValueError as error:
         raise Refused(422, f"a form has at most {_MAX_FIELDS} fields") from error

@@ -7,14 +7,19 @@ from typing import Annotated, Any
 from fastapi import Query, Request
 from fastapi.responses import Response
 
+from llmprune.service.api.compare import compared
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused
 from llmprune.service.api.outputs import artifacts, read_log
 from llmprune.service.api.status import queue_of
+from llmprune.service.jobs.comparison import MOST_COMPARED, bytes_on_disk, compare_reports
 from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, Job, JobQuery, State
 from llmprune.service.jobs.submission import can_reevaluate
+from llmprune.service.web.about import about_of
+from llmprune.service.web.bench import bench_of
 from llmprune.service.web.compare import comparison_of
 from llmprune.service.web.live_values import live_values, notification_values, places_of, usage_values
+from llmprune.service.web.next_steps import next_steps_of
 from llmprune.service.web.render import static_file
 from llmprune.service.web.responses import page, page_router
 from llmprune.service.web.search import has_budget, search_of
@@ -76,10 +81,13 @@ def job_page(request: Request, job: JobId, *, service: TheService, caller: TheCa
         "more_samples": caller.may_change(found.owner) and can_reevaluate(found, service.settings),
         "server": request.base_url,
         "search": search_of(service, job),
+        "next": next_steps_of(service, found, caller=caller),
+        "bench": bench_of(service, job),
         "waiting": _is_searching(found),
         **live_values(service, found),
         **usage_values(service, found),
         **notification_values(service, found, caller=caller),
+        "about": about_of(service, caller, job=found),
     }
     return page(request, "job", **values)
 
@@ -125,13 +133,15 @@ def compare(
     service: TheService,
     *,
     caller: TheCaller,
-    job: Annotated[list[str], Query(default_factory=list, max_length=50)],
+    job: Annotated[list[str], Query(default_factory=list, max_length=MOST_COMPARED)],
 ) -> Response:
     """Show the results of several jobs next to each other."""
-    jobs = [service.job(one, caller) for one in dict.fromkeys(job)]
+    jobs = compared(job, service, caller=caller)
+    disk = {one.id: bytes_on_disk(one.id, service.settings) for one in jobs}
+    found = comparison_of(jobs, compare_reports(jobs, service.settings), disk=disk)
     ended = service.jobs.page(JobQuery(service.viewer(caller), (*FINISHED, "failed"), limit=100)).jobs
-    choice = [found for found in ended if found.figures]
-    return page(request, "compare", compared=comparison_of(jobs), choice=choice, at="compare")
+    choice = [one for one in ended if one.figures]
+    return page(request, "compare", compared=found, choice=choice, at="compare")
 
 
 @router.get("/static/{name}")

@@ -17,15 +17,20 @@ from llmprune.results.formatting import plural, short_model_name
 from llmprune.results.next_tools import NextTools, describe_next_tools
 from llmprune.results.templates import template_environment
 from llmprune.service.cli.terminal import doing, state_words
+from llmprune.service.web.about import describe_event
 
 _STATIC = {
     "style.css": (__package__, "static/style.css", "text/css; charset=utf-8"),
     "people.css": (__package__, "static/people.css", "text/css; charset=utf-8"),
     "run.css": (__package__, "static/run.css", "text/css; charset=utf-8"),
+    "library.css": (__package__, "static/library.css", "text/css; charset=utf-8"),
+    "library.js": (__package__, "static/library.js", "text/javascript; charset=utf-8"),
     "app.js": (__package__, "static/app.js", "text/javascript; charset=utf-8"),
     "new_job.css": (__package__, "static/new_job.css", "text/css; charset=utf-8"),
     "new_job.js": (__package__, "static/new_job.js", "text/javascript; charset=utf-8"),
     "editor.js": (__package__, "built/editor.js", "text/javascript; charset=utf-8"),  # by make editor
+    "next.css": (__package__, "static/next.css", "text/css; charset=utf-8"),
+    "next.js": (__package__, "static/next.js", "text/javascript; charset=utf-8"),
     "icon.svg": (__package__, "static/icon.svg", "image/svg+xml"),
     "htmx.js": ("js_lib_htmx", "static/htmx/htmx.min.js", "text/javascript; charset=utf-8"),
 }
@@ -104,6 +109,7 @@ def _environment() -> Environment:
         clock=clock,
         model_name=model_name,
         moment=moment,
+        described_event=describe_event,
         planned_tools=planned_tools,
         printable=printable,
         state_words=state_words,

@@ -9,14 +9,17 @@ from llmprune.service.web import (
     audit,
     drafts,
     editor,
+    follow_ups,
     job_actions,
     job_log,
     model_picker,
+    models,
     notifications,
     pages,
     recipe_schema,
     sharing,
     sign_in,
+    sweeps,
     users,
 )
 from llmprune.service.web.responses import error_page
@@ -24,8 +27,8 @@ from llmprune.service.web.responses import error_page
 
 def install(app: FastAPI) -> None:
     """Add all pages to the app, and have failures shown as pages to people."""
-    own = (pages, job_actions, job_log, notifications, editor, drafts, recipe_schema)
-    for module in (*own, sign_in, account, users, audit, sharing):
+    jobs = (pages, job_actions, follow_ups, job_log, notifications, editor, drafts, recipe_schema)
+    for module in (*jobs, models, sweeps, sign_in, account, users, audit, sharing):
         app.include_router(module.router)
     model_picker.install(app)
     app.state.error_page = error_page

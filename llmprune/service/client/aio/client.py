@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import httpx2 as httpx
 
-from llmprune.service.api.values import Compared, Health, JobPage, Queue, Validation
+from llmprune.service.api.values import Comparison, Health, JobPage, Queue, Validation
 from llmprune.service.client.aio.connection import AsyncConnection
 from llmprune.service.client.aio.io import Pause
 from llmprune.service.client.aio.job import AsyncJobHandle
@@ -114,7 +114,7 @@ class AsyncClient:
     async def page(self, *, before: int | None = None, limit: int = 50, **filters: Unpack[JobFilters]) -> JobPage:
         """Return one page of jobs, the newest first. ``before``: the field ``next`` of the page before.
 
-        ``filters``: state, owner, search, source.
+        ``filters``: state, owner, search, source, made_from.
         """
         params = params_of(filters, JobFilters) | {"before": before, "limit": limit}
         return await self.connection.ask(Call("GET", "/v1/jobs", JobPage, params))
@@ -137,10 +137,10 @@ class AsyncClient:
         """Return the jobs by state, and which job holds which device."""
         return await self.connection.ask(Call("GET", "/v1/queue", Queue))
 
-    async def compare(self, jobs: Sequence[str | AsyncJobHandle]) -> list[Compared]:
+    async def compare(self, jobs: Sequence[str | AsyncJobHandle]) -> Comparison:
         """Return the figures of several jobs."""
         ids = [job if isinstance(job, str) else job.id for job in jobs]
-        return await self.connection.ask(Call("GET", "/v1/compare", list[Compared], {"job": ids}))
+        return await self.connection.ask(Call("GET", "/v1/compare", Comparison, {"job": ids}))
 
     async def notifications(self) -> UserNotifications:
         """Return who is told when your jobs end that name nobody, and the secret that signs your webhooks."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 from urllib.parse import quote
 
 import httpx2 as httpx
@@ -14,15 +14,25 @@ from llmprune.common.errors import JobFailed, OutputError
 from llmprune.results.load_report import parse_report
 from llmprune.results.report_page import ReportPage
 from llmprune.results.report_schema import Report
-from llmprune.service.api.values import Artifact, JobPage
+from llmprune.service.api.values import Artifact, FollowUps, JobPage
 from llmprune.service.client.aio.connection import AsyncConnection
 from llmprune.service.client.aio.io import in_thread
-from llmprune.service.client.calls import HASH_TIMEOUT, Call, hub_header, job_path, new_key, without_nothing
+from llmprune.service.client.calls import (
+    HASH_TIMEOUT,
+    Call,
+    JobSettings,
+    hub_header,
+    job_path,
+    new_key,
+    params_of,
+    without_nothing,
+)
 from llmprune.service.client.downloads import Download, chosen_files, claim, require_inside
 from llmprune.service.client.event_stream import Event
 from llmprune.service.client.job_view import JobProgress, bundle_of, describe_failure
 from llmprune.service.client.server import Attempts
 from llmprune.service.jobs.job import Job, JobSummary
+from llmprune.service.jobs.work import Work
 from llmprune.service.monitoring.run_progress import RunProgress
 from llmprune.service.monitoring.usage import JobUse
 from llmprune.service.notifications.values import JobNotifications
@@ -166,6 +176,28 @@ class AsyncJobHandle:
     async def pushes(self) -> list[JobSummary]:
         """Return the pushes of the job's model, the newest first."""
         return (await self._connection.ask(Call("GET", "/v1/jobs", JobPage, {"source": self.id}))).jobs
+
+    async def follow_up(
+        self,
+        work: Work | Mapping[str, Any],
+        *,
+        key: str | None = None,
+        hub_token: str | None = None,
+        **settings: Unpack[JobSettings],
+    ) -> AsyncJobHandle:
+        """Ask for work on the finished job, such as ``{"kind": "size", "keep": 0.6}``; return the job that does it.
+
+        It reuses what this one has. ``key``, ``hub_token`` and ``settings``: as of ``submit``.
+        """
+        asked = dict(work) if isinstance(work, Mapping) else work.model_dump(mode="json")
+        content = without_nothing(params_of(settings, JobSettings)) | {"work": asked}
+        headers = new_key(key) | hub_header(hub_token)
+        call = Call("POST", f"{self._path}/follow-ups", Job, headers=headers, json=content)
+        return AsyncJobHandle(self._connection, await self._connection.ask(call))
+
+    async def follow_ups(self) -> FollowUps:
+        """Return which work the job can have, and the jobs that were made from it."""
+        return await self._connection.ask(Call("GET", f"{self._path}/follow-ups", FollowUps))
 
     async def delete(self) -> None:
         """Delete the ended job with all its files."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import httpx2 as httpx
 
-from llmprune.service.api.values import Compared, Health, JobPage, Queue, Validation
+from llmprune.service.api.values import Comparison, Health, JobPage, Queue, Validation
 from llmprune.service.client.calls import (
     PLAN_TIMEOUT,
     Call,
@@ -115,7 +115,7 @@ class Client:
     def page(self, *, before: int | None = None, limit: int = 50, **filters: Unpack[JobFilters]) -> JobPage:
         """Return one page of jobs, the newest first. ``before``: the field ``next`` of the page before.
 
-        ``filters``: state, owner, search, source.
+        ``filters``: state, owner, search, source, made_from.
         """
         params = params_of(filters, JobFilters) | {"before": before, "limit": limit}
         return self.connection.ask(Call("GET", "/v1/jobs", JobPage, params))
@@ -138,10 +138,10 @@ class Client:
         """Return the jobs by state, and which job holds which device."""
         return self.connection.ask(Call("GET", "/v1/queue", Queue))
 
-    def compare(self, jobs: Sequence[str | JobHandle]) -> list[Compared]:
+    def compare(self, jobs: Sequence[str | JobHandle]) -> Comparison:
         """Return the figures of several jobs."""
         ids = [job if isinstance(job, str) else job.id for job in jobs]
-        return self.connection.ask(Call("GET", "/v1/compare", list[Compared], {"job": ids}))
+        return self.connection.ask(Call("GET", "/v1/compare", Comparison, {"job": ids}))
 
     def notifications(self) -> UserNotifications:
         """Return who is told when your jobs end that name nobody, and the secret that signs your webhooks."""

@@ -4,4 +4,3 @@ CREATE TABLE bases (
     base TEXT NOT NULL
 );
 CREATE INDEX bases_by_base ON bases (base);
-CREATE INDEX IF NOT EXISTS jobs_by_model ON jobs (model, seq);

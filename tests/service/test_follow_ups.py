@@ -1,0 +1,391 @@
+"""Follow-ups of finished jobs: what they run and reuse, who may ask, and what they keep from being deleted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from fastapi.testclient import TestClient
+from helpers.commands import command
+from helpers.service import BASE, ServiceHarness, answer_requests, recipe
+
+from llmprune.service.jobs.quotas import OwnQuotas, set_own_quotas
+from llmprune.service.jobs.tokens import Tokens
+from llmprune.service.supervisor.attempts import launch_of
+from llmprune.service.supervisor.cleanup import clean_up, remove_products, used_bytes
+
+KINDS = ["evaluate", "bench", "size", "recover", "sparsify", "repeat"]
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory: pytest.TempPathFactory) -> ServiceHarness:
+    """A service with fake runs."""
+    return ServiceHarness(tmp_path_factory.mktemp("follow-ups"), rate=1e6, burst=10**6)
+
+
+@pytest.fixture(scope="module")
+def parent(harness: ServiceHarness) -> str:
+    """A finished job."""
+    return finished(harness)
+
+
+def finished(harness: ServiceHarness, **behaviour: object) -> str:
+    """Run a job to its end and return its id."""
+    job: str = harness.submit(recipe(layers=1, **behaviour))["id"]
+    assert harness.until_ended(job)["figures"]
+    return job
+
+
+def ask(client: Any, job: str, work: dict[str, Any], **settings: Any) -> Any:
+    """Ask for a follow-up and return the answer."""
+    return client.post(f"/v1/jobs/{job}/follow-ups", json={"work": work} | settings)
+
+
+def made(harness: ServiceHarness, job: str, kind: str, **work: Any) -> dict[str, Any]:
+    """Ask for a follow-up and return its job."""
+    answer = ask(harness.http, job, {"kind": kind} | work)
+    assert answer.status_code == 201, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def cancelled(harness: ServiceHarness, job: str) -> None:
+    """Cancel a job that waits."""
+    assert harness.http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
+
+
+def command_of(harness: ServiceHarness, job: str) -> list[str]:
+    """Return the command line of a job's next attempt."""
+    found = harness.service.jobs.get(job)
+    assert found is not None
+    return list(launch_of(found, harness.settings).arguments)
+
+
+def test_a_follow_up_says_what_it_was_made_from(harness: ServiceHarness, parent: str) -> None:
+    """Job, list, filter and offers name both ends; the parent's files are where they were."""
+    bench = made(harness, parent, "bench", batch_sizes=[1], contexts=[4, 16])
+    assert (bench["made_from"], bench["reads"], bench["work"]["kind"]) == (parent, parent, "bench")
+    assert bench["name"].startswith("Bench of ")
+    ended = harness.until_ended(bench["id"])
+    assert (ended["state"], ended["figures"]) == ("succeeded", None)
+    listed = harness.http.get("/v1/jobs", params={"made_from": parent}).json()["jobs"]
+    assert bench["id"] in [one["id"] for one in listed]
+    found = harness.http.get(f"/v1/jobs/{parent}/follow-ups").json()
+    assert [offer["kind"] for offer in found["offers"]] == KINDS
+    assert all(offer["reason"] is None for offer in found["offers"]), found["offers"]
+    assert bench["id"] in [one["id"] for one in found["jobs"]]
+    assert json.loads((harness.run_folder(bench["id"]) / "bench.json").read_text()) == "no figures"
+    of_bench = harness.http.get(f"/v1/jobs/{bench['id']}/follow-ups").json()
+    assert [offer["kind"] for offer in of_bench["offers"] if offer["reason"] is None] == ["repeat"]
+
+
+@pytest.mark.parametrize(
+    ("work", "begins", "contains"),
+    [
+        ({"kind": "size", "layers": 2}, "run", ["--scores-of=PARENT", "depth.remove=2"]),
+        ({"kind": "evaluate", "tasks": ["arc_easy"], "limit": 9}, "reevaluate", ["--tasks=arc_easy", "--limit=9"]),
+        ({"kind": "evaluate", "limit": 90}, "reevaluate", ["PARENT", "--limit=90", "--output=OWN"]),
+        ({"kind": "bench", "dtype": "bfloat16"}, "bench", ["PARENT", "--dtype=bfloat16"]),
+        (
+            {"kind": "recover", "tokens": "1M"},
+            "run",
+            ['model.id="PARENT/model"', "recover.tokens=1000000", 'recover.against="org/model"', "depth=null"],
+        ),
+        (
+            {"kind": "sparsify"},
+            "run",
+            ['model.id="PARENT/model"', 'sparsity={pattern: "2:4"}', 'evaluation.against_revision="c0ffee"'],
+        ),
+        ({"kind": "repeat"}, "run", ["OWN"]),
+    ],
+)
+def test_each_kind_runs_what_reuses_most(
+    harness: ServiceHarness, parent: str, work: dict[str, Any], *, begins: str, contains: list[str]
+) -> None:
+    """The command reads the parent's folder, and the same follow-up again gives the same command.
+
+    What clients see is a recipe without paths of the parent, for the base's name.
+    """
+    commands, folder = [], str(harness.run_folder(parent).absolute())
+    first = made(harness, parent, **work)
+    for job in (first["id"], made(harness, first["id"], "repeat")["id"]):
+        own = str(harness.run_folder(job).absolute())
+        words = command_of(harness, job)
+        commands.append([word.replace(own.removesuffix("/run"), "OWN") for word in words])
+        assert words[0] == begins
+        cancelled(harness, job)
+        if job == first["id"]:
+            assert {text.replace("PARENT", folder).replace("OWN", own) for text in contains} <= set(words)
+    assert not any(str(harness.settings.data_dir) in text for text in (first["recipe"], *first["overrides"]))
+    assert first["model"] == "org/model"
+    if work["kind"] != "size":  # a size again is a run from the beginning
+        assert commands[0] == commands[1]
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        ({"kind": "size", "keep": 0.5}, "layers, mlp or both"),
+        ({"kind": "size", "mlp": 0.5}, "has not scored neurons"),
+        ({"kind": "size"}, "give keep, or layers, mlp or both"),
+        ({"kind": "evaluate", "tasks": ["/etc/passwd"]}, "evaluation.tasks"),
+        ({"kind": "evaluate", "limit": 10}, "give a larger number"),
+        ({"kind": "recover", "tokens": 5, "hours": 1}, "exactly one of tokens and hours"),
+        ({"kind": "sparsify", "pattern": "4:2"}, "4:2"),
+        ({"kind": "bench", "contexts": [0]}, "contexts"),
+        ({"kind": "fly"}, "kind"),
+    ],
+)
+def test_mistakes_are_refused_before_a_job_is_made(
+    harness: ServiceHarness, parent: str, work: dict[str, Any], *, said: str
+) -> None:
+    """Work that the job cannot have, or that the policy forbids, is refused with the reason."""
+    before = len(harness.http.get("/v1/jobs", params={"limit": 500}).json()["jobs"])
+    answer = ask(harness.http, parent, work)
+    assert (answer.status_code, said in answer.text) == (422, True), answer.text
+    assert len(harness.http.get("/v1/jobs", params={"limit": 500}).json()["jobs"]) == before
+
+
+def test_a_budget_is_changed_by_its_fraction(harness: ServiceHarness) -> None:
+    """A job with a budget for the parameters takes ``keep``, and no layers; another budget takes neither."""
+    text = recipe(layers=1).replace("depth: {remove: 1}", "budget: {parameters: 0.8}")
+    job = harness.submit(text)["id"]
+    weights = harness.submit(text.replace("parameters", "weights"))["id"]
+    harness.until_ended(weights)
+    smaller = made(harness, job, "size", keep=0.6)
+    assert "budget.parameters=0.6" in smaller["overrides"]
+    assert "60%" in smaller["name"]
+    assert "give that alone" in ask(harness.http, job, {"kind": "size", "layers": 1}).text
+    offers = {one["kind"]: one["reason"] for one in harness.http.get(f"/v1/jobs/{weights}/follow-ups").json()["offers"]}
+    assert "limits weights" in offers["size"]
+    cancelled(harness, smaller["id"])
+
+
+def test_files_that_are_read_cannot_be_deleted(harness: ServiceHarness) -> None:
+    """Delete, retry and evaluation of the parent, and the clean-up, wait for the follow-up; then they go on."""
+    parent = finished(harness, more_pause=60)
+    reader = made(harness, parent, "bench")["id"]
+    for at in ("queued", "running"):
+        harness.until(reader, lambda found, at=at: found["state"] == at)
+        refused = harness.http.delete(f"/v1/jobs/{parent}")
+        assert (refused.status_code, f"job {reader} reads the files" in refused.json()["detail"]) == (409, True)
+        assert harness.http.post(f"/v1/jobs/{parent}/reevaluate", params={"limit": 100}).status_code == 409
+        found = harness.service.jobs.get(parent)
+        assert remove_products(harness.settings, harness.service.jobs, job=found) == 0
+    assert (harness.run_folder(parent) / "model" / "model.safetensors").is_file()
+    harness.http.post(f"/v1/jobs/{reader}/cancel")
+    assert harness.until_ended(reader)["state"] == "cancelled"
+    assert remove_products(harness.settings, harness.service.jobs, job=harness.service.jobs.get(parent)) > 0
+    assert not list(harness.settings.trash.iterdir())
+    assert "has deleted the model" in ask(harness.http, parent, {"kind": "bench"}).json()["detail"]
+    assert "has deleted the model" in harness.http.post(f"/v1/jobs/{reader}/retry").json()["detail"]
+    smaller = made(harness, parent, "size", layers=2)["id"]  # the scores are kept
+    cancelled(harness, smaller)
+    assert harness.http.delete(f"/v1/jobs/{parent}").status_code == 204
+    assert "was deleted" in harness.http.post(f"/v1/jobs/{reader}/retry").json()["detail"]
+    assert harness.job(smaller)["made_from"] == parent
+
+
+def test_a_clean_up_that_was_killed_is_completed(tmp_path: Path) -> None:
+    """A model in the trash is deleted and its job marked; a model that two jobs share counts once."""
+    harness = ServiceHarness(tmp_path, disk_quota=10**12)
+    parent = finished(harness)
+    shared = made(harness, parent, "evaluate", tasks=["arc_easy"])["id"]
+    harness.until_ended(shared)
+    model = harness.run_folder(parent) / "model"
+    both = used_bytes(harness.settings.data_dir / "jobs")
+    harness.settings.trash.mkdir()
+    (harness.settings.trash / parent).mkdir()
+    model.rename(harness.settings.trash / parent / "model")
+    clean_up(harness.settings, harness.service.jobs)
+    assert harness.job(parent)["cleaned"]
+    assert not list(harness.settings.trash.iterdir())
+    assert (harness.run_folder(shared) / "model" / "model.safetensors").is_file()
+    assert used_bytes(harness.settings.data_dir / "jobs") == both
+
+
+def test_only_readers_may_ask_and_own_what_they_ask_for(tmp_path: Path) -> None:
+    """A private job does not exist for others; of a shared one they make follow-ups of their own."""
+    harness = ServiceHarness(tmp_path)
+    parent, tokens = finished(harness), Tokens(harness.service.database)
+    ann, bob = (
+        TestClient(harness.app, base_url=BASE, headers={"Authorization": f"Bearer {tokens.create(name, 'user')}"})
+        for name in ("ann", "bob")
+    )
+    for shared, status in ((0, 404), (1, 201)):
+        with harness.service.database.write() as connection:
+            connection.execute("UPDATE jobs SET owner = 'ann', shared = ? WHERE id = ?", (shared, parent))
+        own = ask(bob, parent, {"kind": "bench"})
+        assert own.status_code == status
+        assert bob.get(f"/v1/jobs/{parent}/follow-ups").status_code == {404: 404, 201: 200}[status]
+    job = own.json()
+    assert job["owner"] == "bob"
+    assert ann.get(f"/v1/jobs/{job['id']}").status_code == 404
+    set_own_quotas(harness.service.database, "bob", quotas=OwnQuotas(queued=1))
+    refused = ask(bob, parent, {"kind": "bench"})
+    assert (refused.status_code, "bob has 1 job in the queue" in refused.text) == (429, True)
+    viewer = {"Authorization": f"Bearer {tokens.create('eve', 'viewer')}"}
+    eve = TestClient(harness.app, base_url=BASE, headers=viewer)
+    assert ask(eve, parent, {"kind": "bench"}).status_code == 403
+    assert 'name="kind"' not in eve.get(f"/jobs/{parent}", headers={"Accept": "text/html"}).text
+    assert job["id"] not in [one["id"] for one in ann.get(f"/v1/jobs/{parent}/follow-ups").json()["jobs"]]
+    assert parent in bob.get(f"/jobs/{job['id']}", headers={"Accept": "text/html"}).text
+    refused = ann.delete(f"/v1/jobs/{parent}").json()["detail"]
+    assert "a job of another user reads" in refused
+    assert job["id"] not in refused
+    assert "only admins" in ask(bob, parent, {"kind": "bench"}, priority=5).text
+
+
+def test_a_key_makes_one_follow_up(harness: ServiceHarness, parent: str) -> None:
+    """The same key and content give the same job, another content is refused."""
+    key = {"Idempotency-Key": "once"}
+    path, body = f"/v1/jobs/{parent}/follow-ups", {"work": {"kind": "bench"}}
+    first, second = (harness.http.post(path, json=body, headers=key) for _ in range(2))
+    assert first.json()["id"] == second.json()["id"]
+    assert second.headers["Idempotent-Replay"] == "true"
+    other = {"work": {"kind": "bench", "repeats": 2}}
+    assert harness.http.post(path, json=other, headers=key).status_code == 409
+    cancelled(harness, first.json()["id"])
+
+
+def test_unfinished_and_damaged_parents(harness: ServiceHarness) -> None:
+    """A job that waits or has failed has no follow-ups; one without its report says so; a damaged row fails its job."""
+    waiting = harness.submit(recipe(exit=1))["id"]
+    assert "is queued" in ask(harness.http, waiting, {"kind": "bench"}).json()["detail"]
+    harness.until_ended(waiting)
+    assert "is failed" in ask(harness.http, waiting, {"kind": "bench"}).json()["detail"]
+    cancelled(harness, made(harness, waiting, "repeat")["id"])
+    lost = finished(harness)
+    (harness.run_folder(lost) / "report.json").unlink()
+    assert "cannot be read" in ask(harness.http, lost, {"kind": "recover", "tokens": 10}).json()["detail"]
+    broken = made(harness, lost, "bench")["id"]
+    with harness.service.database.write() as connection:
+        connection.execute("UPDATE jobs SET work = '{' WHERE id = ?", (broken,))
+    assert "damaged (work)" in harness.until_ended(broken)["error"]
+
+
+def test_a_follow_up_continues_after_a_restart(harness: ServiceHarness) -> None:
+    """A supervisor that ends queues it again, and the next one starts the same command."""
+    parent = finished(harness, more_pause=0.2)
+    job = made(harness, parent, "evaluate", tasks=["arc_easy"])["id"]
+    harness.until(job, lambda found: found["state"] == "running")
+    before = command_of(harness, job)
+    harness.supervisor.stop()
+    assert harness.job(job)["state"] == "queued"
+    assert command_of(harness, job) == before
+    ended = harness.until_ended(job)
+    assert (ended["state"], ended["attempts"]) == ("succeeded", 2)
+    assert ended["figures"]
+
+
+def test_commands(harness: ServiceHarness, parent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind is a command whose options are its settings; mistakes exit with 2 and the service's words."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = harness.http.request(
+            request.method,
+            request.url.raw_path.decode(),
+            content=request.content,
+            headers={"Content-Type": "application/json"},
+        )
+        return httpx.Response(found.status_code, content=found.content, headers={"Content-Type": "application/json"})
+
+    answer_requests(monkeypatch, answer)
+    for words, work in (
+        (["bench", "--batch-sizes", "2, 4", "--repeats", "3"], {"batch_sizes": [2, 4], "repeats": 3, "new_tokens": 32}),
+        (["evaluate", "--tasks", "piqa", "--limit", "7"], {"tasks": ["piqa"], "limit": 7}),
+        (["recover", "--tokens", "2M", "--name", "more"], {"tokens": 2_000_000}),
+        (["size", "--layers", "2"], {"layers": 2}),
+    ):
+        done = command("follow-up", words[0], parent, *words[1:])
+        assert done.code == 0, done.err
+        found = harness.job(done.out.strip())
+        assert work.items() <= found["work"].items()
+        cancelled(harness, found["id"])
+    listed = command("follow-up", "list", parent)
+    assert (listed.code, "bench      possible" in listed.out) == (0, True), listed.out
+    assert "bench" in command("follow-up", "list", parent, "--json").out
+    for words, said in (
+        (["size", parent], "give keep"),
+        (["bench", "x"], "there is no job 'x'"),
+        (["bench", parent, "--contexts", ","], "--contexts names nothing"),
+    ):
+        wrong = command("follow-up", *words)
+        assert (wrong.code, said in wrong.err) == (2, True), wrong.err
+
+
+def page(harness: ServiceHarness, path: str) -> str:
+    """Return a page as text."""
+    text: str = harness.http.get(path, headers={"Accept": "text/html"}).text
+    return text
+
+
+def test_pages_offer_and_show_follow_ups(harness: ServiceHarness, parent: str) -> None:
+    """The form of each kind makes its job, the parent lists it, and mistakes are said in words."""
+    shown = page(harness, f"/jobs/{parent}")
+    for kind in KINDS:
+        assert f'name="kind" value="{kind}"' in shown
+    forms: list[dict[str, str]] = [
+        {"kind": "evaluate", "task-arc_easy": "on", "tasks": "piqa, arc_easy", "limit": "20"},
+        {"kind": "size", "layers": "2"},
+        {"kind": "bench", "batch_sizes": "1, 2", "contexts": "8", "new_tokens": "4", "repeats": "1"},
+        {"kind": "recover", "tokens": "5M", "gpus": ""},
+    ]
+    for form in forms:
+        answer = harness.http.post(f"/jobs/{parent}/follow-ups", data=form, follow_redirects=False)
+        assert answer.status_code == 303, answer.text
+        job = answer.headers["Location"].removeprefix("/jobs/")
+        work = harness.job(job)["work"]
+        assert work["kind"] == form["kind"]
+        if form["kind"] == "evaluate":
+            assert (work["tasks"], work["limit"]) == (["arc_easy", "piqa"], 20)
+        assert "Made from" in page(harness, f"/jobs/{job}")
+        assert f"/jobs/{job}" in page(harness, f"/jobs/{parent}")
+        cancelled(harness, job)
+    for wrong, said in (
+        ({"kind": "evaluate"}, "choose at least one"),
+        ({"kind": "recover", "tokens": "many"}, "a number of tokens"),
+        ({"kind": "bench", "repeats": "x"}, "is no number"),
+        ({"kind": "bench", "contexts": "9" * 3000}, "longer than"),
+        ({}, "kind"),
+    ):
+        refused = harness.http.post(f"/jobs/{parent}/follow-ups", data=wrong, headers={"Accept": "text/html"})
+        assert (refused.status_code, said in refused.text) == (422, True), refused.text
+
+
+def test_the_page_of_a_bench_shows_its_figures(harness: ServiceHarness, parent: str) -> None:
+    """Times, ratios and the device are a table; a file that cannot be read is left out."""
+    job = made(harness, parent, "bench")["id"]
+    cancelled(harness, job)
+    assert "Speed and memory" not in page(harness, f"/jobs/{job}")
+    pair = {name: {"median": 2.0, "low": 1.5, "high": 2.5} for name in ("base", "model", "ratio")}
+    size = {"parameters": 1, "weights": 2000, "disk": None, "kv_bytes_per_token": 8, "decoded_bytes": 9, "joules": 0.1}
+    point = {"batch_size": 1, "context": 512, "first_token": pair, "prefill": pair, "decode": pair, "peak": [0, 0]}
+    told = {"base": "org/model", "model": "m", "base_size": size, "model_size": size, "points": [point], "repeats": 1}
+    told |= {"new_tokens": 4, "cache": "dynamic", "device": "a GPU", "dtype": "float32"}
+    harness.run_folder(job).mkdir(parents=True)
+    (harness.run_folder(job) / "bench.json").write_text(json.dumps(told))
+    shown = page(harness, f"/jobs/{job}")
+    assert all(text in shown for text in ("1 prompt of 512 tokens", "<small>1.50 to 2.50</small>", "a GPU, float32"))
+
+
+def test_code_that_loads_the_model(harness: ServiceHarness, parent: str) -> None:
+    """The page has the lines for the downloaded folder; without a model it has none."""
+    assert "from_pretrained" not in page(harness, f"/jobs/{parent}")
+    config = harness.run_folder(parent) / "model" / "config.json"
+    config.write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "auto_map": {}}))
+    shown = page(harness, f"/jobs/{parent}")
+    assert f'AutoModelForCausalLM.from_pretrained("runs/{parent}/model"' in shown
+    assert "trust_remote_code=True" in shown
+    config.unlink()
+
+
+def test_the_editor_begins_with_the_overrides(harness: ServiceHarness, parent: str) -> None:
+    """Edit and run again opens the recipe as it ran, the new size included."""
+    job = made(harness, parent, "size", layers=3)["id"]
+    cancelled(harness, job)
+    assert f"/submit?again={job}" in page(harness, f"/jobs/{job}")
+    assert "remove: 3" in page(harness, f"/submit?again={job}")
