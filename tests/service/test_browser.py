@@ -260,7 +260,7 @@ def test_a_submitted_recipe_comes_back_with_back(page: Page) -> None:
 def test_the_editor_completes_shows_problems_at_their_lines_and_lets_the_focus_go(page: Page) -> None:
     """Keys come from the schema; a problem marks its line and leads to it; Escape and Tab leave the editor."""
     new_job(page)
-    write_recipe(page, "model: {id: tiny}\ncalibration: {dataset: text.txt}\n")
+    write_recipe(page, "model: {id: tiny}\ncalibration: {dataset: text.txt, samples: 4, sequence_length: 32}\n")
     page.keyboard.press("Control+End")
     page.keyboard.type("wid")
     page.get_by_role("option", name="width").click()  # Enter is not heeded in a list's first moments
