@@ -22,7 +22,10 @@ def set_shared(database: Database, job: str, *, shared: bool) -> Job:
 
 
 def transfer(database: Database, owner: str, *, to: str) -> int:
-    """Give all jobs and sweeps of a user to another one; return how many jobs. Raises RecipeError for an unknown user."""
+    """Give all jobs and sweeps of a user to another user; return how many jobs.
+
+    Raises RecipeError where there is no such user.
+    """
     if owner == to:
         raise RecipeError(f"the jobs of {owner} belong to {to} already; name another user", SOURCE)
     moved = 0
