@@ -44,7 +44,7 @@ def unprintable(text: str) -> set[str]:
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServiceHarness:
     """A service that the client commands of this process call."""
     harness = ServiceHarness(tmp_path, rate=1e6, burst=10**6)
-    monkeypatch.setattr("llmprune.service.cli.commands._client", lambda server, token_file: harness.client())
+    monkeypatch.setattr("llmprune.service.cli.commands.client_of", lambda server, token_file: harness.client())
     return harness
 
 
@@ -144,7 +144,7 @@ def test_messages_of_a_hostile_service_are_printed_as_escapes(monkeypatch: pytes
         return httpx.Response(409, json={"detail": f"{HOSTILE}\nllmprune: done", "problems": []})
 
     monkeypatch.setattr(
-        "llmprune.service.cli.commands._client",
+        "llmprune.service.cli.commands.client_of",
         lambda server, token_file: Client(server, transport=httpx.MockTransport(answer)),
     )
     fetched, cancelled, refused = command("fetch", JOB, "-o", tmp_path), command("cancel", JOB), command("retry", JOB)

@@ -26,6 +26,10 @@ TEXT = RECIPE.replace("org/model", MODEL)
 # What requests send that have a body; a new route with a {job} in its path needs its line here.
 SENT: dict[str, dict[str, Any]] = {
     "/v1/jobs/{job}/notifications": {"json": {}},
+    "/v1/models/{job}": {"json": {"stage": "retired"}},
+    "/v1/jobs/{job}/follow-ups": {"json": {"work": {"kind": "repeat"}}},
+    "/jobs/{job}/follow-ups": {"data": {"kind": "repeat"}},
+    "/jobs/{job}/labels": {"data": {"stage": "retired"}},
     "/v1/jobs/{job}/push": {"json": {"repo_id": "org/x"}, "headers": {"X-Hub-Token": "hf_x"}},
     "/jobs/{job}/push": {"data": {"repo_id": "org/x", "hub_token": "hf_x"}},
 }
@@ -124,6 +128,7 @@ def test_no_list_shows_a_private_job(house: tuple[House, list[str]]) -> None:
     queries += [f"/v1/jobs?search={jobs[0]}", *(f"/v1/jobs?state={one}" for one in ("succeeded", "failed", "queued"))]
     others = (
         "/v1/compare",
+        "/v1/compare.csv",
         "/v1/openapi.json",
         "/v1/ready",
         "/docs",

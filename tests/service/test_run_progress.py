@@ -36,7 +36,8 @@ def a_job(**values: Any) -> Job:
     known |= {
         "id": "0" * 12, "name": "one", "owner": "ann", "model": "org/model", "state": "running", "fraction": 0.0,
         "launcher": "local", "gpus": 0, "devices": (), "priority": 0, "attempts": 1, "ran_seconds": 32.0,
-        "ran_before": 0.0, "shared": False, "cleaned": False, "created": 1.0, "seq": 1, "recipe": "", "overrides": (),
+        "ran_before": 0.0, "shared": False, "uploaded": False,
+        "cleaned": False, "created": 1.0, "seq": 1, "recipe": "", "overrides": (),
     }  # fmt: skip
     return Job(**{name: value for name, value in (known | values).items() if name in Job.model_fields})
 

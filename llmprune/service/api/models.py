@@ -15,7 +15,7 @@ from llmprune.service.jobs.tokens import Caller
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
-_LABELS_LIMIT = 32 * 1024  # bytes of a body with labels
+_LABELS_LIMIT = 64 * 1024  # bytes of a body with labels; notes of the longest escapes fit
 SearchText = Annotated[str, Query(max_length=200, description="Words of the name, the base, a tag or the notes.")]
 TagFilter = Annotated[str | None, Query(max_length=40, description="Only models with this tag.")]
 BaseFilter = Annotated[str | None, Query(max_length=500, description="Only models pruned from this one.")]
