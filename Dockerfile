@@ -20,7 +20,7 @@ COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv /opt/llmprune \
     && uv pip install --python /opt/llmprune/bin/python --constraint constraints.txt \
-       --requirements pyproject.toml --extra demo
+       --requirements pyproject.toml --extra demo --extra oidc --extra postgresql --extra s3
 
 COPY README.md CHANGELOG.md LICENSE mkdocs.yml ./
 COPY llmprune llmprune

@@ -56,7 +56,7 @@ ROOMS: dict[str, set[str]] = {
 WINDOWS = {
     ("service.planner.worker", "planning.plan"),  # a process of its own, which imports torch
     ("service.planner.worker", "planning.timing"),
-    ("service.jobs.submission", "evaluation.more_samples"),
+    ("service.jobs.reevaluation", "evaluation.more_samples"),
     ("service.jobs.follow_up_recipes", "evaluation.more_samples"),
     ("service.jobs.job", "publish.published"),
     ("service.supervisor.progress", "publish.published"),

@@ -15,15 +15,8 @@ from llmprune.service.api.error_responses import documented
 from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
 from llmprune.service.api.values import JobPage
 from llmprune.service.jobs.job import Job, JobQuery, State
-from llmprune.service.jobs.submission import (
-    PushSubmission,
-    Submission,
-    cancel,
-    reevaluate,
-    retry,
-    submit,
-    submit_push,
-)
+from llmprune.service.jobs.reevaluation import reevaluate
+from llmprune.service.jobs.submission import PushSubmission, Submission, cancel, retry, submit, submit_push
 from llmprune.service.supervisor.launchers import LAUNCHERS
 
 router = APIRouter(prefix="/v1", tags=["jobs"])

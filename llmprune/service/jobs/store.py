@@ -31,9 +31,7 @@ from llmprune.service.jobs.quotas import Quotas, require_quota
 from llmprune.service.jobs.run_times import record_run_time
 from llmprune.service.jobs.store_reads import (
     Conflict,
-    Term,
     cancelled_columns,
-    escaped,
     first_row,
     newest,
     numbers_by_state,
@@ -42,6 +40,7 @@ from llmprune.service.jobs.store_reads import (
     require_pushable,
     require_unused,
     row_of,
+    terms_of,
 )
 from llmprune.service.notifications.outbox import notify_end, write_default_targets, write_targets
 
@@ -104,24 +103,7 @@ class JobStore:
 
     def page(self, query: JobQuery) -> JobPage:
         """Return the jobs of a query."""
-        terms: list[Term] = []
-        if query.states:
-            terms.append((f"state IN ({', '.join('?' * len(query.states))})", [*query.states]))
-        if query.owner is not None:
-            terms.append(("owner = ?", [query.owner]))
-        if query.source is not None:
-            terms.append(("source = ?", [query.source]))
-        if query.ids:
-            terms.append((f"id IN ({', '.join('?' * len(query.ids))})", [*query.ids]))
-        if query.made_from is not None:
-            terms.append(("made_from = ?", [query.made_from]))
-        if query.search:
-            like = self.database.like
-            part = f"%{escaped(query.search)}%"
-            sql = rf"(name {like} ? ESCAPE '\' OR model {like} ? ESCAPE '\' OR id = ?)"
-            terms.append((sql, [part, part, query.search.lower()]))
-        if query.before is not None:
-            terms.append(("seq < ?", [query.before]))
+        terms = terms_of(query, like=self.database.like)
         rows = self.database.read(*newest(f"seq, {SUMMARY_COLUMNS}", terms, viewer=query.viewer, limit=query.limit + 1))
         more = rows[query.limit - 1]["seq"] if len(rows) > query.limit else None
         return JobPage([summary_of(row) for row in rows[: query.limit]], more)

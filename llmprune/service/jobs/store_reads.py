@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmprune.service.jobs.database import Row, Transaction
-from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, VERDICTS, summary_of
+from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, VERDICTS, JobQuery, summary_of
 from llmprune.service.jobs.work import Work
 
 Term = tuple[str, list[Any]]  # a condition and its values
@@ -21,6 +21,28 @@ class QueueFull(Exception):
 
 class NoSuchJob(Exception):
     """The job was deleted since the caller looked it up."""
+
+
+def terms_of(query: JobQuery, *, like: str) -> list[Term]:
+    """Return the conditions of a query. ``like``: the operator that ignores case."""
+    terms: list[Term] = []
+    if query.states:
+        terms.append((f"state IN ({', '.join('?' * len(query.states))})", [*query.states]))
+    if query.owner is not None:
+        terms.append(("owner = ?", [query.owner]))
+    if query.source is not None:
+        terms.append(("source = ?", [query.source]))
+    if query.ids:
+        terms.append((f"id IN ({', '.join('?' * len(query.ids))})", [*query.ids]))
+    if query.made_from is not None:
+        terms.append(("made_from = ?", [query.made_from]))
+    if query.search:
+        part = f"%{escaped(query.search)}%"
+        sql = rf"(name {like} ? ESCAPE '\' OR model {like} ? ESCAPE '\' OR id = ?)"
+        terms.append((sql, [part, part, query.search.lower()]))
+    if query.before is not None:
+        terms.append(("seq < ?", [query.before]))
+    return terms
 
 
 def newest(columns: str, terms: list[Term], *, viewer: str | None, limit: int) -> tuple[str, list[Any]]:

@@ -12,21 +12,15 @@ import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from pydantic import ValidationError
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
-from llmprune.evaluation.more_samples import next_limit
-from llmprune.recipe.evaluation import Evaluation, recorded_tasks
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.recipe import Recipe, refuse_tokens
-from llmprune.results.evaluation_figures import GateFigures
 from llmprune.results.formatting import plural
 from llmprune.service.jobs.database import DatabaseUnavailable
 from llmprune.service.jobs.hub_token import drop_token, keep_token
-from llmprune.service.jobs.job import BY_TASK, FINISHED, Job, JobRequest, NewJob, State
+from llmprune.service.jobs.job import Job, JobRequest, NewJob, State
 from llmprune.service.jobs.job_models import JobModels
 from llmprune.service.jobs.job_name import default_name
 from llmprune.service.jobs.launcher_checks import NO_TOKEN, has_data_folder, launcher_problems
@@ -136,80 +130,12 @@ def retry(job: Job, hub_token: str | None, *, settings: Settings, jobs: JobStore
     """Queue an ended job again, with a new hub token if one is given. Raises RecipeError and Conflict."""
     if job.source is not None:
         _require_token(hub_token)
-    return _queue_again(
+    return queue_again(
         job, hub_token, settings=settings, jobs=jobs, queue=lambda: jobs.retry(job.id), states=("failed", "cancelled")
     )
 
 
-def reevaluate(job: Job, limit: int | None, *, hub_token: str | None, settings: Settings, jobs: JobStore) -> Job:
-    """Queue a finished job to evaluate its model on more samples.
-
-    ``limit``: samples for each task; None: as many as the gate needs. Raises RecipeError where more are of no use,
-    and Conflict where the job has no finished model.
-    """
-    if job.state not in FINISHED or job.source is not None or job.cleaned or job.uploaded:
-        return jobs.reevaluate(job.id, limit or 1)  # raises Conflict with the reason
-    samples = samples_of(job, limit, settings=settings)
-    return _queue_again(
-        job, hub_token, settings=settings, jobs=jobs, queue=lambda: jobs.reevaluate(job.id, samples), states=FINISHED
-    )
-
-
-def can_reevaluate(job: Job, settings: Settings) -> bool:
-    """Return whether the tasks of a finished job have documents that were not evaluated yet."""
-    if job.state not in FINISHED or job.source is not None or job.cleaned or job.uploaded:
-        return False
-    try:
-        samples_of(job, 2**31, settings=settings)
-    except (RecipeError, Conflict):
-        return False
-    return True
-
-
-def report_of(job: Job, settings: Settings) -> dict[str, Any]:
-    """Return the report of a finished job as JSON data. Raises Conflict where it cannot be read."""
-    try:
-        found = json.loads((settings.run_folder(job.id) / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _unreadable(job) from error
-    if not isinstance(found, dict):
-        raise _unreadable(job)
-    return found
-
-
-def evaluated(job: Job, settings: Settings) -> Evaluation:
-    """Return tasks and limits of a job's last evaluation. Raises Conflict where its report cannot be read."""
-    try:
-        return recorded_tasks(report_of(job, settings)["recipe"]["evaluation"])
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise _unreadable(job) from error
-
-
-def samples_of(job: Job, limit: int | None, *, settings: Settings) -> int:
-    """Return the samples for each task that an evaluation of more samples uses, or BY_TASK.
-
-    Raises RecipeError and Conflict.
-    """
-    report, had = report_of(job, settings), evaluated(job, settings)
-    try:
-        gate = GateFigures.model_validate(report["gate"], strict=False) if report["gate"] else None
-        documents = [(task.get("group") or task["task"], task.get("documents")) for task in report["tasks"]]
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise _unreadable(job) from error
-    if not documents:
-        raise RecipeError("the recipe names no tasks, so there are no samples to evaluate", "evaluation")
-    try:
-        samples = next_limit(gate, had, documents=documents, wanted=limit)
-    except RecipeError as error:
-        raise RecipeError([problem.replace("--limit", "limit") for problem in error.problems], "evaluation") from error
-    return samples if isinstance(samples, int) else limit or BY_TASK
-
-
-def _unreadable(job: Job) -> Conflict:
-    return Conflict(f"the report of job {job.id} cannot be read; submit its recipe as a new job")
-
-
-def _queue_again(
+def queue_again(
     job: Job,
     hub_token: str | None,
     *,

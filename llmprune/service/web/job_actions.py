@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse, Response
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.recipe import validate_arguments
 from llmprune.service.api.dependencies import JobId, TheCaller, TheService
-from llmprune.service.jobs import submission
+from llmprune.service.jobs import reevaluation, submission
 from llmprune.service.jobs.submission import PushSubmission
 from llmprune.service.web.responses import page_router, plain_token
 
@@ -47,7 +47,7 @@ def reevaluate(
 ) -> Response:
     """Queue the evaluation of more samples and return to the job's page."""
     found, samples = service.own_job(job, caller), int(limit) if limit else None
-    submission.reevaluate(found, samples, hub_token=None, settings=service.settings, jobs=service.jobs)
+    reevaluation.reevaluate(found, samples, hub_token=None, settings=service.settings, jobs=service.jobs)
     service.wake()
     return RedirectResponse(f"/jobs/{job}", 303)
 

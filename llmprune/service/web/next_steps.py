@@ -12,8 +12,8 @@ from llmprune.service.api.dependencies import Service
 from llmprune.service.jobs.follow_up_recipes import Sizes, recipe_of, sizes_of
 from llmprune.service.jobs.follow_ups import offers_of
 from llmprune.service.jobs.job import FINISHED, Job, JobQuery, JobSummary
+from llmprune.service.jobs.reevaluation import evaluated
 from llmprune.service.jobs.store_reads import Conflict
-from llmprune.service.jobs.submission import evaluated
 from llmprune.service.jobs.tokens import Caller
 from llmprune.service.recipe_policy.allowed_paths import task_folders
 from llmprune.service.supervisor.launchers import offered_launchers
