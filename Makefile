@@ -28,7 +28,9 @@ QUICK := $(addprefix tests/,recipe data criteria sparsity layerwise score cut pr
 check: lint types  ## lint, types and the quick tests: what you run while you work
 	$(BIN)/python -m pytest -n auto --dist loadfile $(QUICK)
 
-test: lint types docs editor pytest  ## lint, types, documentation, recipe editor and all tests
+# The types are checked beside the tests, of which many wait.
+test: lint docs editor  ## lint, documentation, recipe editor, types and all tests
+	$(MAKE) --no-print-directory --jobs=2 types pytest
 
 lint: $(READY)  ## check style and format
 	$(BIN)/ruff check .

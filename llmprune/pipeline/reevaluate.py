@@ -63,19 +63,23 @@ def reevaluate(
     redact_logs()
     resolve_revision.cache_clear()
     with synchronized():
-        found = broadcast_from_first(_read_finished(path, tasks) if is_first_process() else None)
-        assert found is not None, "the first process reads it or raises"
-        if output is not None and is_first_process():
-            take_run(path, output)
-        folder = RunFolder.open_finished(output or path)
+        folder = RunFolder.open_finished(path) if output is None else None  # opening ends what a killed run began
         try:
+            found = broadcast_from_first(_read_finished(path, tasks) if is_first_process() else None)
+            assert found is not None, "the first process reads it or raises"
+            if folder is None:
+                assert output is not None, "or the run's own folder is open"
+                if is_first_process():
+                    take_run(path, output)
+                folder = RunFolder.open_finished(output)
             old, known = found
             use_gpus(Recipe.parse(old.recipe_text, old.overrides).devices)
             recipe = _extended(old, limit, tasks=tasks, include_path=include_path)
             report, recipe = _evaluate_again(folder, recipe, old=old, known=known)
         finally:
-            folder.close()
-    return FinishedRun(report, recipe, folder.path)
+            if folder is not None:
+                folder.close()
+    return FinishedRun(report, recipe, output or path)
 
 
 def _evaluate_again(folder: RunFolder, recipe: Recipe, *, old: Report, known: Measured) -> tuple[Report, Recipe]:

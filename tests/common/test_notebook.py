@@ -93,6 +93,11 @@ def test_a_job_of_a_service_shows_its_progress(shown: Shown) -> None:
     def answer(request: Any) -> Any:
         if request.url.path.endswith("/events"):
             return page(body, content_type="text/event-stream")
+        if request.url.path.endswith("/usage"):
+            return page(b'{"every": 5, "samples": [], "memory_limit": null, "disk_quota": null}')
+        if request.url.path.endswith("/progress"):
+            running = {"item": "layer"} | dict.fromkeys(("left", "items_per_minute", "tokens_per_second", "queue"))
+            return page(json.dumps({"steps": []} | running).encode())
         return page(json.dumps(ENDED | {"figures": figures, "name": EVIL}).encode())
 
     with talking_to(answer) as client:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.decoders import dense_decoder
 from helpers.devices import simulated_devices
-from helpers.families import DEPTH_AND_WIDTH, MIXTURES
+from helpers.families import DISTINCT
 from helpers.scored import scores_of
 
 from llmprune.criteria.width.taylor import Taylor
@@ -31,7 +31,7 @@ def _completed(model: Any, batch_size: int = 5) -> LayerwiseForward:
     return forward
 
 
-@pytest.mark.parametrize("family", [*DEPTH_AND_WIDTH, *MIXTURES])
+@pytest.mark.parametrize("family", DISTINCT)
 def test_chunks_make_up_the_logits_of_the_batch(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole windows, or positions of one window: every family's logits are those of the whole batch."""
     forward = _completed(tiny_model(family))

@@ -142,7 +142,7 @@ evaluation: {gate: {min_retention: 95}}
 export: {max_shard_size: -5}
     export.max_shard_size: a size must be above zero
 calibration: {mix: genral}
-    calibration.mix: there is no mix 'genral'; did you mean 'general'?; mixes: general
+    calibration.mix: there is no mix 'genral'; did you mean 'general'?; mixes: chat, code, general, mathematics
 calibration: {mix: general, dataset: x}
     calibration: needs at most one of dataset, sources, tokens or mix; dataset and mix given
 calibration: {split: test}
