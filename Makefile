@@ -29,7 +29,8 @@ check: lint types  ## lint, types and the quick tests: what you run while you wo
 	$(BIN)/python -m pytest -n auto --dist loadfile $(QUICK)
 
 # The types are checked beside the tests, of which many wait.
-test: lint docs editor  ## lint, documentation, recipe editor, types and all tests
+test: $(READY) $(OLDER_READY) $(LLAMA_CPP_READY)  ## lint, documentation, recipe editor, types and all tests
+	$(MAKE) --no-print-directory --jobs=2 lint docs editor
 	$(MAKE) --no-print-directory --jobs=2 types pytest
 
 lint: $(READY)  ## check style and format
@@ -50,8 +51,8 @@ editor: $(READY)  ## bundle the recipe editor of the service's pages from npm pa
 	$(BIN)/python .ci/editor.py
 
 # Every process takes whole files, so that what a file's tests share is made once, in the order of collection
-# (tests/conftest.py). One process more than there are cores, for many tests wait for processes of their own.
-PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))') --dist loadfile --no-loadscope-reorder
+# (tests/conftest.py). Two processes more than there are cores, for many tests wait for processes of their own.
+PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(2 + (os.cpu_count() or 1))') --dist loadfile --no-loadscope-reorder
 
 pytest: $(READY) $(OLDER_READY) $(LLAMA_CPP_READY)  ## run all tests; PYTEST_ARGS="-x tests/recipe" chooses
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
