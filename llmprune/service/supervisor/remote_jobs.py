@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class RemoteJobs:
-    """What the supervisor does for the jobs of launchers that use other machines."""
+    """Work of the supervisor for the jobs of launchers that use other machines."""
 
     def __init__(self, settings: Settings, jobs: JobStore, *, launchers: Mapping[str, Launcher]) -> None:
         self._settings, self._jobs = settings, jobs

@@ -25,7 +25,7 @@ _EVENTS = {
 
 @dataclass(frozen=True)
 class About:
-    """What a job's page says besides the run itself."""
+    """Values of a job's page besides those of the run itself."""
 
     model: Model | None  # None: the job has no result
     may_label: bool

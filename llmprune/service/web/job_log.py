@@ -25,7 +25,7 @@ _Text = Annotated[str, Query(max_length=200)]
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a page of the log shows: ``q`` and ``level`` select lines; ``before`` and ``since`` are bytes of the log."""
+    """Choice of lines for a log page: ``q`` and ``level`` select lines; ``before`` and ``since`` are its bytes."""
 
     job: str
     q: str = ""

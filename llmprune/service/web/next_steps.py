@@ -42,7 +42,7 @@ _MOST_BYTES = 1_000_000  # of a config
 
 @dataclass(frozen=True)
 class Loading:
-    """How transformers loads the model. ``places``: repositories that it was pushed to, and the downloaded folder."""
+    """Lines that load the model. ``places``: repositories that it was pushed to, and the downloaded folder."""
 
     auto_class: str
     remote_code: bool
@@ -52,7 +52,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class NextSteps:
-    """What the panel shows. ``reasons``: by kind, why the job cannot have a follow-up; None: it can."""
+    """Values of the panel. ``reasons``: by kind, why the job cannot have a follow-up; None: it can."""
 
     reasons: dict[str, str | None]
     sizes: Sizes | None
