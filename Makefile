@@ -10,7 +10,7 @@ SITE := llmprune/service/web/site
 EDITOR := llmprune/service/web/built
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart serve check test lint client types docs editor pytest bench-gpu older llama-cpp wheel wheel-test release constraints clean
+.PHONY: help quickstart serve check test lint client types docs editor pytest slow bench-gpu older llama-cpp wheel wheel-test release constraints clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -29,7 +29,7 @@ check: lint types  ## lint, types and the quick tests: what you run while you wo
 	$(BIN)/python -m pytest -n auto --dist loadfile $(QUICK)
 
 # The types are checked beside the tests, of which many wait.
-test: $(READY) $(OLDER_READY) $(LLAMA_CPP_READY)  ## lint, documentation, recipe editor, types and all tests
+test: $(READY) $(OLDER_READY) $(LLAMA_CPP_READY)  ## lint, documentation, recipe editor, types and tests
 	$(MAKE) --no-print-directory --jobs=2 lint docs editor
 	$(MAKE) --no-print-directory --jobs=2 types pytest
 
@@ -51,11 +51,14 @@ editor: $(READY)  ## bundle the recipe editor of the service's pages from npm pa
 	$(BIN)/python .ci/editor.py
 
 # Every process takes whole files, so that what a file's tests share is made once, in the order of collection
-# (tests/conftest.py). Two processes more than there are cores, for many tests wait for processes of their own.
-PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(2 + (os.cpu_count() or 1))') --dist loadfile --no-loadscope-reorder
+# (tests/conftest.py). One process more than there are cores, for many tests wait for processes of their own.
+PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))') --dist loadfile --no-loadscope-reorder -m "not slow"
 
-pytest: $(READY) $(OLDER_READY) $(LLAMA_CPP_READY)  ## run all tests; PYTEST_ARGS="-x tests/recipe" chooses
+pytest: $(READY) $(OLDER_READY) $(LLAMA_CPP_READY)  ## run the tests; PYTEST_ARGS="-x tests/recipe" chooses
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+slow: $(READY) $(OLDER_READY) $(LLAMA_CPP_READY)  ## run the tests that take longest, which make test leaves out
+	$(BIN)/python -m pytest -m slow
 
 bench-gpu: $(READY)  ## on a machine with a GPU: its tests and benchmarks, in at most 8 minutes; BENCH_ARGS="--minutes 4"
 	$(BIN)/python eval/benchmarks/gpu.py $(BENCH_ARGS)
@@ -93,7 +96,7 @@ wheel-test: wheel  ## install the wheel in a fresh environment and run the quick
 
 release: $(READY)  ## check, build, test and tag a release: make release VERSION=0.2.0; pushes nothing
 	$(BIN)/python .ci/release.py check "$(VERSION)"
-	$(MAKE) test wheel-test
+	$(MAKE) test slow wheel-test
 	$(BIN)/python .ci/release.py tag "$(VERSION)"
 
 # Names and versions only, of everything that the tests ran with.

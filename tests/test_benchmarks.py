@@ -51,6 +51,7 @@ def test_shares_of_time_count_overlaps_once() -> None:
     assert time_shares(trace, "pass 1")["idle"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_benchmarks", "in_one_process")
 def test_gpu_benchmark_runs_on_tiny_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -36,6 +36,7 @@ def _script(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str | Path) 
     runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_one_process")
 def test_a_model_is_trained_and_its_cuts_are_judged(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

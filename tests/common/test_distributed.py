@@ -159,6 +159,7 @@ def met() -> Met:
     return lines, [err for _, err in outputs], [one.returncode for one in both]
 
 
+@pytest.mark.slow
 def test_a_slow_process_is_waited_for(met: Met) -> None:
     """A process that works for longer than a dead one may be silent is alive; sums and values are right."""
     for lines in met[0]:

@@ -23,6 +23,7 @@ OWN = {
 }
 
 
+@pytest.mark.slow
 def test_every_suite_exists_in_lm_eval() -> None:
     """lm-eval knows each name of each suite, and the general one has generating tasks."""
     for name in suites():

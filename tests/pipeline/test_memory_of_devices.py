@@ -99,6 +99,7 @@ def test_a_step_that_fills_the_device_is_repeated_with_half_the_batch(step: str,
     assert all(torch.equal(small[name], full[name]) for name in small)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_devices")
 def test_a_backward_pass_that_never_fits_is_left_out(tmp_path: Path) -> None:
     """Neurons are scored by ``share`` on a device that has no memory for one window's, and the report says so."""
@@ -186,6 +187,7 @@ def test_the_plan_is_near_the_memory_that_a_run_takes(family: str, tmp_path: Pat
     assert measured <= planned.working <= 2 * measured
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_devices")
 def test_a_gpu_of_a_third_of_the_model_runs_every_step(tmp_path: Path) -> None:
     """On 0.3 times the model's bytes scores, cut, refit, verification and the whole evaluation end as on the CPU."""

@@ -98,6 +98,7 @@ def test_jobs_get_their_gpus_and_their_results_come_back(harness: ServiceHarness
     assert "gpus: 3 asked and the largest node of the cluster has 2; ask for fewer" in more.text
 
 
+@pytest.mark.slow
 def test_the_cluster_is_full(harness: ServiceHarness) -> None:
     """One job waits in Ray's queue without run time, the next ones in the service's; all can be cancelled."""
     big, waits, later = submit(harness, 2, pause=60), submit(harness, 2, n=1), submit(harness, 2, n=2)
