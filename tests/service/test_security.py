@@ -143,7 +143,7 @@ def listed(harness: ServiceHarness, job: str) -> list[dict[str, Any]]:
 
 def test_limits_of_size_number_and_rate(tmp_path: Path) -> None:
     """Bodies, queued jobs and requests above their limits are refused, the last with Retry-After."""
-    harness = ServiceHarness(tmp_path, body_limit=5_000, max_queued=3, burst=30, rate=1.0)
+    harness = ServiceHarness(tmp_path, body_limit=5_000, max_queued=3, burst=30, rate=0.05)
     assert harness.http.post("/v1/jobs", content=RECIPE + "#" * 6_000, headers=YAML).status_code == 413
 
     def endless() -> Any:
