@@ -32,16 +32,9 @@ from helpers.hub.state import TOKEN, User  # noqa: E402  # after the address of 
 from helpers.postgresql import remove_server  # noqa: E402  # after the address of the hub
 
 # Files of minutes with few tests: they begin first, so that no process of several works alone on one at the end.
-_LONG = ("test_memory_of_devices", "test_hub_run", "test_schema", "test_processes", "test_experts")
 _LONGEST = (
-    "test_real",
-    "test_browser",
-    "test_distributed",
-    "test_families",
-    "test_hub_real",
-    "test_ray",
-    "test_live",
-    *_LONG,
+    *("test_real", "test_browser", "test_distributed", "test_families", "test_hub_real", "test_ray", "test_live"),
+    *("test_memory_of_devices", "test_hub_run", "test_schema", "test_processes", "test_experts"),
 )
 
 

@@ -14,8 +14,8 @@ from llmprune.service.jobs.models import HistoryEvent, Model, may_label
 from llmprune.service.jobs.sweep_axes import SweepSummary
 from llmprune.service.jobs.sweeps import sweep_of_job
 from llmprune.service.jobs.tokens import Caller
+from llmprune.service.recipe_policy.allowed_paths import JOB_SCHEME
 
-JOB_SCHEME = "job://"  # of a recipe's model that another job made
 _EVENTS = {
     "cleaned": "the clean-up deleted the model",
     "shared": "shared with every user, or made private",
