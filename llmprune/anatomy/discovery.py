@@ -19,12 +19,13 @@ from llmprune.anatomy.experts import FEW_EXPERTS, Blocks, expert_field, prove_ex
 from llmprune.anatomy.heads import find_heads
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, one_of_layers
 from llmprune.anatomy.layer_patterns import find_patterns
-from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers
+from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers, quiet_transformers
 from llmprune.anatomy.mlp import PROOF_WIDTH, LayerUnits, units_of_field
 from llmprune.anatomy.types import Anatomy, Experts, MlpUnit, WidthGroup
 from llmprune.common.errors import ModelError
 
 
+@quiet_transformers()
 def discover(config: Config, trust_remote_code: bool = False) -> Anatomy:
     """Return the anatomy of the model that a config describes, without reading weights.
 

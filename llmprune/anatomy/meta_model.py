@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate import init_empty_weights
@@ -30,6 +31,7 @@ from llmprune.common.errors import ModelError
 Config: TypeAlias = PretrainedConfig  # transformers' own name for it is about to change
 
 _LARGE = 2**22  # elements of a stack of matrices; no model has such a buffer
+_PATHS: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()  # of the decoder layers that were found
 
 
 @contextmanager
@@ -37,6 +39,9 @@ def quiet_transformers() -> Iterator[None]:
     """Hide warnings of transformers while the context lasts."""
     logger = logging.getLogger("transformers")
     before = logger.level
+    if before == logging.ERROR:  # by an outer context: to set a level empties the caches of all loggers
+        yield
+        return
     logger.setLevel(logging.ERROR)
     try:
         yield
@@ -110,9 +115,21 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     Raises ModelError where there is none, or where its layers share weights.
     """
     count = getattr(text_config(model.config), "num_hidden_layers", None)
+    known = _PATHS.get(model)
+    if known is not None:
+        layers = model.get_submodule(known)
+        if isinstance(layers, nn.ModuleList) and len(layers) == count:
+            return known, layers
+    path, layers = _search_layers(model, count)
+    _require_own_weights(model, path, layers=layers)
+    _PATHS[model] = path
+    return path, layers
+
+
+def _search_layers(model: PreTrainedModel, count: int | None) -> tuple[str, nn.ModuleList]:
     prefix, decoder = _text_decoder(model)
     lists = [
-        (sum(parameter.numel() for parameter in module.parameters()), path, module)
+        (path, module)
         for path, module in decoder.named_modules(prefix=prefix)
         if isinstance(module, nn.ModuleList) and len(module) == count and count
     ]
@@ -121,7 +138,10 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             f"no list of {count or 'num_hidden_layers'} decoder layers was found in a {type(model).__name__}; "
             "llmprune prunes models whose layers are one ModuleList of num_hidden_layers"
         )
-    _, path, layers = max(lists, key=lambda entry: entry[0])
+    return max(lists, key=lambda one: sum(parameter.numel() for parameter in one[1].parameters()))
+
+
+def _require_own_weights(model: PreTrainedModel, path: str, *, layers: nn.ModuleList) -> None:
     names = [name for name, _ in layers.named_parameters(remove_duplicate=False)]
     own = {name for name, _ in layers.named_parameters()}
     shared = next((name for name in names if name not in own), None)
@@ -130,7 +150,6 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             f"layers of a {type(model).__name__} share weights ({path}.{shared}), so none can be changed or removed "
             "alone; take a model whose layers do not share weights"
         )
-    return path, layers
 
 
 def _text_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:

@@ -44,7 +44,7 @@ class Base:
         """The mapping from the model's tensors to those of the files."""
         return FileNames(self.dense, self.headers or {}, quantization=self.quantization)
 
-    @property
+    @cached_property
     def size(self) -> Size:
         """Sizes of the dense model."""
         return measure_size(
