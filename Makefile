@@ -9,6 +9,9 @@ LLAMA_CPP_READY := $(LLAMA_CPP)/.ready
 SITE := llmprune/service/web/site
 EDITOR := llmprune/service/web/built
 
+# The tests start many processes: they find the package compiled, whatever this machine is set to.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart serve check test lint client types docs editor pytest slow bench-gpu older llama-cpp wheel wheel-test release constraints clean
 

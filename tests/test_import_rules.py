@@ -6,7 +6,6 @@ import ast
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -65,6 +64,7 @@ WINDOWS = {
     ("service.web.search", "report.html.search_section"),
 }
 MOST_ROOMS, MOST_FILES_BESIDE = 21, 6
+STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)  # what an import can stand in
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "numpy"}
 
 
@@ -87,27 +87,34 @@ def room_of(module: str) -> str:
     return room
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def imports(path: Path) -> list[tuple[int, str]]:
     """(line, module) of every import from llmprune, inside functions too, but not those for type checkers."""
+    found: list[tuple[int, str]] = []
     pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    known = modules()
     while pending:
         node = pending.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            pending += node.orelse
-            continue
-        pending += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found += [(node.lineno, _within(alias.name)) for alias in node.names if _is_ours(alias.name)]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [(node.lineno, _within(name)) for name in names if _is_ours(name)]
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            pending += node.orelse
         else:
-            continue
-        for name in names:
-            if name.split(".")[0] == "llmprune":
-                within = name.removeprefix("llmprune.")
-                yield node.lineno, within if within in known else within.rpartition(".")[0]
+            pending += [child for child in ast.iter_child_nodes(node) if isinstance(child, STATEMENTS)]
+    return found
+
+
+def _is_ours(name: str) -> bool:
+    return name.split(".")[0] == "llmprune"
+
+
+def _within(name: str) -> str:
+    """The module of an imported name, without the package's own; empty: the package itself."""
+    within = name.removeprefix("llmprune.")
+    return within if within in modules() else within.rpartition(".")[0]
 
 
 def test_all_is_sorted_complete_and_importable() -> None:
