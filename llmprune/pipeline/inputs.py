@@ -124,10 +124,11 @@ class RunInputs:
 
     @cached_property
     def dataset_commits(self) -> dict[str, str]:
-        """Commit of each hub data set that calibration, perplexity and recovery are read from."""
+        """Commit of each hub data set that calibration, perplexity, recovery and vocabulary are read from."""
         recovery = self.inputs.recovery_settings if self.recipe.recover else None
         windows = (self.recipe.calibration, self.recipe.evaluation.perplexity, recovery)
         sources = [source for part in windows if part is not None for source in part.text_sources()]
+        sources += (self.recipe.vocabulary and self.recipe.vocabulary.keep_for) or ()
         commits = {source.dataset: commit_of(source) for source in sources}
         return {name: commit for name, commit in commits.items() if commit}
 

@@ -74,13 +74,10 @@ def _local_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "evaluation.against", recipe.evaluation.against
     if recipe.budget is not None and recipe.budget.speed_table is not None:
         yield "budget.speed_table", recipe.budget.speed_table
+    for key, dataset in _datasets(recipe):
+        if not (_is_hub_id(dataset) and Path(dataset).suffix not in FILE_BUILDERS):
+            yield f"{key}.dataset", dataset
     for section, windows in _windows(recipe):
-        named = {f"{section}.dataset": windows.dataset} | {
-            f"{section}.sources.{place}.dataset": source.dataset for place, source in enumerate(windows.sources or ())
-        }
-        for key, dataset in named.items():
-            if dataset and not (_is_hub_id(dataset) and Path(dataset).suffix not in FILE_BUILDERS):
-                yield key, dataset
         if windows.tokens is not None:
             yield f"{section}.tokens", windows.tokens
     for task in recipe.evaluation.tasks:
@@ -107,6 +104,16 @@ def _windows(recipe: Recipe) -> Iterator[tuple[str, TokenWindows]]:
         yield "recover.data", recipe.recover.data
 
 
+def _datasets(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield the section of every data set, with its key, and the data set's name."""
+    for section, windows in _windows(recipe):
+        if windows.dataset is not None:
+            yield section, windows.dataset
+        yield from ((f"{section}.sources.{place}", one.dataset) for place, one in enumerate(windows.sources or ()))
+    kept_for = (recipe.vocabulary and recipe.vocabulary.keep_for) or ()
+    yield from ((f"vocabulary.keep_for.{place}", one.dataset) for place, one in enumerate(kept_for))
+
+
 def _pins(record: Record) -> list[str]:
     """Return overrides that pin model and datasets to the recorded commits, without push, remote code and devices."""
     provenance = record.report.get("provenance") or {}
@@ -125,13 +132,7 @@ def _pins(record: Record) -> list[str]:
     if provenance.get("commit"):
         pins.append(f"model.revision={_quoted(provenance['commit'])}")
     commits: dict[str, str] = provenance.get("datasets") or {}
-    for section, windows in _windows(recipe):
-        if windows.dataset in commits:
-            pins.append(f"{section}.revision={_quoted(commits[windows.dataset])}")
-        for place, source in enumerate(windows.sources or ()):
-            if source.dataset in commits:
-                pins.append(f"{section}.sources.{place}.revision={_quoted(commits[source.dataset])}")
-    return pins
+    return pins + [f"{key}.revision={_quoted(commits[name])}" for key, name in _datasets(recipe) if name in commits]
 
 
 def _recovery_pins(recipe: Recipe, report: dict[str, Any]) -> list[str]:

@@ -112,6 +112,15 @@ def test_a_recipe_from_the_hub_opens_nothing_here(
     recorded_recipe("hub://org/pruned", [f"{key}={json.dumps(value)}"])
 
 
+def test_a_vocabulary_from_the_hub_counts_no_text_of_this_machine(hub: Hub) -> None:
+    """Text that tokens are kept for is named by hub ids, as every other text."""
+    vocabulary = {"keep": 0.5, "keep_for": [{"dataset": "org/text"}, {"dataset": "secret.txt"}]}
+    hub.add_repo("org/pruned", record(RECIPE | {"vocabulary": vocabulary}, {}))
+    with pytest.raises(RecipeError, match=r"vocabulary.keep_for.1.dataset: a recipe from the hub may only name"):
+        recorded_recipe("hub://org/pruned")
+    recorded_recipe("hub://org/pruned", ["vocabulary.keep_for.1.dataset=secret.txt"])
+
+
 def test_a_budget_from_the_hub_names_no_table(hub: Hub) -> None:
     """A table of times is a file of somebody's machine, and is never opened here: the recorded shape is taken."""
     budget = {"speed": 1.5, "speed_table": "/private/table.json"}
