@@ -64,6 +64,7 @@ def test_any_checkpoint_is_trained_against_its_base(tmp_path: Path, monkeypatch:
     verify_here(monkeypatch)
     recipe = recipe_of(tmp_path, recover=None)
     assert command("run", recipe, "--output", tmp_path / "run").code == 0
+    recipe = recipe_of(tmp_path, recover=None, depth=None, width=None, budget={"parameters": 0.8})  # left out too
     done = command(
         *("recover", tmp_path / "run" / "model", "--against", tmp_path / "dense", "--tokens", str(24 * 32)),
         *("--recipe", recipe, "--output", tmp_path / "trained", "--set", "recover.data.self_generated=false"),
