@@ -110,6 +110,14 @@ def vocabulary_config(config: Config, keep_K: Tensor) -> Config:
         raise ModelError(_refusal(config, f"its config takes no other token ids ({error})")) from error
 
 
+def some_tokens(config: Config, number: int) -> Tensor:
+    """Return the ids of ``number`` tokens, ascending, int64 [K]: those that the config names, and the first others."""
+    tokens = getattr(text_config(config), FIELD)
+    named = named_ids(config.to_dict(), tokens)
+    others = [index for index in range(tokens) if index not in named]
+    return torch.tensor(sorted([*named, *others[: max(number - len(named), 0)]]))
+
+
 def new_ids_of(keep_K: Tensor) -> dict[int, int]:
     """Return the new id of each kept token, by its old one: its rank."""
     return {old: new for new, old in enumerate(keep_K.tolist())}

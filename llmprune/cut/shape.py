@@ -10,13 +10,15 @@ class Shape:
     """Numbers of layers, neurons, key-value groups and experts that a pruned model keeps.
 
     ``widths``: neurons of each config field that sets a width, sorted by field; all of them, cut or not. ``kv_groups``,
-    ``experts``: in each layer; None where the model has none that are counted.
+    ``experts``: in each layer; None where the model has none that are counted. ``tokens``: of the vocabulary; None if
+    all are kept.
     """
 
     layers: int
     widths: tuple[tuple[str, int], ...] = ()
     kv_groups: int | None = None
     experts: int | None = None
+    tokens: int | None = None
 
     @property
     def neurons(self) -> dict[str, int]:
@@ -25,7 +27,9 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """Name in tables and figures, such as ``26 layers, 1280 neurons, 2 groups``."""
+        """Name in tables and figures, such as ``26 layers, 1280 neurons, 2 groups``; all shapes of a search have the
+        same tokens, which it leaves out.
+        """
         parts = [_counted(self.layers, "layer")]
         if self.widths:
             parts.append("/".join(str(width) for _, width in self.widths) + " neurons")

@@ -42,7 +42,6 @@ from llmprune.pipeline.self_generated import generated_in_folder
 from llmprune.pipeline.settle import found_of, generated_for_search, search_of_run, settled_context
 from llmprune.pipeline.steps import run_steps
 from llmprune.planning.budget.settle import is_open
-from llmprune.planning.counted_vocabulary import count_vocabulary
 from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.duration.measured import expecting_durations
 from llmprune.planning.plan import Plan, PlanningOutcome, plan_and_check
@@ -104,11 +103,8 @@ def _prepared(recipe: Recipe, output: Path, *, options: RunOptions) -> Iterator[
         asked = recipe_of_model(recipe)
         if options.scores_of is not None and is_first_process():
             take_scores(options.scores_of, output)
-        surveyed = plan_and_check(
-            recipe,
-            generated=ChosenNumbers() if options.fresh else generated_in_folder(recipe, output),
-        )
-        surveyed = count_vocabulary(surveyed)
+        chosen = ChosenNumbers() if options.fresh else generated_in_folder(recipe, output)
+        surveyed = plan_and_check(recipe, of_run=chosen)
         plan = surveyed.require()[0]
         if plan.shortage:
             raise ModelError(plan.shortage)

@@ -54,8 +54,9 @@ logger = logging.getLogger(__name__)
 
 def search_space_of(context: RunContext) -> SearchSpace:
     """Return the shapes that the recipe's budget can have. Raises RecipeError as the plan does."""
-    recipe = context.recipe
-    return search_space(recipe, describe_base(recipe, load_config(recipe.model)))
+    recipe, chosen = context.recipe, context.inputs.inputs.vocabulary
+    base = describe_base(recipe, load_config(recipe.model))
+    return search_space(recipe, base, tokens=None if chosen is None else len(chosen.keep_K))
 
 
 def search_shapes(context: RunContext, space: SearchSpace, *, known: SearchFigures | None = None) -> Search:
@@ -81,8 +82,10 @@ def _is_chosen_from(space: SearchSpace, found: SearchFigures) -> bool:
     """Check that recorded figures have a choice, and that it is a shape of the space."""
     try:
         chosen = found.chosen_shape(found.sizes[0])
-        space.place(shape_of_tried(chosen))
+        space.place(shape_of_tried(found, chosen))
     except (LookupError, StopIteration, ValueError):
+        return False
+    if found.vocabulary != space.tokens:
         return False
     lacking = space.dense.layers - chosen.layers
     return len(set(chosen.removed)) == lacking and set(chosen.removed) < set(range(space.dense.layers))
@@ -127,7 +130,8 @@ class _Step:
         judged, scores = self.search.judged_N.tolist(), origin_of_scores(self.context)
         table = self.speeds and self.speeds.table.model_dump_json()
         parts = inputs.identity, inputs.windows_fingerprint, scores, judged, recipe.budget, self._refit, table
-        return fingerprint(*parts, schedule_of(inputs).repairs)
+        tokens = () if self.space.tokens is None else (self.space.tokens,)
+        return fingerprint(*parts, schedule_of(inputs).repairs, *tokens)
 
     @property
     def _refit(self) -> Refit | None:

@@ -55,12 +55,13 @@ def shape_of(cut: Cut, space: SearchSpace) -> Shape:
     dense = space.dense
     widths = tuple((field, cut.widths.get(field, width)) for field, width in dense.widths)
     kv_groups, experts = cut.kv_groups or dense.kv_groups, cut.num_experts or dense.experts
-    return Shape(len(cut.layers), widths, kv_groups, experts)
+    return Shape(len(cut.layers), widths, kv_groups, experts, space.tokens)
 
 
-def shape_of_tried(tried: TriedShape) -> Shape:
-    """Return the shape that figures are of."""
-    return Shape(tried.layers, tuple(sorted(tried.widths.items())), tried.kv_groups, tried.experts)
+def shape_of_tried(found: SearchFigures, tried: TriedShape) -> Shape:
+    """Return the shape that a search tried."""
+    widths = tuple(sorted(tried.widths.items()))
+    return Shape(tried.layers, widths, tried.kv_groups, tried.experts, found.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember], *, 
     beyond = [
         _tried(record, one, member=member, further=axis) for member in members for axis, one in member.further.items()
     ]
-    passes = schedule.forward_passes([len(member.tried) for member in members], further=len(beyond))
+    numbers, refit = [len(member.tried) for member in members], record.context.recipe.refit
+    passes = schedule.forward_passes(numbers, further=len(beyond), refit=refit)
     passes += schedule.order_passes(whole.layers, removed=len(record.order))
     return SearchFigures(
         dense_parameters=dense.parameters,
@@ -97,6 +99,7 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember], *, 
         dense_widths=whole.neurons,
         dense_kv_groups=whole.kv_groups,
         dense_experts=whole.experts,
+        vocabulary=record.space.tokens,
         tried=(*tried, *beyond),
         chosen=tuple(_chosen(record, member) for member in (members if is_done else ())),
         order=record.order,

@@ -72,7 +72,7 @@ class ShapeSpeeds:
 
     def with_measured(self, found: SearchFigures) -> SearchFigures:
         """Return the figures of a search with the measured speeds of the shapes that it chose."""
-        speeds = [self.measured(shape_of_tried(found.chosen_shape(size))) for size in found.sizes]
+        speeds = [self.measured(shape_of_tried(found, found.chosen_shape(size))) for size in found.sizes]
         pairs = zip(found.chosen, speeds, strict=True)
         chosen = tuple(one.model_copy(update={"measured_speed": speed}) for one, speed in pairs)
         return found.model_copy(update={"chosen": chosen})

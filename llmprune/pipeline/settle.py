@@ -14,6 +14,7 @@ from llmprune.pipeline.search_figures import shape_of_tried
 from llmprune.pipeline.self_generated import add_self_generated
 from llmprune.planning.budget.settle import settled
 from llmprune.planning.checks import ErrorCollector
+from llmprune.planning.counted_vocabulary import with_vocabulary
 from llmprune.planning.plan import PlanningOutcome, plan_structure
 from llmprune.publish.generated_windows import GENERATED
 from llmprune.recipe.recipe import Recipe
@@ -51,10 +52,12 @@ def generated_for_search(context: RunContext) -> dict[str, Path]:
 def survey_of(context: RunContext, search: Search, *, recipe: Recipe) -> PlanningOutcome:
     """Return the plan of an open recipe settled to the shape that the search chose for it."""
     chosen, anatomy, text = chosen_shape(search), context.inputs.anatomy, context.inputs.inputs
-    recipe = settled(recipe, shape_of_tried(chosen), anatomy=anatomy, removed=chosen.removed)
+    shape = shape_of_tried(found_of(search), chosen)
+    recipe = settled(recipe, shape, anatomy=anatomy, removed=chosen.removed)
     errors = ErrorCollector()
     plan, anatomy_again = plan_structure(recipe, errors)
-    return PlanningOutcome(plan, anatomy_again, text.of_round(recipe, text.part), errors)
+    own = text.of_round(recipe, text.part)
+    return PlanningOutcome(plan and with_vocabulary(plan, own), anatomy_again, own, errors)
 
 
 def settled_context(context: RunContext, search: Search) -> RunContext:

@@ -88,7 +88,7 @@ class ErrorCollector:
         ]
 
 
-def run_checks(inputs: TextInputs, errors: ErrorCollector, *, elsewhere: bool, counts_tokens: bool = False) -> None:
+def run_checks(inputs: TextInputs, errors: ErrorCollector, *, elsewhere: bool) -> None:
     """Run every check of a recipe, and collect the errors.
 
     ``elsewhere``: the run will be on another machine or have other GPUs, so that devices and tools are not checked.

@@ -1,24 +1,29 @@
-"""A plan with the number of tokens that its vocabulary keeps, once that is known."""
+"""The number of tokens that a recipe's vocabulary keeps, and the plan with it, once it is known."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llmprune.planning.checks import ErrorCollector
+from llmprune.planning.lost_tools import with_tokens_kept
+from llmprune.planning.text_inputs import TextInputs
 from llmprune.planning.vocabulary import cut_size, with_tokens
 
 if TYPE_CHECKING:
-    from llmprune.planning.plan import Plan, PlanningOutcome
-    from llmprune.planning.text_inputs import TextInputs
+    from llmprune.planning.plan import Plan
 
 
-def count_vocabulary(found: PlanningOutcome) -> PlanningOutcome:
-    """Return a plan whose vocabulary is counted, as a run needs it, however long its text is."""
-    inputs, errors = found.inputs, found.errors
-    if found.plan is None or errors.found or inputs.recipe.vocabulary is None:
-        return found
-    errors.attempt("vocabulary", ("vocabulary", "model"), work=lambda: inputs.vocabulary)
-    return found if errors.found else replace(found, plan=with_vocabulary(found.plan, inputs))
+def counted_tokens(inputs: TextInputs, errors: ErrorCollector, *, whole: bool) -> int | None:
+    """Return the number of tokens kept; None where all are, and where their text is not counted.
+
+    ``whole``: count it however long it is, unless a check has failed.
+    """
+    if inputs.recipe.vocabulary is None:
+        return None
+    if whole and not errors.found:
+        errors.attempt("vocabulary", ("vocabulary", "model"), work=lambda: inputs.vocabulary)
+    chosen = inputs.counted_vocabulary
+    return None if chosen is None else len(chosen.keep_K)
 
 
 def with_vocabulary(plan: Plan, inputs: TextInputs) -> Plan:
@@ -28,4 +33,5 @@ def with_vocabulary(plan: Plan, inputs: TextInputs) -> Plan:
         return plan
     vocabulary = vocabulary if chosen is None else with_tokens(vocabulary, chosen)
     dense, pruned = plan.dense.model_copy(update={"vocabulary": vocabulary.tokens}), cut_size(plan.pruned, vocabulary)
-    return plan.model_copy(update={"dense": dense, "pruned": pruned, "disk": pruned.bytes, "vocabulary": vocabulary})
+    update = {"dense": dense, "pruned": pruned, "disk": pruned.bytes, "vocabulary": vocabulary}
+    return with_tokens_kept(plan.model_copy(update=update), vocabulary)

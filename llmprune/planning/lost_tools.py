@@ -8,12 +8,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llmprune.planning.base import Base
-from llmprune.planning.next_tools import FP8_BLOCK, GROUPS, ToolSizes, cut_sizes, next_tools, sizes_for_tools
+from llmprune.planning.next_tools import (
+    FP8_BLOCK,
+    GROUPS,
+    ToolSizes,
+    cut_sizes,
+    next_tools,
+    sizes_for_tools,
+    with_tokens,
+)
 from llmprune.planning.planned_sizes import PlannedCut
 from llmprune.results.next_tools import NextTools, degrees
 
 if TYPE_CHECKING:
     from llmprune.planning.plan import Plan
+    from llmprune.planning.vocabulary import VocabularyPlan
 
 Keeps = Callable[[ToolSizes], bool]
 
@@ -33,12 +42,20 @@ def with_next_tools(plan: Plan, base: Base, *, planned: PlannedCut) -> Plan:
     return plan.model_copy(update={"next_tools": found, "lost_tools": tuple(lost)})
 
 
+def with_tokens_kept(plan: Plan, vocabulary: VocabularyPlan) -> Plan:
+    """Return a plan, made for all tokens, with the tools that the number of tokens kept allows."""
+    if plan.next_tools is None or vocabulary.kept is None:
+        return plan
+    found = with_tokens(plan.next_tools, dense=vocabulary.tokens, kept=vocabulary.kept)
+    lost = (*plan.lost_tools, *_about_vocabulary(found))
+    return plan.model_copy(update={"next_tools": found, "lost_tools": lost})
+
+
 def about_lost_tools(found: NextTools, *, dense: ToolSizes, pruned: ToolSizes) -> list[str]:
-    """Return a note for parallelism, for the vocabulary, for quantisation in groups and for k-quants, if lost."""
+    """Return a note for parallelism, for quantisation in groups and for k-quants, if lost."""
     remedy = _Remedy(dense, pruned)
     return [
         *_about_parallelism(found, remedy),
-        *_about_vocabulary(found),
         *_about_quantisers(found, remedy),
         *_about_k_quants(found, remedy),
     ]
@@ -120,7 +137,7 @@ def _about_vocabulary(found: NextTools) -> list[str]:
         return []
     return [
         f"the vocabulary no longer divides into equal parts on {degrees(found.vocabulary.lost)} GPUs: vLLM pads it, "
-        "other tools may refuse it"
+        f"other tools may refuse it; vocabulary.multiple {max(found.vocabulary.lost)} would keep it"
     ]
 
 

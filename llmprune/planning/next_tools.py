@@ -156,6 +156,13 @@ def next_tools(dense: ToolSizes, pruned: ToolSizes) -> NextTools:
     )
 
 
+def with_tokens(found: NextTools, *, dense: int, kept: int) -> NextTools:
+    """Return the tools of a shape whose vocabulary has ``kept`` of ``dense`` tokens."""
+    allowed = tuple(degree for degree in DEGREES if kept % degree == 0)
+    lost = tuple(degree for degree in DEGREES if degree not in allowed and dense % degree == 0)
+    return found.model_copy(update={"vocabulary": Degrees(allowed=allowed, lost=lost)})
+
+
 def _grouped(sizes: ToolSizes, degree: int, *, size: int) -> bool:
     return sizes.grouped(size, degree)
 

@@ -24,7 +24,7 @@ from llmprune.planning.budget.plan import BudgetPlan, plan_budget, stored_speed,
 from llmprune.planning.budget.settle import is_open
 from llmprune.planning.calibration_sources import calibration_sources
 from llmprune.planning.checks import ErrorCollector, run_checks
-from llmprune.planning.counted_vocabulary import with_vocabulary
+from llmprune.planning.counted_vocabulary import counted_tokens, with_vocabulary
 from llmprune.planning.device_memory import BatchSizes, DeviceMemory
 from llmprune.planning.duration.estimate import Durations, run_work
 from llmprune.planning.duration.parts import PlannedModels, RunWork
@@ -135,24 +135,34 @@ def plan_and_check(
     problems: Iterable[str] = (),
     elsewhere: bool = False,
     starts: int = 1,
-    generated: ChosenNumbers = NOTHING_CHOSEN,
+    of_run: ChosenNumbers | None = None,
 ) -> PlanningOutcome:
     """Plan a recipe and run every check, even after earlier ones have failed.
 
     ``wrong``: keys that were removed from the recipe because their values are wrong; ``problems``: a sentence for each.
     ``elsewhere``: the run will have other GPUs than this process. ``starts``: number of processes that the run will
-    start in place of this one. ``generated``: the numbers that an earlier part of the run chose for
-    ``self_generated: auto``.
+    start in place of this one. ``of_run``: the numbers that an earlier part of a run chose for ``self_generated:
+    auto``, where this is the plan of a run; that alone counts the text of a vocabulary however long it is.
     """
     resolve_revision.cache_clear()
     errors = ErrorCollector(wrong, problems)
     against = ("recover.against", "evaluation.against")
     _, settled = errors.attempt(against[1], (*against, "model"), work=lambda: settle_first_base(recipe))
     recipe = settled or without_reference(recipe)
-    asked, recipe = recipe, recipe if elsewhere else settle_self_generated(recipe, starts=starts, chosen=generated)
+    asked, recipe = (
+        recipe,
+        recipe if elsewhere else settle_self_generated(recipe, starts=starts, chosen=of_run or NOTHING_CHOSEN),
+    )
     inputs = TextInputs(recipe)
-    plan, anatomy = plan_structure(recipe, errors, starts=starts, elsewhere=elsewhere)
-    run_checks(inputs, errors, elsewhere=elsewhere)
+    check, count = partial(run_checks, inputs, errors, elsewhere=elsewhere), partial(counted_tokens, inputs, errors)
+    structure = partial(plan_structure, recipe, errors, starts=starts, elsewhere=elsewhere)
+    if is_open(recipe) and recipe.vocabulary:  # candidates have the size of the tokens that are kept
+        check()
+        plan, anatomy = structure(tokens=count(whole=of_run is not None))
+    else:
+        plan, anatomy = structure()
+        check()
+        count(whole=of_run is not None)
     if plan and not errors.found:
         plan = with_vocabulary(plan, inputs)
         notes = (*plan.notes, *about_begin(inputs), *about_self_generated(asked, recipe), *inputs.recovery_notes)
@@ -161,12 +171,17 @@ def plan_and_check(
 
 
 def plan_structure(
-    recipe: Recipe, errors: ErrorCollector, *, starts: int = 1, elsewhere: bool = False
+    recipe: Recipe,
+    errors: ErrorCollector,
+    *,
+    starts: int = 1,
+    elsewhere: bool = False,
+    tokens: int | None = None,
 ) -> tuple[Plan | None, Anatomy | None]:
     """Return plan and anatomy, from the model's config and headers; None in place of one that an error prevents.
 
     ``starts``: number of processes that the run will start in place of this one. ``elsewhere``: as in
-    ``plan_and_check``.
+    ``plan_and_check``. ``tokens``: that the vocabulary keeps beside a budget, where they are counted.
     """
     model = ("model",)
     _, config = errors.attempt("model", model, work=lambda: load_config(recipe.model))
@@ -180,8 +195,8 @@ def plan_structure(
     opened = None
     if is_open(recipe):
         speed = partial(stored_speed, recipe, base, elsewhere=elsewhere)
-        plan_open = partial(plan_budget, recipe, base)
-        _, opened = errors.attempt("budget", ("budget", *model), work=lambda: plan_open(speed=speed()))
+        plan_open = partial(plan_budget, recipe, base, tokens=tokens)
+        _, opened = errors.attempt("budget", ("budget", "vocabulary", *model), work=lambda: plan_open(speed=speed()))
         if opened is None:
             return None, base.anatomy
     own = opened.recipe if opened else recipe

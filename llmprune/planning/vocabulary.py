@@ -10,7 +10,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.anatomy.vocabulary import find_vocabulary, named_ids
@@ -50,6 +50,15 @@ class VocabularyPlan(Figures):
 
 
 @dataclass(frozen=True)
+class TokenSizes:
+    """Number of a model's ``tokens``, and what each takes in embedding and head. ``bytes``: in the files."""
+
+    tokens: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class ChosenVocabulary:
     """Ids of the tokens kept, ascending, int64 [K], out of ``tokens``; why some must stay, and the counted text."""
 
@@ -85,21 +94,33 @@ def planned_vocabulary(recipe: Recipe, base: Base, *, stored: Dtypes) -> Vocabul
     """
     if recipe.vocabulary is None:
         return None
-    model = base.dense
-    found = find_vocabulary(model, trust_remote_code=recipe.model.trust_remote_code)
+    token = token_sizes(base.dense, stored=stored, trust_remote_code=recipe.model.trust_remote_code)
+    return VocabularyPlan(
+        tokens=token.tokens,
+        kept=stated_number(recipe, token.tokens),
+        parameters_of_token=token.parameters,
+        bytes_of_token=token.bytes,
+    )
+
+
+def token_sizes(model: PreTrainedModel, *, stored: Dtypes, trust_remote_code: bool) -> TokenSizes:
+    """Return what each token of a model on the meta device takes. Raises ModelError where none can be removed."""
+    found = find_vocabulary(model, trust_remote_code=trust_remote_code)
     tensors = {name: tensor for name, tensor in model.named_parameters() if name in found.dims}  # tied ones once
     of_token = {name: tensor.numel() // found.tokens for name, tensor in tensors.items()}
-    target = target_of(recipe, found.tokens)
+    size = sum(number * stored.get(name, tensors[name].dtype).itemsize for name, number in of_token.items())
+    return TokenSizes(found.tokens, sum(of_token.values()), size)
+
+
+def stated_number(recipe: Recipe, tokens: int) -> int | None:
+    """Return the number of tokens that a recipe states, rounded; None where the coverage of its text decides.
+
+    ``tokens``: of the dense model. Raises RecipeError for a number that removes none.
+    """
+    target = target_of(recipe, tokens)
     if target.number is not None:
         _require_removal(recipe, target, kept=target.number)
-    return VocabularyPlan(
-        tokens=found.tokens,
-        kept=target.number,
-        parameters_of_token=sum(of_token.values()),
-        bytes_of_token=sum(
-            number * stored.get(name, tensors[name].dtype).itemsize for name, number in of_token.items()
-        ),
-    )
+    return target.number
 
 
 def target_of(recipe: Recipe, tokens: int) -> VocabularyTarget:

@@ -8,14 +8,18 @@ from typing import Any
 from llmprune.recipe.budget import Budget
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.recover import Recover
-from llmprune.recipe.vocabulary import Vocabulary
 
 Sections = Mapping[str, Any]  # those before the checked one, in the order of the recipe's fields
 
 
 def _check_budget(_: Budget, others: Sections) -> None:
     """Refuse sizes that a user names beside a budget, and images; the run itself adds sizes that it has searched."""
-    given = [name for name in ("depth", "width", "experts", "hidden") if others.get(name) is not None]
+    if others.get("hidden") is not None:
+        raise ValueError(
+            "judges shapes with all channels of the residual stream, and with fewer of them the shapes rank otherwise, "
+            "so hidden cannot be set beside it; remove hidden, or name depth and width of a shape beside it"
+        )
+    given = [name for name in ("depth", "width", "experts") if others.get(name) is not None]
     if given:
         keys = ", ".join(
             f"{name}.{key}"
@@ -32,14 +36,6 @@ def _check_budget(_: Budget, others: Sections) -> None:
         raise ValueError(
             "judges shapes on beginnings of windows, which would cut images in two; search with text (remove "
             "calibration's images_field), then give depth and width of the shape that was found, with images"
-        )
-
-
-def _check_vocabulary(_: Vocabulary, others: Sections) -> None:
-    if others.get("budget") is not None:
-        raise ValueError(
-            "is not part of a budget, which counts the whole vocabulary; remove one of them, or prune the result of "
-            "the budget again with vocabulary alone"
         )
 
 
@@ -66,7 +62,6 @@ def _check_hub(_: Hub, others: Sections) -> None:
 
 CHECKS: dict[str, Callable[[Any, Sections], None]] = {
     "budget": _check_budget,
-    "vocabulary": _check_vocabulary,
     "recover": _check_recover,
     "hub": _check_hub,
 }

@@ -84,7 +84,7 @@ class Recipe(Section):
     export: Export = Field(Export(), description="Files of the result.")
     hub: Hub | None = Field(None, description="Repository that the result is pushed to; left out: none.")
 
-    @field_validator("budget", "vocabulary", "recover", "hub", mode="after")
+    @field_validator("budget", "recover", "hub", mode="after")
     @classmethod
     def _fits_the_others(cls, section: Any, info: ValidationInfo) -> Any:
         """Refuse a section beside others that it cannot be combined with."""

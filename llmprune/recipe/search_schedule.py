@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from llmprune.recipe.refit import Refit
+
 _JUDGED_PART, _LEAST_OF_SOURCE, _MOST_OF_SOURCE = 8, 3, 8  # windows of a source that judge: every eighth
 _JUDGED_TOKENS = 256  # of each of them, from its beginning; the second half of these counts
 _REPAIR_TOKENS = 4096  # that a repair of the second round is solved on, at least
@@ -21,6 +23,7 @@ ORDER_TOKENS = 256  # of each of them; the second half of these counts
 REPEATED_TO_ORDER = 3  # one in so many of them is there once more, repeated
 TRIED_LAYERS = 6  # that are judged in each round of that order
 _PASSES_OF_REPAIR = 4.0  # that a repair takes over its own windows, its solves included
+_PASSES_OF_UP_REFIT = 5.0  # that it takes more with ``refit.up``
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,19 @@ class Schedule:
         part = windows * min(ORDER_TOKENS, self.length) / (self.windows * self.length)
         return part * removed * (1 + min(TRIED_LAYERS, layers) / 2)
 
-    def forward_passes(self, tried: Sequence[int], *, further: int) -> float:
+    def forward_passes(self, tried: Sequence[int], *, further: int, refit: Refit | None) -> float:
         """Return the cost in plain forward passes of the dense model over all calibration tokens.
 
-        ``tried``: shapes of each budget; ``further``: shapes that go one step beyond a chosen one.
+        ``tried``: shapes of each budget; ``further``: shapes that go one step beyond a chosen one. ``refit``: None
+        where nothing is repaired, so that the first round decides.
         """
         judged = (self.judged + self.repeated) * self.judged_tokens / (self.windows * self.length)
+        if refit is None:
+            return judged * (1 + sum(tried) + further)
         second = sum(min(number, _REPAIRED) for number in tried)
         last = sum(min(number, _LAST) for number in tried)
-        repaired = _PASSES_OF_REPAIR * (self.repairs[0] * (second + further) + self.repairs[1] * last) / self.windows
+        each = _PASSES_OF_REPAIR + (_PASSES_OF_UP_REFIT if refit.up else 0)
+        repaired = each * (self.repairs[0] * (second + further) + self.repairs[1] * last) / self.windows
         return judged * (1 + sum(tried) + second + further + last) + repaired
 
 

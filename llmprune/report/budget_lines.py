@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from llmprune.common.schema import format_count
 from llmprune.results.formatting import plural
-from llmprune.results.search_sentences import AXES, describe_limits
+from llmprune.results.search_sentences import AXES, describe_amount, describe_limits
 
 if TYPE_CHECKING:
-    from llmprune.planning.budget.plan import AxisRange, BudgetMember, BudgetPlan
+    from llmprune.planning.budget.plan import AxisRange, BudgetMember, BudgetPlan, VocabularyPart
 
 
 def budget_lines(budget: BudgetPlan) -> Iterator[str]:
@@ -19,12 +19,14 @@ def budget_lines(budget: BudgetPlan) -> Iterator[str]:
     for member in budget.members:
         yield f"Budget: {describe_limits(member.limits)}: {_candidates(member, about)}"
         yield f"  {'; '.join(map(_range, member.axes))}"
+        yield from (f"  {_vocabulary(name, part)}" for name, part in member.vocabulary.items())
     search = budget.search
     first, *later = search.rounds
     passes = search.order_passes + search.forward_passes
+    repaired = f", then {' and '.join(map(str, later))} of them repaired" if later else ""
     yield (
         f"Search: {plural(first, 'shape')} on {plural(search.judged_windows, 'window')} of {search.judged_tokens} "
-        f"tokens, then {' and '.join(map(str, later))} of them repaired; with {search.further} that go a step further "
+        f"tokens{repaired}; with {search.further} that go a step further "
         f"about {passes:.1f} forward passes over the calibration tokens"
     )
     of_largest = " for the largest model of the family" if len(budget.members) > 1 else ""
@@ -43,6 +45,11 @@ def _candidates(member: BudgetMember, about: str) -> str:
     )
     tried = "all" if member.tried == member.candidates else f"{member.tried}"
     return f"{plural(member.candidates, 'shape')}, of which {tried} are tried, from {ends}"
+
+
+def _vocabulary(name: str, part: VocabularyPart) -> str:
+    tokens, rest = (describe_amount(name, amount) for amount in (part.by_tokens, part.by_shape))
+    return f"of the reduction, the vocabulary takes {tokens}; for the shape remain {rest}"
 
 
 def _range(axis: AxisRange) -> str:

@@ -38,6 +38,9 @@ def _rows(table: SpeedTable) -> list[tuple[str, str, PartTimes]]:
     """Return name, size and times of each part."""
     sizes = table.sizes
     rows: list[tuple[str, str, PartTimes]] = [("outside the layers", "", table.outside)]
+    for one in table.vocabulary:
+        if one.at < 1 and sizes.vocabulary:
+            rows.append(("change outside", plural(round(one.at * sizes.vocabulary), "token"), one))
     for one in reversed(table.attention):
         groups = plural(round(one.at * sizes.kv_groups), "group") if sizes.kv_groups else ""
         rows.append(("layer without its MLP" if table.mlp else "layer", groups, one))

@@ -70,9 +70,10 @@ class ChosenShape(Figures):
 class SearchFigures(Figures):
     """Search for the shapes of one or several budgets.
 
-    ``order``: layers in the order of their removal. ``windows``, ``tokens``: that shapes were judged on.
-    ``forward_passes``: cost, in plain forward passes of the dense model over the calibration tokens. ``member``: index
-    of the budget that the reported model was made for, in the reports of a family.
+    ``vocabulary``: tokens that every shape keeps, whose sizes count no others; None if all are kept. ``order``: layers
+    in the order of their removal. ``windows``, ``tokens``: that shapes were judged on. ``forward_passes``: cost, in
+    plain forward passes of the dense model over the calibration tokens. ``member``: index of the budget that the
+    reported model was made for, in the reports of a family.
     """
 
     dense_parameters: int
@@ -81,6 +82,7 @@ class SearchFigures(Figures):
     dense_widths: dict[str, int] = Field({})  # by config field
     dense_kv_groups: int | None = None
     dense_experts: int | None = None
+    vocabulary: int | None = None
     tried: tuple[TriedShape, ...]
     chosen: tuple[ChosenShape, ...]  # one for each budget
     order: tuple[int, ...]

@@ -40,10 +40,11 @@ def describe_search(found: SearchFigures) -> str:
     candidates = sum(found.chosen[size].candidates for size in found.sizes)
     shapes = sum(found.chosen[size].tried for size in found.sizes)
     of = f" of {plural(candidates, 'shape')} that meet{'s' * (candidates == 1)} the budget" if candidates else " shapes"
+    kept = "" if found.vocabulary is None else f"; each keeps {found.vocabulary:,} tokens, and was judged with all"
     return (
         f"{shapes}{of} were tried, judged by KL divergence from the dense model on {plural(found.windows, 'window')} "
         f"({plural(found.tokens, 'token')}) of {plural(len(found.sources), 'source')}; cost: {_passes(found)}, "
-        f"{duration(found.seconds)}"
+        f"{duration(found.seconds)}{kept}"
     )
 
 

@@ -1,49 +1,85 @@
-"""Sections of a recipe that cut a model to a shape that a search has tried."""
+"""Sections of a recipe that cut a model to a shape."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from llmprune.recipe.budget import HeadsAxis
+from llmprune.recipe.width_rounding import width_step
 from llmprune.results.search_figures import SearchFigures, TriedShape
 
 
-def sections_of_shape(found: SearchFigures, shape: TriedShape, *, axes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return ``depth``, ``width`` and ``experts`` as data, those that the shape needs.
+@dataclass(frozen=True)
+class KeptUnits:
+    """Units that a shape keeps. ``removed``: indices of layers, or their number where they are not chosen.
 
-    ``axes``: of the recipe's budget, whose criteria are kept.
+    ``widths``, ``dense_widths``: neurons by config field. ``kv_groups``, ``experts``: None if all are kept.
     """
-    experts = {"keep": shape.experts} | _criterion(axes, "experts", key="criterion")
+
+    removed: tuple[int, ...] | int
+    widths: Mapping[str, int]
+    dense_widths: Mapping[str, int]
+    kv_groups: int | None
+    experts: int | None
+
+    @classmethod
+    def of_tried(cls, found: SearchFigures, shape: TriedShape) -> KeptUnits:
+        """Return the units of a shape that a search tried."""
+        return cls(
+            removed=shape.removed,
+            widths=shape.widths,
+            dense_widths=found.dense_widths,
+            kv_groups=shape.kv_groups if shape.kv_groups != found.dense_kv_groups else None,
+            experts=shape.experts if shape.experts != found.dense_experts else None,
+        )
+
+    @property
+    def neurons(self) -> dict[str, int]:
+        """Neurons kept, by the fields that lose some."""
+        return {field: kept for field, kept in self.widths.items() if kept < self.dense_widths[field]}
+
+
+def sections_of_shape(kept: KeptUnits, *, axes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the values of ``depth``, ``width`` and ``experts``, those that the shape needs.
+
+    ``axes``: settings of a budget's axes by name, whose criteria and multiple are kept.
+    """
+    given = {axis: settings for axis, settings in axes.items() if isinstance(settings, Mapping)}
     sections = {
-        "depth": {"layers": list(shape.removed)} if shape.removed else {},
-        "width": _width(found, shape, axes=axes),
-        "experts": experts if shape.experts != found.dense_experts else {},
+        "depth": _depth(kept.removed) if kept.removed else {},
+        "width": _width(kept, given),
+        "experts": {} if kept.experts is None else {"keep": kept.experts} | _criterion(given, "experts"),
     }
     return {section: values for section, values in sections.items() if values}
 
 
-def _width(found: SearchFigures, shape: TriedShape, *, axes: Mapping[str, Any]) -> dict[str, Any]:
+def _depth(removed: tuple[int, ...] | int) -> dict[str, Any]:
+    return {"remove": removed} if isinstance(removed, int) else {"layers": list(removed)}
+
+
+def _width(kept: KeptUnits, axes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    neurons = {field: kept for field, kept in shape.widths.items() if kept < found.dense_widths[field]}
+    neurons = kept.neurons
     if neurons:
-        only = len(found.dense_widths) == 1
-        values["neurons"] = next(iter(neurons.values())) if only else neurons
-        if any(kept % min(_power_of_two(found.dense_widths[field]), 256) for field, kept in neurons.items()):
-            values["multiple"] = min(map(_power_of_two, neurons.values()))  # or they could be rounded
-        values |= _criterion(axes, "mlp", key="criterion")
-    if shape.kv_groups != found.dense_kv_groups:
-        values["heads"] = shape.kv_groups
-        values |= _criterion(axes, "heads", key="heads_criterion")
+        values["neurons"] = next(iter(neurons.values())) if len(kept.dense_widths) == 1 else neurons
+        multiple = axes.get("mlp", {}).get("multiple", "auto")
+        if multiple != "auto":
+            values["multiple"] = multiple
+        elif any(width % width_step(kept.dense_widths[field]) for field, width in neurons.items()):
+            values["multiple"] = min(map(width_step, neurons.values()))  # or they would be rounded
+        values |= _criterion(axes, "mlp")
+    if kept.kv_groups is not None:
+        values["heads"] = kept.kv_groups
+        own = _criterion(axes, "heads", key="heads_criterion")
+        if not own and "criterion" in values:  # which heads would take too
+            own = {"heads_criterion": {"kind": HeadsAxis().criterion.kind}}
+        values |= own
     return values
 
 
-def _power_of_two(width: int) -> int:
-    """Return the largest power of two that divides a width."""
-    return width & -width
-
-
-def _criterion(axes: Mapping[str, Any], axis: str, *, key: str) -> dict[str, Any]:
+def _criterion(axes: Mapping[str, Mapping[str, Any]], axis: str, *, key: str = "criterion") -> dict[str, Any]:
     """Return the criterion that a budget names for an axis, under the key of the section."""
-    settings = axes.get(axis)
-    criterion = settings.get("criterion") if isinstance(settings, dict) else None
+    criterion = axes.get(axis, {}).get("criterion")
     return {} if criterion is None else {key: criterion}

@@ -17,7 +17,7 @@ class PartTimes(Figures):
 
 
 class PartAt(PartTimes):
-    """Times of a part with some of its neurons, groups or experts. ``at``: fraction of the dense model's number."""
+    """Times of a part with some of its units or tokens. ``at``: fraction of the dense model's number."""
 
     at: float
 
@@ -43,7 +43,8 @@ class SpeedTable(Figures):
     differ from those between them is counted here, so that it can be negative.
     ``attention``: times of a layer without the part that grows with the MLP's width; the whole layer where no width can
     be cut. ``mlp``: times of that part, by width; empty where no width can be cut. ``experts``: change of a layer's
-    times with fewer experts of full width; empty where none can be removed. Each is sorted by ``at`` and ends with 1.
+    times with fewer experts of full width; empty where none can be removed. ``vocabulary``: change of the times outside
+    the layers with fewer tokens; empty where none can be removed. Each is sorted by ``at`` and ends with 1.
     """
 
     model: str
@@ -61,6 +62,7 @@ class SpeedTable(Figures):
     attention: tuple[PartAt, ...]
     mlp: tuple[PartAt, ...]
     experts: tuple[PartAt, ...]
+    vocabulary: tuple[PartAt, ...]
 
     @property
     def uncertainty(self) -> float:

@@ -103,6 +103,25 @@ def test_fewer_layers_take_less_in_proportion(llama: SpeedSubject, table: SpeedT
     assert times[0] - (times[1] - times[0]) == pytest.approx(table.outside.decode) == pytest.approx(0.1)
 
 
+def test_fewer_tokens_take_less_outside_the_layers(llama: SpeedSubject) -> None:
+    """The head's part of the time shrinks in proportion, and no layer's does; other sizes of the table stay."""
+
+    def with_head(model: PreTrainedModel, prompts_BL: Tensor, new_tokens: int) -> Timing:
+        timing, head = by_config(model, prompts_BL, new_tokens), 0.01 * model.config.vocab_size
+        return Timing(timing.first + head, timing.rest + (new_tokens - 1) * head)
+
+    table = measure_speed_table(llama, settings=SETTINGS, time=with_head)
+    tokens = llama.sizes.vocabulary
+    assert tokens is not None
+    for layers, kept in ((4, tokens // 2), (2, tokens // 4), (4, tokens)):
+        found = predict(table, replace(llama.shape, layers=layers, tokens=kept))
+        prefill = prefill_of(layers, width=96, groups=2)
+        assert found.prefill == pytest.approx(prefill + 0.01 * kept)
+        assert found.decode == pytest.approx(prefill / 10 + 0.01 * kept)
+    (model,) = random_models(llama, [replace(llama.shape, tokens=tokens // 2)])
+    assert model.get_output_embeddings().weight.shape[0] == tokens // 2
+
+
 def test_experts_share_the_effect_of_the_width() -> None:
     """Half of the experts of half the width take a quarter of the time."""
     mixture = subject_of("mixtral")

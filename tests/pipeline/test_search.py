@@ -1,4 +1,7 @@
-"""Runs with a budget: the shape is searched, the model is cut to it, and a family is made of one search."""
+"""Runs with a budget: the shape is searched, the model is cut to it, and a family is made of one search.
+
+The family has fewer tokens too, the single models all of them.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,18 @@ from helpers.commands import (
     write_recipe,
     write_text,
 )
+from helpers.trained_tokenizers import trained_tokenizer
 from torch import Tensor
 
 from llmprune.common.errors import NumericalError
+from llmprune.pipeline import run
 from llmprune.pipeline.run import search_only
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.search_figures import SearchFigures
 from llmprune.search import rounds
 
-SIZES = (0.85, 0.7)
+SIZES = (0.75, 0.6)
+VOCABULARY = {"coverage": 0.9, "multiple": 32}
 
 
 def recipe_of(folder: Path, parameters: Any, *, name: str = "recipe.yaml", **sections: Any) -> Path:
@@ -35,7 +41,8 @@ def recipe_of(folder: Path, parameters: Any, *, name: str = "recipe.yaml", **sec
     texts = write_text(folder / "prose.txt"), folder / "sums.txt"
     texts[1].write_text("\n\n".join(f"{n} + {n * 3} = {n * 4}; {n} * {n} = {n * n}." for n in range(200)))
     if not (folder / "dense").exists():
-        save_model(folder / "dense")
+        save_model(folder / "dense", tokenizer=False, vocab_size=512, tie_word_embeddings=True)
+        trained_tokenizer("bytes").save_pretrained(folder / "dense")
     calibration = {"sources": [{"dataset": str(text)} for text in texts], "samples": 12, "sequence_length": 32}
     given = {
         "calibration": calibration | {"self_generated": 4},
@@ -52,7 +59,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("search")
     with pytest.MonkeyPatch.context() as patch:
         verify_here(patch)
-        done = command("run", recipe_of(folder, list(SIZES)), "--output", folder / "family")
+        recipe = recipe_of(folder, list(SIZES), vocabulary=VOCABULARY)
+        done = command("run", recipe, "--output", folder / "family")
     assert done.code == 0, done.err
     return folder
 
@@ -66,6 +74,7 @@ def test_members_are_cut_to_the_shapes_that_were_chosen(workspace: Path) -> None
     """Each is within its budget, has exactly the parameters that the search counted, and its report says why."""
     found = found_in(workspace / "family")
     assert len(found.chosen) == len(SIZES)
+    assert found.vocabulary is not None
     page = (workspace / "family" / "family.html").read_text()
     assert all(found.chosen_shape(number).name in page for number in range(len(SIZES)))
     for number, size in enumerate(SIZES):
@@ -74,6 +83,8 @@ def test_members_are_cut_to_the_shapes_that_were_chosen(workspace: Path) -> None
         removed = tuple(row["layer"] for row in report["layers"] if row["removed"])
         assert removed == chosen.removed == tuple(sorted(found.order[: len(removed)]))
         assert report["search"]["member"] == number
+        assert report["pruned"]["vocabulary"] == report["vocabulary"]["kept"] == found.vocabulary < 512
+        assert report["vocabulary"]["largest_logit_difference"] == 0
         cut = json.loads((workspace / "family" / "members" / str(number + 1) / "cut.json").read_text())
         assert cut["search"]["shape"] == chosen.name
         assert cut["search"]["divergence"] == chosen.divergence
@@ -105,7 +116,7 @@ def test_a_member_is_what_its_recipe_makes_alone(
 def test_a_run_continues_from_its_search(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``llmprune search`` stops before the cut; the run on the same folder scores and searches nothing again."""
     verify_here(monkeypatch)
-    recipe = recipe_of(workspace, SIZES[0], name="one.yaml")
+    recipe = recipe_of(workspace, SIZES[0], name="one.yaml", vocabulary=VOCABULARY)
     searched = command("search", recipe, "--output", tmp_path / "run")
     assert searched.code == 0, searched.err
     assert not (tmp_path / "run" / "model").exists()
@@ -164,3 +175,69 @@ def test_a_smaller_family_leaves_no_member_behind(
     assert done.code == 0, done.err
     assert sorted(path.name for path in (tmp_path / "family" / "members").iterdir()) == ["1", "2"]
     assert reused_steps(tmp_path / "family" / "members" / "1")["pass 2"]
+
+
+@pytest.mark.slow
+def test_a_budget_in_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shape is searched once, two rounds reach it, and the tokens are removed after the last."""
+    verify_here(monkeypatch)
+    recover = {"tokens": 24 * 32, "batch_tokens": 128, "rounds": 2, "data": {"self_generated": False}}
+    budget = {"parameters": SIZES[0], "tolerance": 0.2, "axes": {"mlp": {"multiple": 8}}}
+    recipe = recipe_of(tmp_path, SIZES[0], budget=budget, vocabulary=VOCABULARY, recover=recover)
+    done = command("run", recipe, "--output", tmp_path / "run")
+    assert done.code == 0, done.err
+    report, chosen = report_in(tmp_path / "run"), found_in(tmp_path / "run").chosen_shape(0)
+    assert report["pruned"]["parameters"] == chosen.parameters
+    assert tuple(row["layer"] for row in report["layers"] if row["removed"]) == chosen.removed
+    sizes = [one["size"]["parameters"] for one in report["rounds"]]
+    assert report["dense"]["parameters"] > sizes[0] > report["pruned"]["parameters"]
+    assert report["rounds"][0]["size"]["vocabulary"] is None
+    assert [step["name"] for step in report["steps"]].count("search") == 1
+
+
+@pytest.mark.slow
+def test_a_member_that_is_stopped_continues_with_another_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the text before is left in any member, not in that which was made, nor in that which was stopped."""
+    verify_here(monkeypatch)
+    recipe = recipe_of(tmp_path, list(SIZES))
+    run_steps, made = run.run_steps, [0]
+
+    def stop_at_second(*arguments: Any, **named: Any) -> Any:
+        made[0] += 1
+        if made[0] == 2:
+            raise NumericalError("stopped")
+        return run_steps(*arguments, **named)
+
+    monkeypatch.setattr(run, "run_steps", stop_at_second)
+    assert command("run", recipe, "--output", tmp_path / "family").code != 0
+    before = report_in(tmp_path / "family" / "members" / "1")["provenance"]["calibration_fingerprint"]
+    (tmp_path / "sums.txt").write_text("\n\n".join(f"{n} - {n} = 0; {n} + {n} = {2 * n}." for n in range(300)))
+    done = command("run", recipe, "--output", tmp_path / "family")
+    assert done.code == 0, done.err
+    found = found_in(tmp_path / "family")
+    for number in range(len(SIZES)):
+        report = report_in(tmp_path / "family" / "members" / str(number + 1))
+        assert report["provenance"]["calibration_fingerprint"] != before
+        assert report["pruned"]["parameters"] == found.chosen_shape(number).parameters
+        assert not any(step["reused"] for step in report["steps"] if step["name"] in ("pass 2", "cut"))
+
+
+@pytest.mark.slow
+def test_fresh_turns_a_family_into_a_single_run_and_back(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind of run leaves nothing of the other behind."""
+    verify_here(monkeypatch)
+    folder = tmp_path / "run"
+    shutil.copytree(workspace / "family", folder)
+    alone = recipe_of(workspace, SIZES[0], name="alone.yaml", refit=False)
+    assert command("run", alone, "--output", folder, "--fresh").code == 0
+    assert (folder / "model" / "config.json").is_file()
+    assert not (folder / "members").exists()
+    assert not (folder / "family.html").exists()
+    family = recipe_of(workspace, list(SIZES), name="family.yaml", refit=False)
+    assert command("run", family, "--output", folder, "--fresh").code == 0
+    assert not (folder / "model").exists()
+    assert sorted(path.name for path in (folder / "members").iterdir()) == ["1", "2"]
+    assert (folder / "family.html").is_file()
+    assert not [path.name for path in folder.iterdir() if path.name.endswith(".partial")]

@@ -92,9 +92,7 @@ def test_a_plan_refuses(place: Path, vocabulary: dict[str, object], said: str) -
     assert said in " ".join(done.err.split())
 
 
-def test_a_recipe_has_one_target_and_no_budget() -> None:
-    """Coverage, tokens and keep exclude each other; a budget counts the whole vocabulary."""
+def test_a_recipe_has_one_target() -> None:
+    """Coverage, tokens and keep exclude each other."""
     recipe = "model: {id: org/model}\n"
     assert "needs at most one of coverage, tokens, keep" in problems(f"{recipe}vocabulary: {{tokens: 9, keep: 0.5}}")[0]
-    both = f"{recipe}budget: {{parameters: 0.8}}\nvocabulary: {{keep: 0.5}}"
-    assert "vocabulary: is not part of a budget" in problems(both)[0]

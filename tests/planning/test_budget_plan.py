@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ from llmprune.evaluation.bench.generation_speed import Timing
 from llmprune.evaluation.bench.speed_subject import SpeedSubject
 from llmprune.evaluation.bench.speed_table import measure_speed_table, write_table
 from llmprune.planning.base import Base, describe_base
+from llmprune.planning.budget.candidates import candidates
 from llmprune.planning.budget.cost import require_windows_to_search
 from llmprune.planning.budget.plan import plan_budget
+from llmprune.planning.budget.space import search_space
 from llmprune.planning.plan import Plan, plan_and_check
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.recipe import Recipe
@@ -28,6 +31,7 @@ from llmprune.report.plan_table import print_plan
 from llmprune.testing import tiny_config
 
 SIZES = {"num_hidden_layers": 8, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4}
+TOKENS = "vocabulary: {tokens: 256}"
 RECOVER = "recover: {tokens: 3072, batch_tokens: 128, rounds: 3, data: {self_generated: false, sequence_length: 32}}"
 
 
@@ -165,3 +169,65 @@ def test_the_recipe_with_a_budget_that_ships_is_planned(tmp_path: Path) -> None:
     (member,) = plan_budget(loaded, describe_base(loaded, load_config(loaded.model))).plan.members
     limit = 0.8 * 134_515_008
     assert 0.97 * limit <= member.smallest.parameters <= member.largest.parameters <= limit
+
+
+def test_tokens_count_in_every_candidate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tied or not, each size is that of the shape's model with the kept tokens; the plan says what is left for it."""
+    for tied in (True, False):
+        base = base_of(tmp_path / str(tied), tiny_config("llama", vocab_size=512, tie_word_embeddings=tied, **SIZES))
+        recipe = budget_recipe(tmp_path / str(tied), "{parameters: 0.6, weights: 0.7}", sections=TOKENS)
+        space = search_space(recipe, base)
+        assert space.tokens == 256
+        saved = 256 * 32 * (1 if tied else 2)
+        found = candidates(space, space.members[0])
+        for one in found.found:
+            whole = space.counter.sizes(replace(one.shape, tokens=None))
+            assert one.sizes.parameters == whole.parameters - saved
+            assert one.sizes.active_parameters == whole.active_parameters - saved
+            assert one.sizes.bytes == whole.bytes - 4 * saved
+            assert one.sizes.kv_bytes_per_token == whole.kv_bytes_per_token
+    plan = structure_of(recipe)
+    assert plan.budget is not None
+    part = plan.budget.members[0].vocabulary["parameters"]
+    assert part.by_tokens == saved
+    assert part.by_shape == pytest.approx(space.dense_sizes.parameters * 0.4 - saved)
+    print_plan(plan, PlainConsole())
+    assert "the vocabulary takes 16,384 parameters; for the shape remain" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("budget", "problem"),
+    [
+        ("{parameters: [0.97, 0.6]}", r"^budget.parameters: .* needs no search: with 256 tokens kept, .*of the list"),
+        ("{parameters: 0.97}", r"^budget.parameters: .*vocabulary alone reaches .*remove budget to cut .*ask for less"),
+        ("{parameters: 0.1}", r"^budget.parameters: .*vocabulary keeps 256 tokens.*keep fewer tokens, or ask for less"),
+    ],
+)
+def test_a_budget_that_is_not_for_a_search(tmp_path: Path, budget: str, problem: str) -> None:
+    """Fewer tokens alone meet it, or even the smallest shape with them does not."""
+    base_of(tmp_path, tiny_config("llama", vocab_size=512, **SIZES))
+    with pytest.raises(RecipeError, match=problem):
+        _plan(tmp_path, budget, TOKENS)
+
+
+def test_tokens_that_are_not_counted_yet(tmp_path: Path) -> None:
+    """A plan whose text is elsewhere assumes that all tokens stay; what only fewer tokens reach is no error."""
+    base_of(tmp_path, tiny_config("llama", vocab_size=512, **SIZES))
+    plan = _plan(tmp_path, "{parameters: 0.12}", "vocabulary: {coverage: 0.9}")
+    assert plan.budget is not None
+    assert plan.budget.members[0].candidates
+    assert any("until then the plan assumes that all are kept" in note for note in plan.notes)
+    with pytest.raises(RecipeError, match=r"^budget.kv_cache: "):
+        _plan(tmp_path, "{kv_cache: 0.01}", "vocabulary: {coverage: 0.9}")
+
+
+def test_a_search_costs_more_with_the_up_refit_and_less_without_any(folder: Path, base: Base) -> None:
+    """The estimate follows the repair; without one a single round decides."""
+    costs = [
+        plan_budget(budget_recipe(folder, "{parameters: 0.7, tolerance: 0.1}", sections=f"refit: {refit}"), base).plan
+        for refit in ("false", "{}", "{up: true}")
+    ]
+    passes = [one.search.forward_passes for one in costs]
+    assert passes == sorted(passes)
+    assert len(costs[0].search.rounds) == 1
+    assert len(set(passes)) == len(costs[1].search.rounds) == 3

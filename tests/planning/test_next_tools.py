@@ -14,9 +14,10 @@ from transformers import AutoConfig
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.meta_model import build_meta_model
-from llmprune.planning.lost_tools import about_lost_tools
+from llmprune.planning.lost_tools import about_lost_tools, with_tokens_kept
 from llmprune.planning.next_tools import ToolSizes, cut_sizes, next_tools, sizes_for_tools
 from llmprune.planning.plan import Plan
+from llmprune.planning.vocabulary import VocabularyPlan
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.width_rounding import K_QUANT_ROW
 from llmprune.results.next_tools import Degrees, NextTools, Rows, describe_next_tools
@@ -132,3 +133,14 @@ def test_the_clauses_name_what_is_lost() -> None:
         "all",
         "k-quants of llama.cpp for all matrices but a (384 in a row, lost); b, c (576 in a row)",
     ]
+
+
+def test_fewer_tokens_divide_over_fewer_gpus(tmp_path: Path) -> None:
+    """The degrees are those of the tokens kept, and the note names the multiple that keeps them."""
+    plan = planned(tmp_path, LLAMA, "width.mlp=0.75")
+    vocabulary = VocabularyPlan(tokens=128_256, kept=64_004, parameters_of_token=8192, bytes_of_token=16_384)
+    found = with_tokens_kept(plan, vocabulary)
+    assert found.next_tools is not None
+    assert found.next_tools.vocabulary == Degrees(allowed=(1, 2, 4), lost=(8, 16))
+    assert "vocabulary.multiple 16 would keep it" in found.lost_tools[-1]
+    assert with_tokens_kept(plan, vocabulary.model_copy(update={"kept": 64_000})).lost_tools == plan.lost_tools

@@ -62,4 +62,4 @@ def test_a_model_that_cannot_be_cut_gives_its_reason() -> None:
 
 def test_a_budget_does_not_stand_beside_it() -> None:
     """The budget chooses the shape."""
-    assert "hidden.keep cannot be set beside it" in problems(f"{BASE}hidden: 0.9\nbudget: {{parameters: 0.8}}\n")[0]
+    assert "hidden cannot be set beside it" in problems(f"{BASE}hidden: 0.9\nbudget: {{parameters: 0.8}}\n")[0]

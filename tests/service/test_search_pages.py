@@ -49,7 +49,13 @@ def test_a_shape_of_the_chart_becomes_the_recipe(tmp_path: Path) -> None:
         "model": {"id": "org/model"},
         "calibration": {"dataset": "org/text"},
         "depth": {"layers": list(chosen.removed)},
-        "width": {"neurons": 1088, "multiple": 64, "criterion": {"kind": "wanda"}, "heads": 2},
+        "width": {
+            "neurons": 1088,
+            "multiple": 64,
+            "criterion": {"kind": "wanda"},
+            "heads": 2,
+            "heads_criterion": {"kind": "activation"},
+        },
     }
     Recipe.parse(written)
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import build_meta_model
+from llmprune.anatomy.vocabulary import some_tokens, vocabulary_config
 from llmprune.checkpoint.model_memory import memory_for_models
 from llmprune.common.errors import ModelError
 from llmprune.common.schema import format_size
@@ -62,6 +63,8 @@ def meta_model(subject: SpeedSubject, shape: Shape, *, layers: Sequence[int]) ->
         num_experts=shape.experts,
         kv_groups=shape.kv_groups,
     )
+    if shape.tokens is not None:
+        config = vocabulary_config(config, some_tokens(config, shape.tokens))
     return build_meta_model(config, subject.dtype, trust_remote_code=subject.source.trust_remote_code)
 
 

@@ -1,7 +1,8 @@
 """Measurement of a speed table: models of a few shapes generate in turn, and differences give the times of the parts.
 
 The dense model with half of its layers gives the time of a layer, and what remains is outside the layers. Models with
-narrower MLPs, fewer key-value groups and fewer experts give the times of the parts of a layer. The weights of each
+narrower MLPs, fewer key-value groups and fewer experts give the times of the parts of a layer, one with fewer tokens
+that of embeddings and head. The weights of each
 model are far larger than the caches of a CPU, so that every token reads them from memory, as with a whole model.
 """
 
@@ -18,7 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers
+from llmprune.anatomy.vocabulary import find_vocabulary
 from llmprune.common.devices import device_name, input_device
+from llmprune.common.errors import ModelError
 from llmprune.common.progress import track
 from llmprune.cut.shape import Shape
 from llmprune.evaluation.bench.generation_speed import (
@@ -47,7 +50,7 @@ Timer = Callable[[PreTrainedModel, Tensor, int], Timing]  # model, prompts [B, L
 class _Points:
     """Shapes to be timed. ``half``: with fewer layers; None where the model's depth cannot be cut.
 
-    The others have as many layers as ``dense``, by the fraction of their neurons, groups or experts.
+    The others have as many layers as ``dense``, by the fraction of their neurons, groups, experts or tokens.
     """
 
     dense: Shape
@@ -55,11 +58,14 @@ class _Points:
     widths: dict[float, Shape]
     groups: dict[float, Shape]
     experts: dict[float, Shape]
+    tokens: dict[float, Shape]
 
     @property
     def all(self) -> list[Shape]:
         """Return all shapes, the dense one first."""
-        others = (*self.widths.values(), *self.groups.values(), *self.experts.values())
+        others = [
+            shape for points in (self.widths, self.groups, self.experts, self.tokens) for shape in points.values()
+        ]
         return [self.dense, *([self.half] if self.half else []), *others]
 
 
@@ -96,6 +102,7 @@ def measure_speed_table(
         attention=parts.attention(),
         mlp=parts.mlp(),
         experts=parts.experts(),
+        vocabulary=parts.vocabulary(),
     )
 
 
@@ -192,6 +199,14 @@ class _Parts:
         dense = self.points.dense
         return self._by_fraction(points, lambda shape, part: self._layer(shape, part) - self._layer(dense, part))
 
+    def vocabulary(self) -> tuple[PartAt, ...]:
+        """Return the change of the times outside the layers by fraction of the tokens."""
+        if not self.points.tokens:
+            return ()
+        dense = self.points.dense
+        points = {**self.points.tokens, 1.0: dense}
+        return self._by_fraction(points, lambda shape, part: self._whole(shape, part) - self._whole(dense, part))
+
     def _whole(self, shape: Shape, part: str) -> float:
         value: float = getattr(self.measured[shape], part)
         return value
@@ -248,7 +263,19 @@ def _points(subject: SpeedSubject, layer_bytes: int) -> _Points:
     if sizes.experts and anatomy.experts and len(anatomy.experts.possible) > 1:
         fewer = _near_half(anatomy.experts.possible[:-1], sizes.experts)
         experts[fewer / sizes.experts] = replace(dense, experts=fewer)
-    return _Points(dense, shallow, widths=widths, groups=groups, experts=experts)
+    return _Points(
+        dense, shallow, widths=widths, groups=groups, experts=experts, tokens=_half_the_tokens(subject, dense)
+    )
+
+
+def _half_the_tokens(subject: SpeedSubject, dense: Shape) -> dict[float, Shape]:
+    """Return the shape with half of the tokens, by their fraction; none where the vocabulary cannot be cut."""
+    model = meta_model(subject, subject.shape, layers=range(subject.anatomy.num_layers))
+    try:
+        tokens = find_vocabulary(model, trust_remote_code=subject.source.trust_remote_code).tokens
+    except ModelError:
+        return {}
+    return {tokens // 2 / tokens: replace(dense, tokens=tokens // 2)}
 
 
 def _depths(subject: SpeedSubject, layer_bytes: int) -> tuple[int, int | None]:

@@ -1,6 +1,7 @@
 """Prediction of a shape's generation speed from a table of times by part.
 
-    seconds(shape) = outside + layers · (attention(groups) + mlp(width) + experts(number) · mlp(width) / mlp(dense))
+    seconds(shape) = outside + vocabulary(tokens)
+                     + layers · (attention(groups) + mlp(width) + experts(number) · mlp(width) / mlp(dense))
 
 Between measured points, and beyond them, each part is linear.
 """
@@ -63,6 +64,7 @@ def _times(table: SpeedTable, shape: Shape) -> PartTimes:
     width = mean(neurons[field] / dense for field, dense in sizes.widths.items()) if sizes.widths else 1.0
     groups = shape.kv_groups / sizes.kv_groups if shape.kv_groups and sizes.kv_groups else 1.0
     experts = shape.experts / sizes.experts if shape.experts and sizes.experts else 1.0
+    tokens = shape.tokens / sizes.vocabulary if shape.tokens and sizes.vocabulary else 1.0
 
     def seconds(part: str) -> float:
         mlp = _interpolated(table.mlp, width, part=part)
@@ -70,7 +72,7 @@ def _times(table: SpeedTable, shape: Shape) -> PartTimes:
         fewer = _interpolated(table.experts, experts, part=part) * (mlp / whole if whole else 1.0)
         layer = _interpolated(table.attention, groups, part=part) + mlp + fewer
         outside: float = getattr(table.outside, part)
-        return outside + shape.layers * layer
+        return outside + _interpolated(table.vocabulary, tokens, part=part) + shape.layers * layer
 
     return PartTimes(prefill=seconds("prefill"), decode=seconds("decode"))
 

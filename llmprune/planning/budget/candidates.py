@@ -17,7 +17,7 @@ from llmprune.cut.shape import Shape
 from llmprune.planning.budget.limits import Limits, SpeedOf, amount
 from llmprune.planning.budget.sizes import ShapeSizes
 from llmprune.planning.budget.space import AXES, Place, SearchSpace, moved
-from llmprune.planning.budget.unmet import beyond_tolerance, unreachable
+from llmprune.planning.budget.unmet import beyond_tolerance, met_by_vocabulary, unreachable
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,11 @@ def candidates(space: SearchSpace, limits: Limits, *, speed: SpeedOf | None = No
     """Return the candidates for the limits of one model, the same for the same input.
 
     ``speed``: predicts a shape's speed; without it a limit of the speed is not applied. Raises RecipeError where no
-    shape meets the limits, or none is within the tolerance of one.
+    shape meets the limits, none is within the tolerance of one, or fewer tokens alone meet them.
     """
     judge = _Judge(space, limits, speed=speed)
+    if space.tokens is not None and judge.meets(space.place(space.largest)):
+        raise RecipeError(met_by_vocabulary(space, judge.limits, speed=speed))
     if not judge.meets(space.place(space.smallest)):
         raise RecipeError(unreachable(space, judge.limits, speed=speed))
     maximal = judge.maximal()
@@ -160,7 +162,7 @@ def _one_sided(found: Sequence[Place], space: SearchSpace) -> set[Place]:
     both = [place for place in found if place[0] and place[1] and not place[2] and not place[3]]
 
     def imbalance(place: Place) -> float:
-        whole, left = space.dense_sizes.parameters, space.counter.sizes(space.shape(place)).parameters
+        whole, left = (space.counter.sizes(one).parameters for one in (space.largest, space.shape(place)))
         by_layers = whole - space.counter.sizes(space.shape((place[0], 0, 0, 0))).parameters
         return abs(by_layers / (whole - left) - 0.5)
 

@@ -10,6 +10,7 @@ from llmprune.planning.budget.candidates import Candidate
 from llmprune.planning.budget.space import SearchSpace
 from llmprune.planning.calibration_sources import calibration_sources
 from llmprune.recipe.calibration import Calibration
+from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.search_schedule import Schedule
 from llmprune.results.figures import Figures
 
@@ -30,11 +31,11 @@ class SearchCost(Figures):
     order_passes: float
 
 
-def search_cost(space: SearchSpace, tried: Sequence[Sequence[Candidate]], *, calibration: Calibration) -> SearchCost:
+def search_cost(space: SearchSpace, tried: Sequence[Sequence[Candidate]], *, recipe: Recipe) -> SearchCost:
     """Return the cost of a search. ``tried``: candidates for each model of the family."""
-    schedule = _schedule(calibration)
+    schedule, refit = _schedule(recipe.calibration), recipe.refit
     numbers, further = [len(some) for some in tried], len(space.axes) * len(tried)
-    later = (sum(min(number, most) for number in numbers) for most in schedule.rounds)
+    later = (sum(min(number, most) for number in numbers) for most in (schedule.rounds if refit else ()))
     layers, fewest = space.dense.layers, min(one.shape.layers for some in tried for one in some)
     removed = layers - max(fewest - 1, space.smallest.layers)
     return SearchCost(
@@ -42,7 +43,7 @@ def search_cost(space: SearchSpace, tried: Sequence[Sequence[Candidate]], *, cal
         further=further,
         judged_windows=schedule.judged + schedule.repeated,
         judged_tokens=schedule.judged_tokens,
-        forward_passes=round(schedule.forward_passes(numbers, further=further), 2),
+        forward_passes=round(schedule.forward_passes(numbers, further=further, refit=refit), 2),
         order_passes=round(schedule.order_passes(layers, removed=removed), 2),
     )
 

@@ -6,7 +6,9 @@ Everything else in the plan is that of one candidate, which stands for the shape
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from pydantic import Field
 
 from llmprune.evaluation.bench.speed_prediction import predict, require_telling
 from llmprune.evaluation.bench.speed_subject import SpeedSubject
@@ -21,6 +23,12 @@ from llmprune.planning.duration.parts import Part, RunWork
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures import Figures
 from llmprune.results.search_sentences import describe_amount
+
+_ANY = 0.999  # tolerance of a plan that does not know how many tokens are kept
+_UNCOUNTED = (
+    "budget: the run counts the tokens of vocabulary first; until then the plan assumes that all are kept, so that its "
+    "candidates lose more of their layers and units than those of the run"
+)
 
 LAYER_ORDER, SEARCH = "layer order", "search"  # steps
 
@@ -44,10 +52,21 @@ class AxisRange(Figures):
     dense: int
 
 
+class VocabularyPart(Figures):
+    """Reduction of an amount that fewer tokens make, and the rest of it, which the shape has to make at least."""
+
+    by_tokens: float
+    by_shape: float
+
+
 class BudgetMember(Figures):
-    """One model of the family. ``limits``: in absolute numbers, by name; ``candidates``: shapes that meet them."""
+    """One model of the family. ``limits``: in absolute numbers, by name; ``candidates``: shapes that meet them.
+
+    ``vocabulary``: its part in the limits that tokens count in, where its size is known.
+    """
 
     limits: dict[str, float]
+    vocabulary: dict[str, VocabularyPart] = Field({})
     candidates: int
     tried: int
     axes: tuple[AxisRange, ...]
@@ -76,23 +95,29 @@ class OpenBudget:
     notes: tuple[str, ...]
 
 
-def plan_budget(recipe: Recipe, base: Base, *, speed: SpeedOf | None = None) -> OpenBudget:
+def plan_budget(recipe: Recipe, base: Base, *, speed: SpeedOf | None = None, tokens: int | None = None) -> OpenBudget:
     """Plan the budget of a recipe. Raises RecipeError for a budget that this model cannot meet.
 
-    ``speed``: predicts a shape's speed from a table that was measured before; None without one.
+    ``speed``: predicts a shape's speed from a table that was measured before; None without one. ``tokens``: that the
+    vocabulary keeps; None where all are, and until they are counted.
     """
-    space = search_space(recipe, base)
+    space = search_space(recipe, base, tokens=tokens)
     limits = [planned_limits(space, member, has_table=speed is not None) for member in space.members]
+    is_counted = recipe.vocabulary is None or space.tokens is not None
+    if not is_counted:
+        space = replace(space, budget=space.budget.model_copy(update={"tolerance": _ANY}))
+        limits = [_reachable(space, one, speed=speed) for one in limits]
     found = [candidates(space, one, speed=speed) for one in limits]
     nominal = found[0].nominal
     plan = BudgetPlan(
         members=tuple(_member(space, one, asked=asked) for one, asked in zip(found, space.members, strict=True)),
         nominal=nominal.shape.name,
         exact=space.counter.is_exact,
-        search=search_cost(space, [one.tried for one in found], calibration=recipe.calibration),
+        search=search_cost(space, [one.tried for one in found], recipe=recipe),
     )
     own = settled(recipe, nominal.shape, anatomy=base.anatomy, removed=None)
-    return OpenBudget(plan, own, tuple(_notes(space, found, has_table=speed is not None)))
+    notes = _notes(space, found, has_table=speed is not None)
+    return OpenBudget(plan, own, tuple(notes if is_counted else [*notes, _UNCOUNTED]))
 
 
 def stored_speed(recipe: Recipe, base: Base, *, elsewhere: bool) -> SpeedOf | None:
@@ -124,8 +149,21 @@ def planned_limits(space: SearchSpace, limits: Limits, *, has_table: bool) -> Li
     rest = {name: value for name, value in limits.items() if name != "speed"}
     if rest:
         return rest
-    least = space.counter.sizes(space.smallest).active_parameters
-    return {"active_parameters": max(space.dense_sizes.active_parameters / limits["speed"], least)}
+    least, most = (space.counter.sizes(one).active_parameters for one in (space.smallest, space.largest))
+    wanted = min(space.dense_sizes.active_parameters / limits["speed"], most - 1)  # the shape has to lose something
+    return {"active_parameters": max(wanted, least)}
+
+
+def _reachable(space: SearchSpace, limits: Limits, *, speed: SpeedOf | None) -> Limits:
+    """Return limits that a shape with all tokens can meet, where fewer tokens will do a part that is not known yet."""
+    smallest, budget = space.smallest, space.budget
+    sizes = space.counter.sizes(smallest)
+    return {
+        name: (min(value, speed(smallest)) if speed else value)
+        if name == "speed"
+        else max(value, amount(name, sizes, budget=budget) if name != "kv_cache" else 0)
+        for name, value in limits.items()
+    }
 
 
 def with_search(work: RunWork, cost: SearchCost) -> RunWork:
@@ -142,12 +180,25 @@ def _member(space: SearchSpace, found: Candidates, *, asked: Limits) -> BudgetMe
     by_size = sorted(found.found, key=lambda one: one.sizes.parameters)
     return BudgetMember(
         limits=dict(asked),
+        vocabulary={} if space.tokens is None else _vocabulary_parts(space, asked),
         candidates=len(found.found),
         tried=len(found.tried),
         axes=_ranges(space, found.found),
         smallest=_planned(by_size[0]),
         largest=_planned(by_size[-1]),
     )
+
+
+def _vocabulary_parts(space: SearchSpace, limits: Limits) -> dict[str, VocabularyPart]:
+    """Return the part of the vocabulary in each limit that tokens count in; predictions of speed do not add up."""
+    parts = {}
+    for name, value in limits.items():
+        if name != "speed":
+            sizes = space.dense_sizes, space.counter.sizes(space.largest)
+            dense, fewer = (amount(name, one, budget=space.budget) for one in sizes)
+            if fewer < dense:
+                parts[name] = VocabularyPart(by_tokens=dense - fewer, by_shape=max(fewer - value, 0.0))
+    return parts
 
 
 def _planned(one: Candidate) -> PlannedShape:
@@ -187,6 +238,10 @@ def _notes(space: SearchSpace, found: Sequence[Candidates], *, has_table: bool) 
     dense, budget = space.dense_sizes, space.budget
     idle = {name for member in space.members for name in idle_limits(member, dense, budget=budget)}
     notes += [f"budget.{name}: the dense model meets it already; it decides nothing" for name in sorted(idle)]
+    fewer = space.counter.sizes(space.largest)
+    by_tokens = {name for member in space.members for name in idle_limits(member, fewer, budget=budget)} - idle
+    notes += [f"budget.{name}: fewer tokens alone meet it; it decides nothing more" for name in sorted(by_tokens)]
+    idle |= by_tokens
     for one in found:
         for name in one.limits.keys() - idle - {"speed"}:
             most = max(amount(name, each.sizes, budget=budget) for each in one.found)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 from llmprune.anatomy.types import Anatomy
+from llmprune.common.schema import Section
 from llmprune.cut.shape import Shape
-from llmprune.recipe.budget import Axes, ExpertsAxis, HeadsAxis, MlpAxis
+from llmprune.recipe.budget import Axes
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.experts import Experts
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.width import Width
-from llmprune.recipe.width_rounding import width_step
+from llmprune.results.shape_recipe import KeptUnits, sections_of_shape
+
+_SECTIONS: dict[str, type[Section]] = {"depth": Depth, "width": Width, "experts": Experts}
 
 
 def is_open(recipe: Recipe) -> bool:
@@ -25,42 +28,21 @@ def settled(recipe: Recipe, shape: Shape, *, anatomy: Anatomy, removed: tuple[in
     ``removed``: indices of the layers to remove; None where they are not chosen, as in a plan.
     """
     assert recipe.budget is not None, "a shape is chosen for a budget"
-    axes = recipe.budget.axes
+    kept = KeptUnits(
+        removed=anatomy.num_layers - shape.layers if removed is None else removed,
+        widths=shape.neurons,
+        dense_widths=anatomy.widths,
+        kv_groups=shape.kv_groups if anatomy.heads and shape.kv_groups != anatomy.heads.count else None,
+        experts=shape.experts if anatomy.experts and shape.experts != anatomy.experts.count else None,
+    )
+    values = sections_of_shape(kept, axes=_settings(recipe.budget.axes))
     update = {
-        "depth": _depth(anatomy.num_layers - shape.layers, removed),
-        "width": _width(shape, anatomy, axes=axes),
-        "experts": _experts(shape, anatomy, axes=axes),
+        name: section.model_validate(values[name]) if name in values else None for name, section in _SECTIONS.items()
     }
     return recipe.with_chosen(update)
 
 
-def _depth(number: int, removed: tuple[int, ...] | None) -> Depth | None:
-    if not number:
-        return None
-    return Depth(remove=number) if removed is None else Depth(layers=removed)
-
-
-def _width(shape: Shape, anatomy: Anatomy, *, axes: Axes | None) -> Width | None:
-    mlp = (axes and axes.mlp) or MlpAxis()
-    neurons = {field: kept for field, kept in shape.widths if kept < anatomy.widths[field]}
-    heads = shape.kv_groups if anatomy.heads and shape.kv_groups != anatomy.heads.count else None
-    if not neurons and heads is None:
-        return None
-    return Width(
-        neurons=neurons or None,
-        heads=heads,
-        multiple=_multiple(mlp, neurons.values()) if neurons else "auto",
-        criterion=mlp.criterion if neurons else None,
-        heads_criterion=((axes and axes.heads) or HeadsAxis()).criterion if heads is not None else None,
-    )
-
-
-def _multiple(mlp: MlpAxis, kept: Iterable[int]) -> int:
-    """Return the step of a search: as the recipe says, or one that leaves the widths as they are."""
-    return mlp.multiple if mlp.multiple != "auto" else min(map(width_step, kept))
-
-
-def _experts(shape: Shape, anatomy: Anatomy, *, axes: Axes | None) -> Experts | None:
-    if anatomy.experts is None or shape.experts in (None, anatomy.experts.count):
-        return None
-    return Experts(keep=shape.experts, criterion=((axes and axes.experts) or ExpertsAxis()).criterion)
+def _settings(axes: Axes | None) -> dict[str, dict[str, Any]]:
+    """Return the settings that a recipe gives for each axis."""
+    named = {name: getattr(axes, name) for name in axes.named} if axes else {}
+    return {name: {key: getattr(axis, key) for key in axis.model_fields_set} for name, axis in named.items()}

@@ -19,6 +19,7 @@ from llmprune.cut.shape import Shape
 from llmprune.planning.base import Base
 from llmprune.planning.model_size import cache_bytes_by_layer
 from llmprune.planning.planned_sizes import planned_layers
+from llmprune.planning.vocabulary import TokenSizes
 from llmprune.recipe.depth import Depth
 
 
@@ -62,8 +63,9 @@ class _Cache:
 class ShapeCounter:
     """Exact sizes of the shapes of one model; only layers that differ in size make them depend on which are removed."""
 
-    def __init__(self, base: Base, *, trust_remote_code: bool = False) -> None:
-        self.anatomy = base.anatomy
+    def __init__(self, base: Base, *, token: TokenSizes | None = None, trust_remote_code: bool = False) -> None:
+        """Count the tensors of the dense model. ``token``: sizes of a token, None where all tokens are kept."""
+        self.anatomy, self._token = base.anatomy, token
         path, layers = find_layers(base.dense)
         self._by_layer = [Counter[_Kind]() for _ in layers]
         outside: list[tuple[int, int]] = []  # elements and bytes of an element
@@ -97,7 +99,7 @@ class ShapeCounter:
         return all(one == self._by_layer[0] for one in self._by_layer) and len(caches) <= 1
 
     def sizes(self, shape: Shape, *, layers: Sequence[int] | None = None) -> ShapeSizes:
-        """Return the sizes of a shape.
+        """Return the sizes of a shape, with the tokens that it keeps.
 
         ``layers``: indices of the dense model's layers that it keeps; None where they are not chosen yet: the sizes are
         then those of a removal from the middle.
@@ -105,6 +107,9 @@ class ShapeCounter:
         keep = self._from_the_middle(shape.layers) if layers is None else tuple(layers)
         assert len(keep) == shape.layers, "the indices are those of the shape's layers"
         parameters, stored = self._outside
+        if self._token is not None and shape.tokens is not None:
+            removed = self._token.tokens - shape.tokens
+            parameters, stored = parameters - removed * self._token.parameters, stored - removed * self._token.bytes
         active = parameters
         for kind, dense in self._sum(keep).items():
             count = self._scaled(dense, kind, shape=shape)

@@ -13,6 +13,7 @@ from llmprune.planning.base import Base
 from llmprune.planning.budget.axes import AxisValues, axis_values
 from llmprune.planning.budget.limits import Limits, limits_of_members
 from llmprune.planning.budget.sizes import ShapeCounter, ShapeSizes
+from llmprune.planning.vocabulary import stated_number, token_sizes
 from llmprune.recipe.budget import Budget
 from llmprune.recipe.recipe import Recipe
 
@@ -22,12 +23,16 @@ Place = tuple[int, int, int, int]  # steps from the dense model along each axis
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """All shapes that the axes of a budget span. ``members``: limits of each model of the family, the largest first."""
+    """All shapes that the axes of a budget span. ``members``: limits of each model of the family, the largest first.
+
+    ``tokens``: number that the vocabulary of every shape keeps; None if all are, and until they are counted.
+    """
 
     budget: Budget
     counter: ShapeCounter
     values: AxisValues
     members: tuple[Limits, ...]
+    tokens: int | None = None
 
     @property
     def anatomy(self) -> Anatomy:
@@ -48,6 +53,11 @@ class SearchSpace:
     @cached_property
     def dense(self) -> Shape:
         """Shape of the dense model."""
+        return self.counter.dense
+
+    @cached_property
+    def largest(self) -> Shape:
+        """Shape that loses no more than tokens."""
         return self.shape((0, 0, 0, 0))
 
     @cached_property
@@ -64,7 +74,8 @@ class SearchSpace:
     def shape(self, place: Place) -> Shape:
         """Return the shape at a place."""
         values, (layers, widths, groups, experts) = self.values, place
-        return Shape(values.layers[layers], values.widths[widths], values.kv_groups[groups], values.experts[experts])
+        sizes = values.layers[layers], values.widths[widths], values.kv_groups[groups], values.experts[experts]
+        return Shape(*sizes, tokens=self.tokens)
 
     def place(self, shape: Shape) -> Place:
         """Return the place of a shape of this space."""
@@ -92,19 +103,24 @@ def moved(place: Place, axis: int, *, steps: int) -> Place:
     return layers, widths, groups, experts
 
 
-def search_space(recipe: Recipe, base: Base) -> SearchSpace:
+def search_space(recipe: Recipe, base: Base, *, tokens: int | None = None) -> SearchSpace:
     """Return the shapes and limits of a recipe's budget.
 
-    Raises RecipeError for an axis that the model cannot give, for a limit that says nothing about this model, and where
-    there is nothing to cut.
+    ``tokens``: number that the recipe's vocabulary keeps, once it is counted. Raises ModelError where the vocabulary
+    cannot be cut, RecipeError for an axis that the model cannot give, for a limit that says nothing about this model,
+    and where there is nothing to cut.
     """
     assert recipe.budget is not None, "a search has a budget"
-    return spanned(recipe.budget, ShapeCounter(base, trust_remote_code=recipe.model.trust_remote_code))
+    trust = recipe.model.trust_remote_code
+    token = token_sizes(base.dense, stored=base.names.dtypes, trust_remote_code=trust) if recipe.vocabulary else None
+    if token is not None and tokens is None:
+        tokens = stated_number(recipe, token.tokens)
+    return spanned(recipe.budget, ShapeCounter(base, token=token, trust_remote_code=trust), tokens=tokens)
 
 
-def spanned(budget: Budget, counter: ShapeCounter) -> SearchSpace:
-    """Return the shapes and limits of a budget for the model of a counter. Raises RecipeError as ``search_space``."""
+def spanned(budget: Budget, counter: ShapeCounter, *, tokens: int | None = None) -> SearchSpace:
+    """Return the shapes and limits of a budget for the model of a counter, as ``search_space``."""
     experts = counter.anatomy.experts
     has_experts = experts is not None and experts.top_k is not None and experts.top_k < experts.count
     members = limits_of_members(budget, counter.sizes(counter.dense), has_experts=has_experts)
-    return SearchSpace(budget, counter, axis_values(budget.axes, counter), members)
+    return SearchSpace(budget, counter, axis_values(budget.axes, counter), members, tokens)

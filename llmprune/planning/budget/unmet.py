@@ -28,8 +28,25 @@ def unreachable(space: SearchSpace, limits: Limits, *, speed: SpeedOf | None) ->
             asked, had = (of_dense(name, one, dense=dense, budget=budget) for one in (value, nearest))
             problems.append(
                 f"budget.{name}: {asked} cannot be reached; the nearest is {had}, with {smallest.name}: "
-                f"{_stops(space, name)}; lower at_least of an axis, name more axes, or ask for less reduction"
+                f"{_stops(space, name)}; lower at_least of an axis, name more axes, {_fewer_tokens(space, name)}"
+                "or ask for less reduction"
             )
+    return problems
+
+
+def met_by_vocabulary(space: SearchSpace, limits: Limits, *, speed: SpeedOf | None) -> list[str]:
+    """Return a sentence for each limit: fewer tokens alone meet all of them, so that no shape is to be searched."""
+    assert space.tokens is not None, "the dense model meets no limits that a search is for"
+    budget, sizes = space.budget, space.counter.sizes(space.largest)
+    problems = []
+    for name, value in limits.items():
+        had = speed(space.largest) if name == "speed" and speed else amount(name, sizes, budget=budget)
+        asked, reached = (of_dense(name, one, dense=space.dense_sizes, budget=budget) for one in (value, had))
+        remedy = f"leave it out of the list of budget.{name}" if budget.family == name else "remove budget"
+        problems.append(
+            f"budget.{name}: {asked} needs no search: with {space.tokens:,} tokens kept, vocabulary alone reaches "
+            f"{reached}; {remedy} to cut the vocabulary alone, ask for less, or keep more tokens"
+        )
     return problems
 
 
@@ -73,8 +90,19 @@ def _stops(space: SearchSpace, name: str) -> str:
             noun = NAMES[axis].removesuffix("s") if kept == 1 else NAMES[axis]
             stops.append(f"axes.{axis} keeps at least {kept} {noun}")
     unused = [axis for axis in AXES if axis not in used]
+    if _counts_tokens(space, name):
+        stops.append(f"vocabulary keeps {space.tokens:,} tokens")
     text = ", ".join(stops) or f"none of the axes {', '.join(used)} makes it smaller"
     return text + (f" (not used: {', '.join(unused)})" if unused else "")
+
+
+def _fewer_tokens(space: SearchSpace, name: str) -> str:
+    return "keep fewer tokens, " if _counts_tokens(space, name) else ""
+
+
+def _counts_tokens(space: SearchSpace, name: str) -> bool:
+    """Check that the tokens kept are in the amount that a limit is about."""
+    return space.tokens is not None and name != "kv_cache"
 
 
 def _changes(space: SearchSpace, name: str, *, axis: int) -> bool:

@@ -14,7 +14,7 @@ from llmprune.recipe.yaml_reader import dump, read
 from llmprune.report.html.search_section import SearchView, view_search
 from llmprune.results.products import SEARCH, SEARCH_SO_FAR
 from llmprune.results.search_figures import SearchFigures, TriedShape
-from llmprune.results.shape_recipe import sections_of_shape
+from llmprune.results.shape_recipe import KeptUnits, sections_of_shape
 from llmprune.service.api.dependencies import Service
 
 _MOST_BYTES = 4_000_000  # of the figures
@@ -78,6 +78,6 @@ def recipe_of_shape(text: str, found: SearchFigures, *, name: str, size: int) ->
     data = read(text).data
     if shape is None or not isinstance(data, dict):
         return None
-    budget = data.pop("budget", None)
+    budget, kept = data.pop("budget", None), KeptUnits.of_tried(found, shape)
     axes = budget.get("axes") if isinstance(budget, dict) else None
-    return dump(data | sections_of_shape(found, shape, axes=axes if isinstance(axes, dict) else {}))
+    return dump(data | sections_of_shape(kept, axes=axes if isinstance(axes, dict) else {}))
