@@ -42,6 +42,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "calibrations": results.calibrations,
     "recovery": results.recovery,
     "shapes": results.shapes,
+    "vocabularies": results.vocabularies,
     "criteria": results.criteria,
     "half width": results.half_width,
     "forward passes": results.forward_passes,

@@ -95,6 +95,23 @@ def shapes() -> str:
     return as_table(["size", "shape", "score", *texts, "mean of the unseen"], rows)
 
 
+def vocabularies() -> str:
+    """Divergence, bits per byte and lost tokens by text, with all tokens and with fewer."""
+    rows = []
+    for row in figures("vocabulary")["rows"]:
+        state = "repaired" if row["repaired"] else "as cut"
+        sizes = [f"{row['tokens']:,}", f"{row['neurons']:,}", f"{row['parameters'] / 1e6:.1f} M", state]
+        rows.append([*sizes, *(_of_text(found) for found in row["texts"].values())])
+    texts = list(figures("vocabulary")["rows"][0]["texts"])
+    return as_table(["tokens", "neurons", "parameters", "", *texts], rows)
+
+
+def _of_text(found: dict[str, float]) -> str:
+    """Return ``1.07, 1.479 (1.155), 3.1 %``."""
+    bits = f"{found['bits_per_byte']:.3f} ({found['bits_per_byte_dense']:.3f})"
+    return f"{found['divergence']:.2f}, {bits}, {100 * found['lost']:.1f} %"
+
+
 def criteria() -> str:
     """Each criterion on one target, with and without refit."""
     rows = []
