@@ -17,6 +17,7 @@ from llmprune.report.html.page import render_page
 from llmprune.report.search_table import print_search
 from llmprune.results.report_schema import Report
 from llmprune.results.search_figures import SearchFigures, TriedShape
+from llmprune.results.search_sentences import describe_search
 
 ONE = with_broken(searched())
 FAMILY = with_speed(searched(0.9, 0.8, 0.7))
@@ -67,6 +68,12 @@ def test_a_single_candidate_is_said_in_the_singular() -> None:
     assert "1 of 1 shape that meets the budget " in " ".join(
         printed(ONE.model_copy(update={"chosen": (only,)})).split()
     )
+
+
+def test_fewer_tokens_are_said_with_the_search() -> None:
+    """A reader learns that sizes count them and divergences do not; without a cut of the vocabulary nothing is said."""
+    assert "each keeps 25,728 tokens, and was judged with all" in describe_search(searched(vocabulary=25_728))
+    assert "judged with all" not in describe_search(searched())
 
 
 def test_the_chart_marks_the_kinds_of_shapes() -> None:
