@@ -101,7 +101,7 @@ def test_the_job_table_answers_the_same(connect: Callable[[], Database]) -> None
     jobs.progress(first, 1.5, news={"step": "scoring", "fraction": 0.3})
     jobs.end(first, Outcome("failed", 1, "a\0b ∞"), ran_seconds=2.25)
     jobs.cancel(second)
-    jobs.retry(first)
+    jobs.retry(first, quotas=Quotas())
     ended = jobs.get(first)
     assert ended is not None
     assert (ended.state, ended.ran_before, ended.shared) == ("queued", 2.25, False)
@@ -305,4 +305,4 @@ def test_what_is_read_is_answered_the_same(connect: Callable[[], Database]) -> N
     assert jobs.in_use() == set()
     assert jobs.clean(parent, lambda: None)
     with pytest.raises(Conflict, match="has deleted the model"):
-        jobs.retry(child)
+        jobs.retry(child, quotas=Quotas())

@@ -226,7 +226,7 @@ def test_only_readers_may_ask_and_own_what_they_ask_for(tmp_path: Path) -> None:
     assert ann.get(f"/v1/jobs/{job['id']}").status_code == 404
     set_own_quotas(harness.service.database, "bob", quotas=OwnQuotas(queued=1))
     refused = ask(bob, parent, {"kind": "bench"})
-    assert (refused.status_code, "bob has 1 job in the queue" in refused.text) == (429, True)
+    assert (refused.status_code, "'Jobs waiting': bob has 1 of 1" in refused.text) == (429, True)
     viewer = {"Authorization": f"Bearer {tokens.create('eve', 'viewer')}"}
     eve = TestClient(harness.app, base_url=BASE, headers=viewer)
     assert ask(eve, parent, {"kind": "bench"}).status_code == 403

@@ -21,6 +21,7 @@ from llmprune.common.errors import RecipeError
 from llmprune.service.cli.notification_options import notification_settings
 from llmprune.service.jobs import store
 from llmprune.service.jobs.job import Outcome
+from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.notifications import webhook
 from llmprune.service.notifications.addresses import refusal_of
@@ -160,7 +161,7 @@ def test_every_end_and_only_an_end_is_told(harness: ServiceHarness, monkeypatch:
     jobs.cancel(queued)
     jobs.give_up(broken, "its row is damaged")
     end(harness, retried)
-    jobs.retry(retried)
+    jobs.retry(retried, quotas=Quotas())
     jobs.start(retried, [])
     jobs.queue_again(retried)
     end(harness, retried)

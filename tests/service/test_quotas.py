@@ -14,6 +14,8 @@ from llmprune.service.jobs.fair_order import in_turn
 from llmprune.service.jobs.quotas import OwnQuotas, default_quotas, set_own_quotas, usage_of
 from llmprune.service.supervisor.cleanup import measure_jobs, remove_products
 
+FILES = ("report.json", "model/config.json", "model/model.safetensors")
+
 
 class Two:
     """A service with the users ann and bob."""
@@ -60,18 +62,25 @@ def test_quotas_at_the_submission(tmp_path: Path) -> None:
     """Each quota refuses with its figures; a user's own value beats the service's, and -1 lifts it."""
     two = Two(tmp_path, gpus=("0", "1"), max_queued=2, max_gpus=1, jobs_per_day=3)
     two.submit("ann", gpus=0)
-    assert two.refusal("ann", gpus=2) == "the job needs 2 GPUs, and ann may use 1 at a time; ask an admin"
+    assert two.refusal("ann", gpus=2) == (
+        "quota 'GPUs at a time': the job needs 2, and ann may use 1; give fewer, or ask an admin for more"
+    )
     gone = two.submit("ann", gpus=0)
-    assert two.refusal("ann") == "ann has 2 jobs in the queue, and 2 are allowed"
+    assert two.refusal("ann") == (
+        "quota 'Jobs waiting': ann has 2 of 2; wait until one starts, cancel one, or ask an admin for more"
+    )
     two.own("ann", queued=-1, gpus=2)
     two.submit("ann", gpus=2)
-    assert "ann has submitted 3 jobs today, and 3 are allowed; the next day begins in about" in two.refusal("ann")
+    today = "quota 'Jobs submitted a day (UTC)': ann has 3 of 3; the next day begins in about"
+    assert today in two.refusal("ann")
     two.harness.http.post(f"/v1/jobs/{gone}/cancel", headers=two.headers["ann"])
     two.harness.http.delete(f"/v1/jobs/{gone}", headers=two.headers["root"])
-    assert "has submitted 3 jobs today" in two.refusal("ann")  # deleting a job gives nothing back
+    assert today in two.refusal("ann")  # deleting a job gives nothing back
     two.submit("bob")  # whose quotas are apart
     two.own("ann", queued=9, per_day=9, kept=2)
-    assert two.refusal("ann") == "ann has 2 jobs, and 2 are kept; delete some that have ended"
+    assert two.refusal("ann") == (
+        "quota 'Jobs kept': ann has 2 of 2; delete some that have ended, or ask an admin for more"
+    )
     two.own("ann", queued=9, per_day=9, kept=0)
     headers = YAML | two.headers["ann"] | {"Idempotency-Key": "k"}
     assert two.harness.http.post("/v1/jobs", content=RECIPE, headers=headers).status_code == 429
@@ -80,6 +89,48 @@ def test_quotas_at_the_submission(tmp_path: Path) -> None:
     assert account["quotas"] == {"queued": 9, "running": None, "gpus": 1, "disk": None, "per_day": 9, "kept": 0}
     page = two.harness.http.get("/account", headers=two.headers["ann"] | {"Accept": "text/html"}).text
     assert "0, reached" in page
+
+
+def test_every_way_to_start_work_passes_the_quotas(tmp_path: Path) -> None:
+    """Submission, sweep, follow-up, retry, more samples, push and upload are refused alike, and leave nothing."""
+    two = Two(tmp_path)
+    failed, done = two.submit("ann", recipe(exit=1)), two.submit("ann", recipe(exit=3, verdict="not enough samples"))
+    while two.states(failed, done) != ["failed", "gate_undecided"]:
+        pass
+    waiting = two.submit("ann")
+    who = two.headers["ann"] | {"X-Hub-Token": "hf_secret"}
+    files = [{"name": name, "bytes": 1, "sha256": "0" * 64} for name in FILES]
+    text: dict[str, Any] = {"content": RECIPE, "headers": YAML}
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        "submission": ("/v1/jobs", text),
+        "sweep": ("/v1/sweeps", text | {"params": {"vary": "depth.remove=1,2"}}),
+        "follow-up": (f"/v1/jobs/{done}/follow-ups", {"json": {"work": {"kind": "bench"}}}),
+        "push": (f"/v1/jobs/{done}/push", {"json": {"repo_id": "org/x", "when": "always"}}),
+        "upload": ("/v1/models/uploads", {"json": {"files": files}}),
+        "retry": (f"/v1/jobs/{failed}/retry", {}),
+        "more samples": (f"/v1/jobs/{done}/reevaluate", {"params": {"limit": 500}}),
+    }
+    before = usage_of(two.database, "ann")
+
+    def refusals() -> dict[str, str]:
+        answers = {
+            way: two.harness.http.post(path, **body | {"headers": body.get("headers", {}) | who})
+            for way, (path, body) in ways.items()
+        }
+        return {way: answer.json()["detail"] for way, answer in answers.items() if answer.status_code == 429}
+
+    two.own("ann", per_day=3)
+    assert all("'Jobs submitted a day (UTC)': ann has 3 of 3" in said for said in refusals().values())
+    assert refusals().keys() == ways.keys()
+    assert "ann has 3 of 3, and 2 more were asked for" in refusals()["sweep"]
+    two.own("ann", queued=1)
+    assert refusals().keys() == ways.keys() - {"upload"}  # which does not wait in the queue
+    assert usage_of(two.database, "ann").model_copy(update={"per_day": 3}) == before
+    assert not list((two.harness.settings.data_dir / "jobs").glob("*/hub-token"))
+    two.own("ann", kept=3)
+    two.harness.http.post(f"/v1/jobs/{waiting}/cancel", headers=two.headers["ann"])
+    assert refusals().keys() == {"submission", "sweep", "follow-up", "push"}  # the others add no job
+    assert usage_of(two.database, "ann").per_day == before.per_day + 3  # a retry and more samples are submissions too
 
 
 def test_quotas_at_the_start(tmp_path: Path) -> None:
@@ -113,8 +164,8 @@ def test_the_disk_of_a_users_jobs(tmp_path: Path) -> None:
     waiting, free = two.submit("ann"), two.submit("bob", recipe(pause=60))
     two.own("ann", disk=used)
     assert two.states(waiting, free) == ["queued", "running"]
-    assert "the jobs of ann take" in two.refusal("ann")
-    assert "delete some" in two.refusal("ann")
+    assert "quota 'Disk space of jobs': ann uses" in (refused := two.refusal("ann"))
+    assert "delete jobs or models, or ask an admin" in refused
     found = jobs.get(job)
     assert found is not None
     remove_products(settings, jobs, job=found)

@@ -16,6 +16,7 @@ from helpers.service import RECIPE, ServiceHarness, recipe, settings_in
 from llmprune.service.backup.tables import copy_from_file
 from llmprune.service.jobs.job import JobQuery, job_of
 from llmprune.service.jobs.postgresql import PostgresqlDatabase
+from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.schema import latest, steps
 from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.jobs.store import JobStore
@@ -86,7 +87,7 @@ def test_every_earlier_schema_is_migrated(tmp_path: Path, schema: Path, fresh: d
     assert {job.state: job.ran_seconds for job in page} == dict.fromkeys(
         ("queued", "running", "cancelling", "cancelled", "failed", "succeeded"), 1234.0625
     )
-    assert jobs.retry(f"{4:012x}").state == "queued"
+    assert jobs.retry(f"{4:012x}", quotas=Quotas()).state == "queued"
 
 
 @pytest.mark.parametrize("schema", [SCHEMAS[0], SCHEMAS[-1]], ids=lambda path: path.stem)

@@ -79,9 +79,14 @@ class Attempts:
         return _FIRST_PAUSE * 2.0 ** (self._failed - 1)
 
     def after_refusal(self, answer: Answer) -> float:
-        """Return the pause that a busy service asks for. Raises what the answer reports where it is not busy."""
+        """Return the pause that a busy service asks for. Raises what the answer reports where it is not busy.
+
+        A limit (429) that lasts longer than ``LONGEST_PAUSE`` is not waited for, such as a quota that is reached.
+        """
         self._failed += 1
-        if self._failed >= TRIES or answer.status not in _BUSY:
-            raise answer.refusal()
         wait = retry_after_seconds(answer.headers.get("Retry-After", ""))
-        return min(1.0 if wait is None else wait, LONGEST_PAUSE)
+        pause = 1.0 if wait is None else wait
+        is_lasting = answer.status == 429 and pause > LONGEST_PAUSE
+        if self._failed >= TRIES or answer.status not in _BUSY or is_lasting:
+            raise answer.refusal()
+        return min(pause, LONGEST_PAUSE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,12 +15,17 @@ from llmprune.results.formatting import plural
 from llmprune.service.jobs.database import Database, Row, Transaction
 from llmprune.service.jobs.fair_order import last_starts
 from llmprune.service.jobs.job import ACTIVE, Job
-from llmprune.service.jobs.store_reads import QueueFull, first_row
+from llmprune.service.jobs.store_reads import Conflict, QueueFull, first_row
 from llmprune.service.jobs.users import SOURCE
 from llmprune.service.settings import Settings
 
 NO_LIMIT = -1
 _DAY = 86_400
+_COUNTS = {
+    "queued": "SELECT count(*) n FROM jobs WHERE owner = ? AND state = 'queued'",
+    "kept": "SELECT count(*) n FROM jobs WHERE owner = ?",
+    "per_day": "SELECT number n FROM submitted_jobs WHERE owner = ? AND day = ?",
+}
 _ACTIVE = ", ".join(f"'{state}'" for state in ACTIVE)
 
 
@@ -120,65 +126,85 @@ def usage_of(database: Database, owner: str) -> Usage:
     return Usage(**dict(rows[0]), disk=_disk(database.read(*_disk_query(owner))), per_day=_today(database, owner))
 
 
-def require_quota(connection: Transaction, owner: str, *, gpus: int, defaults: Quotas, size: int = 0) -> None:
-    """Count a submission, or raise QueueFull where a quota of its owner leaves no room for it.
+@dataclass(frozen=True)
+class Demand:
+    """What a request needs of its owner's quotas: a new job, unless told."""
 
-    ``size``: bytes that it brings.
+    jobs: int = 1  # submissions of the day
+    waiting: int | None = None  # jobs that enter the queue; None: all of them
+    kept: int | None = None  # jobs that are added to the owner's; None: all of them
+    gpus: int = 0  # of the job that needs most
+    size: int = 0  # bytes that the request brings
+
+    @property
+    def of_each(self) -> dict[str, int]:
+        """Number by quota, of those that count jobs."""
+        waiting, kept = (self.jobs if one is None else one for one in (self.waiting, self.kept))
+        return {"queued": waiting, "kept": kept, "per_day": self.jobs}
+
+
+def require_quota(connection: Transaction, owner: str, *, demand: Demand, defaults: Quotas) -> None:
+    """Count the submissions of a request, or raise QueueFull where a quota of the owner leaves no room for it.
+
+    Every request that starts work or brings files passes here: submissions, sweeps, follow-ups, pushes, retries,
+    evaluations of more samples and uploads. ``defaults``: quotas of an owner without own ones.
     """
-    quotas = require_room(connection, owner, gpus=gpus, defaults=defaults, size=size)
-    _count_submission(connection, owner, limit=quotas.per_day)
+    check_quota(connection, owner, demand=demand, defaults=defaults)
+    if demand.jobs:
+        day = _day()
+        connection.execute("DELETE FROM submitted_jobs WHERE owner = ? AND day < ?", (owner, day))
+        connection.execute(
+            "INSERT INTO submitted_jobs (owner, day, number) VALUES (?, ?, ?) "
+            "ON CONFLICT (owner, day) DO UPDATE SET number = submitted_jobs.number + excluded.number",
+            (owner, day, demand.jobs),
+        )
 
 
-def require_room(connection: Transaction, owner: str, *, gpus: int, defaults: Quotas, size: int = 0) -> Quotas:
-    """Return the quotas of an owner. Raises QueueFull where one other than the submissions of a day is reached."""
+def require_quota_again(connection: Transaction, job: Row, *, defaults: Quotas) -> None:
+    """Count an ended job that is queued again as a submission, or raise QueueFull."""
+    require_quota(connection, job["owner"], demand=Demand(kept=0, gpus=job["gpus"]), defaults=defaults)
+
+
+def check_quota(connection: Transaction, owner: str, *, demand: Demand, defaults: Quotas) -> None:
+    """Raise QueueFull where a quota of the owner leaves no room for a request: which, its use, and a remedy.
+
+    Raises Conflict where the owner was deleted while the request was under way.
+    """
+    if first_row(connection, "SELECT 1 FROM deleted_users WHERE name = ?", owner) is not None:
+        raise Conflict(f"the user {owner} was deleted")
     row = first_row(connection, f"SELECT {_COLUMNS} FROM user_quotas WHERE owner = ?", owner)
     quotas = _merged(defaults, dict(row) if row else {})
-    if quotas.gpus is not None and gpus > quotas.gpus:
-        raise QueueFull(
-            f"the job needs {plural(gpus, 'GPU')}, and {owner} may use {quotas.gpus} at a time; ask an admin"
-        )
-    waiting = _count(connection, "SELECT count(*) n FROM jobs WHERE owner = ? AND state = 'queued'", owner)
-    if quotas.queued is not None and waiting >= quotas.queued:
-        raise QueueFull(f"{owner} has {plural(waiting, 'job')} in the queue, and {quotas.queued:,} are allowed")
-    if quotas.kept is not None:
-        kept = _count(connection, "SELECT count(*) n FROM jobs WHERE owner = ?", owner)
-        if kept >= quotas.kept:
-            raise QueueFull(
-                f"{owner} has {plural(kept, 'job')}, and {quotas.kept:,} are kept; delete some that have ended"
-            )
+    if quotas.gpus is not None and demand.gpus > quotas.gpus:
+        raise _full("gpus", f"the job needs {demand.gpus:,}, and {owner} may use {quotas.gpus:,}", "give fewer")
+    for name, more in demand.of_each.items():
+        limit = getattr(quotas, name)
+        if limit is None or not more:
+            continue
+        used = _count(connection, _COUNTS[name], owner, *([_day()] if name == "per_day" else []))
+        if used + more > limit:
+            asked = f", and {more:,} more were asked for" if more > 1 else ""
+            raise _full(name, f"{owner} has {used:,} of {limit:,}{asked}", _remedy(name) if limit else "")
     if quotas.disk is not None:
         query, values = _disk_query(owner)
         used = _disk(connection.execute(query, values).fetchall())
-        if used >= quotas.disk:
-            raise QueueFull(
-                f"the jobs of {owner} take {format_size(used)}, and {format_size(quotas.disk)} are allowed; delete some"
-            )
-        if used + size > quotas.disk:
-            raise QueueFull(
-                f"{format_size(size)} more: the jobs of {owner} take {format_size(used)}, and "
-                f"{format_size(quotas.disk)} are allowed; delete some"
-            )
-    return quotas
+        if used >= quotas.disk or used + demand.size > quotas.disk:
+            asked = f", and this is {format_size(demand.size)} more" if demand.size else ""
+            has = f"{owner} uses {format_size(used)} of {format_size(quotas.disk)}{asked}"
+            raise _full("disk", has, "delete jobs or models")
 
 
-def _count_submission(connection: Transaction, owner: str, *, limit: int | None) -> None:
-    """Add one to today's submissions. Raises QueueFull at the limit."""
-    now = time.time()
-    day = int(now // _DAY)
-    sql = "SELECT number n FROM submitted_jobs WHERE owner = ? AND day = ?"
-    today = _count(connection, sql, owner, day)
-    if limit is not None and today >= limit:
-        hours = max(1, round(((day + 1) * _DAY - now) / 3600))
-        raise QueueFull(
-            f"{owner} has submitted {plural(today, 'job')} today, and {limit:,} are allowed; the next day begins in "
-            f"about {plural(hours, 'hour')} (UTC)"
-        )
-    connection.execute("DELETE FROM submitted_jobs WHERE owner = ? AND day < ?", (owner, day))
-    connection.execute(
-        "INSERT INTO submitted_jobs (owner, day, number) VALUES (?, ?, 1) "
-        "ON CONFLICT (owner, day) DO UPDATE SET number = submitted_jobs.number + 1",
-        (owner, day),
-    )
+def _full(name: str, state: str, remedy: str) -> QueueFull:  # noqa: PLR0917 - private
+    helps = f"{remedy}, or ask an admin for more" if remedy else "ask an admin for more"
+    return QueueFull(f"quota {LABELS[name]!r}: {state}; {helps}")
+
+
+def _remedy(name: str) -> str:
+    if name == "queued":
+        return "wait until one starts, cancel one"
+    if name == "kept":
+        return "delete some that have ended"
+    hours = max(1, round(((_day() + 1) * _DAY - time.time()) / 3600))
+    return f"the next day begins in about {plural(hours, 'hour')} (UTC)"
 
 
 class Room:
@@ -243,9 +269,13 @@ def _count(connection: Transaction, sql: str, *values: Any) -> int:
 
 
 def _today(database: Database, owner: str) -> int:
-    sql = "SELECT number FROM submitted_jobs WHERE owner = ? AND day = ?"
-    rows = database.read(sql, (owner, int(time.time() // _DAY)))
-    return int(rows[0]["number"]) if rows else 0
+    rows = database.read(_COUNTS["per_day"], (owner, _day()))
+    return int(rows[0]["n"]) if rows else 0
+
+
+def _day() -> int:
+    """Return the number of today (UTC)."""
+    return int(time.time() // _DAY)
 
 
 def _disk_query(owner: str) -> tuple[str, tuple[str]]:

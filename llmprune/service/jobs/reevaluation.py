@@ -12,6 +12,7 @@ from llmprune.evaluation.more_samples import next_limit
 from llmprune.recipe.evaluation import Evaluation, recorded_tasks
 from llmprune.results.evaluation_figures import GateFigures
 from llmprune.service.jobs.job import BY_TASK, FINISHED, Job
+from llmprune.service.jobs.quotas import default_quotas
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.submission import queue_again
@@ -22,13 +23,19 @@ def reevaluate(job: Job, limit: int | None, *, hub_token: str | None, settings: 
     """Queue a finished job to evaluate its model on more samples.
 
     ``limit``: samples for each task; None: as many as the gate needs. Raises RecipeError where more are of no use,
-    and Conflict where the job has no finished model.
+    Conflict where the job has no finished model, and QueueFull.
     """
+    quotas = default_quotas(settings)
     if job.state not in FINISHED or job.source is not None or job.cleaned or job.uploaded:
-        return jobs.reevaluate(job.id, limit or 1)  # raises Conflict with the reason
+        return jobs.reevaluate(job.id, limit or 1, quotas=quotas)  # raises Conflict with the reason
     samples = samples_of(job, limit, settings=settings)
     return queue_again(
-        job, hub_token, settings=settings, jobs=jobs, queue=lambda: jobs.reevaluate(job.id, samples), states=FINISHED
+        job,
+        hub_token,
+        settings=settings,
+        jobs=jobs,
+        queue=lambda: jobs.reevaluate(job.id, samples, quotas=quotas),
+        states=FINISHED,
     )
 
 

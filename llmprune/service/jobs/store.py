@@ -27,7 +27,7 @@ from llmprune.service.jobs.job import (
     summary_of,
 )
 from llmprune.service.jobs.model_rows import record_model
-from llmprune.service.jobs.quotas import Quotas, require_quota
+from llmprune.service.jobs.quotas import Demand, Quotas, require_quota, require_quota_again
 from llmprune.service.jobs.run_times import record_run_time
 from llmprune.service.jobs.store_reads import (
     Conflict,
@@ -76,7 +76,7 @@ class JobStore:
                 require_pushable(connection, request.source)
             if request.reads is not None:
                 require_parent(connection, request.reads, work=request.work)
-            require_quota(connection, owner, gpus=request.gpus, defaults=quotas)
+            require_quota(connection, owner, demand=Demand(gpus=request.gpus), defaults=quotas)
             values = {
                 "id": job, "owner": owner, "model": new.model, "recipe": new.recipe,
                 "overrides": json.dumps(list(new.overrides)), "state": "queued", "created": time.time(),
@@ -148,8 +148,8 @@ class JobStore:
                 raise Conflict(f"the job has ended ({state}) and cannot be cancelled")
             return job_of(row_of(connection, job))
 
-    def retry(self, job: str) -> Job:
-        """Queue a failed or cancelled job again; it continues its run folder. Raises Conflict for other states."""
+    def retry(self, job: str, *, quotas: Quotas) -> Job:
+        """Queue a failed or cancelled job again; it continues its run folder. Raises Conflict and QueueFull."""
         with self.database.write() as connection:
             row = row_of(connection, job)
             if row["state"] in FINISHED:
@@ -161,12 +161,13 @@ class JobStore:
                 require_pushable(connection, row["source"])
             if row["reads"] is not None:
                 require_parent(connection, row["reads"], work=job_of(row).work)
+            require_quota_again(connection, row, defaults=quotas)
             from_start: dict[str, Any] = {"cleaned": 0, "reevaluate": None} if row["cleaned"] else {}
             _change(connection, job, state="queued", **_FRESH, **from_start, error=None, ran_before=row["ran_seconds"])
             return job_of(row_of(connection, job))
 
-    def reevaluate(self, job: str, limit: int) -> Job:
-        """Queue a finished job to evaluate its model on ``limit`` samples for each task. Raises Conflict."""
+    def reevaluate(self, job: str, limit: int, *, quotas: Quotas) -> Job:
+        """Queue a finished job to evaluate ``limit`` samples for each task. Raises Conflict and QueueFull."""
         with self.database.write() as connection:
             row = row_of(connection, job)
             if row["source"] is not None or row["state"] not in FINISHED:
@@ -179,6 +180,7 @@ class JobStore:
                     f"the clean-up has deleted the model of job {job}; run its recipe again with more samples"
                 )
             require_unused(connection, job)
+            require_quota_again(connection, row, defaults=quotas)
             _change(connection, job, state="queued", **_FRESH, reevaluate=limit, ran_before=row["ran_seconds"])
             return job_of(row_of(connection, job))
 
@@ -250,16 +252,17 @@ class JobStore:
             _change(connection, job, kind="cleaned", cleaned=1)
             return True
 
-    def delete(self, job: str) -> None:
-        """Delete an ended job from the table. Raises Conflict where it has not ended."""
+    def delete(self, *jobs: str) -> None:
+        """Delete ended jobs from the table, all of them or none. Raises Conflict where one has not ended or is used."""
         with self.database.write() as connection:
-            state = row_of(connection, job)["state"]
-            if state not in ENDED:
-                raise Conflict(f"the job is {state}; cancel it first")
-            require_unused(connection, job)
-            require_no_use(connection, job)
-            connection.execute("INSERT INTO artifact_removals (job) VALUES (?) ON CONFLICT DO NOTHING", (job,))
-            connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
+            for job in jobs:
+                state = row_of(connection, job)["state"]
+                if state not in ENDED:
+                    raise Conflict(f"job {job} is {state}; cancel it first")
+                require_unused(connection, job)
+                require_no_use(connection, job)
+                connection.execute("INSERT INTO artifact_removals (job) VALUES (?) ON CONFLICT DO NOTHING", (job,))
+                connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
     def events(self, job: str, after: int, *, limit: int = 500) -> list[Row]:
         """Return a job's events after the event ``after``: rows of id, kind, data and at, the oldest first."""

@@ -26,7 +26,7 @@ from llmprune.service.jobs.job_name import default_name
 from llmprune.service.jobs.launcher_checks import NO_TOKEN, has_data_folder, launcher_problems
 from llmprune.service.jobs.quotas import default_quotas
 from llmprune.service.jobs.store import JobStore
-from llmprune.service.jobs.store_reads import Conflict
+from llmprune.service.jobs.store_reads import Conflict, QueueFull
 from llmprune.service.jobs.tokens import Caller
 from llmprune.service.notifications.targets import Target, checked_targets
 from llmprune.service.recipe_policy.policy import admit
@@ -127,11 +127,17 @@ def submit_push(push: PushSubmission, caller: Caller, *, settings: Settings, job
 
 
 def retry(job: Job, hub_token: str | None, *, settings: Settings, jobs: JobStore) -> Job:
-    """Queue an ended job again, with a new hub token if one is given. Raises RecipeError and Conflict."""
+    """Queue an ended job again, with a new hub token if one is given. Raises RecipeError, Conflict and QueueFull."""
     if job.source is not None:
         _require_token(hub_token)
+    quotas = default_quotas(settings)
     return queue_again(
-        job, hub_token, settings=settings, jobs=jobs, queue=lambda: jobs.retry(job.id), states=("failed", "cancelled")
+        job,
+        hub_token,
+        settings=settings,
+        jobs=jobs,
+        queue=lambda: jobs.retry(job.id, quotas=quotas),
+        states=("failed", "cancelled"),
     )
 
 
@@ -153,7 +159,7 @@ def queue_again(
         keep_token(folder, new_token)
     try:
         return queue()
-    except Conflict:
+    except (Conflict, QueueFull):
         now = jobs.get(job.id)
         if new_token and now is not None and now.ended:  # otherwise another retry came first, and needs the token
             drop_token(folder, settings.log(job.id))

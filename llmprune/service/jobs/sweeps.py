@@ -18,7 +18,7 @@ from llmprune.results.formatting import short_model_name
 from llmprune.service.jobs.database import Database, Row
 from llmprune.service.jobs.hub_token import keep_token
 from llmprune.service.jobs.job import SUMMARY_COLUMNS, NewJob, summary_of
-from llmprune.service.jobs.quotas import default_quotas
+from llmprune.service.jobs.quotas import Demand, check_quota, default_quotas
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.submission import Submission, cancel, new_job
@@ -91,6 +91,8 @@ def submit_sweep(sweep: SweepSubmission, caller: Caller, *, settings: Settings, 
             for job in made:
                 keep_token(settings.folder(job), sweep.base.hub_token)
         with jobs.database.write() as connection:
+            demand = Demand(len(planned), gpus=max(new.request.gpus for _, new in planned))
+            check_quota(connection, caller.name, demand=demand, defaults=quotas)  # of all, before the first is counted
             connection.execute("INSERT INTO sweeps VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
             for place, (job, (point, new)) in enumerate(zip(made, planned, strict=True)):
                 jobs.add(job, new, quotas=quotas, connection=connection)

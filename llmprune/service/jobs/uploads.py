@@ -28,7 +28,7 @@ from llmprune.service.jobs.database import Database, Row, Transaction
 from llmprune.service.jobs.job import JOB_ID, VERDICTS, Job, Value, figures_of, job_of
 from llmprune.service.jobs.library import write_labels
 from llmprune.service.jobs.models import MAX_NOTES, MAX_TAGS, Labels, checked_tags
-from llmprune.service.jobs.quotas import default_quotas, require_quota, require_room
+from llmprune.service.jobs.quotas import Demand, check_quota, default_quotas, require_quota
 from llmprune.service.jobs.store import write_event
 from llmprune.service.jobs.store_reads import Conflict, first_row, row_of
 from llmprune.service.jobs.tokens import Caller
@@ -138,7 +138,7 @@ class Uploads:
             shutil.rmtree(self.settings.folder(upload), ignore_errors=True)
 
     def remove_stale(self) -> None:
-        """Delete uploads that get no more bytes."""
+        """Delete uploads that get no more bytes, and those of deleted users."""
         for row in self.database.read("SELECT id FROM uploads WHERE changed < ?", (time.time() - KEEP_SECONDS,)):
             self.discard(row["id"])
 
@@ -154,7 +154,8 @@ class Uploads:
                 f"{len(rows)} uploads of yours are not complete, and {MAX_OPEN} may be; complete or delete one"
             )
         under_way = sum(file.bytes for row in rows for file in self._open(row).request.files)
-        require_quota(connection, owner, gpus=0, defaults=default_quotas(self.settings), size=under_way + size)
+        demand = Demand(waiting=0, size=under_way + size)
+        require_quota(connection, owner, demand=demand, defaults=default_quotas(self.settings))
         if size > self.settings.upload_limit:
             limit = format_size(self.settings.upload_limit)
             raise RecipeError(f"{format_size(size)}; an upload has at most {limit} (serve --upload-limit)", "upload")
@@ -169,7 +170,9 @@ class Uploads:
         with self.database.write() as connection:
             if not connection.execute("DELETE FROM uploads WHERE id = ?", (upload.id,)).rowcount:
                 raise Conflict("the upload was completed or deleted meanwhile")
-            require_room(connection, upload.owner, gpus=0, defaults=default_quotas(self.settings))
+            quotas = default_quotas(self.settings)
+            demand = Demand(jobs=0, kept=1)  # its begin was counted as a submission
+            check_quota(connection, upload.owner, demand=demand, defaults=quotas)
             connection.execute(
                 f"INSERT INTO jobs ({names}) VALUES ({', '.join('?' * len(values))})", [*values.values()]
             )
