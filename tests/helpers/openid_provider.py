@@ -32,6 +32,7 @@ class OpenIDProvider:
     client: requests.Session
     down: bool = False
     claims_to_issuer: str | None = None  # what discovery answers
+    challenges: dict[str, str] = field(default_factory=dict)  # of PKCE, by the code that was given for each
     verifiers: list[str] = field(default_factory=list)  # of PKCE, as the token endpoint got them
 
     def person(self, subject: str, **claims: object) -> None:
@@ -45,11 +46,10 @@ class OpenIDProvider:
         assert response.status_code == 302, response.text
         return response.headers["Location"]
 
-    def proves(self, address: str) -> bool:
-        """Return whether the last verifier belongs to the challenge in the address of a sign-in."""
-        challenge = parse_qs(urlsplit(address).query)["code_challenge"][0]
-        made = urlsafe_b64encode(sha256(self.verifiers[-1].encode()).digest()).decode().rstrip("=")
-        return made == challenge
+    def proves(self, code: str, verifier: str) -> bool:
+        """Return whether a verifier belongs to the S256 challenge with which a code was asked for."""
+        made = urlsafe_b64encode(sha256(verifier.encode()).digest()).decode().rstrip("=")
+        return made == self.challenges.get(code)
 
 
 @contextlib.contextmanager
@@ -60,9 +60,21 @@ def openid_provider() -> Iterator[OpenIDProvider]:
 
     @made.before_request
     def refuse() -> Any:
+        if provider.down:
+            return "down", 503
         if flask.request.path == "/oauth2/token":
-            provider.verifiers.append(flask.request.form.get("code_verifier", ""))
-        return ("down", 503) if provider.down else None
+            code, verifier = (flask.request.form.get(name, "") for name in ("code", "code_verifier"))
+            provider.verifiers.append(verifier)
+            if not provider.proves(code, verifier):  # the library behind this provider does not look
+                return {"error": "invalid_grant", "error_description": "PKCE"}, 400
+        return None
+
+    @made.after_request
+    def remember(response: Any) -> Any:
+        asked, given = flask.request.args, parse_qs(urlsplit(response.headers.get("Location", "")).query)
+        if "code" in given and asked.get("code_challenge_method") == "S256":
+            provider.challenges[given["code"][0]] = asked.get("code_challenge", "")
+        return response
 
     @made.after_request
     def misname(response: Any) -> Any:

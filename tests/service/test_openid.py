@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -15,8 +17,9 @@ from typer.testing import CliRunner
 
 from llmprune.cli.main import app as command_line
 from llmprune.common.errors import RecipeError
+from llmprune.service.jobs.deleted_users import delete_user, readmit
 from llmprune.service.oidc import provider as oidc_provider
-from llmprune.service.oidc.provider import Provider
+from llmprune.service.oidc.provider import Flow, Provider
 from llmprune.service.oidc.settings import OidcSettings
 from llmprune.service.server import require_token
 from llmprune.service.settings import Settings
@@ -84,7 +87,6 @@ def test_a_person_signs_in_and_out(door: Door) -> None:
     cookie = door.http.cookies.jar
     assert [(one.name, one.path) for one in cookie] == [("llmprune_sign_in", "/login")]
     answer = door.back(door.idp.answer(address, "ann-1"))
-    assert door.idp.proves(address)
     assert (answer.status_code, 'content="0;url=/compare"' in answer.text) == (200, True)
     session = next(one for one in answer.headers.get_list("Set-Cookie") if one.startswith("llmprune_session"))
     assert all(word in session for word in ("HttpOnly", "SameSite=strict", "Path=/"))
@@ -99,6 +101,45 @@ def test_a_person_signs_in_and_out(door: Door) -> None:
     assert door.http.get("/v1/account", headers={"Authorization": f"Bearer {made}"}).status_code == 200
     door.sign_in("ann-1")
     assert len(door.users.all()) == 1
+
+
+def test_pkce_binds_the_code_to_this_sign_in(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sign-in has a new challenge, S256 of the verifier at the token endpoint; another verifier opens nothing."""
+    for _ in range(2):
+        address = door.begin()
+        code = parse_qs(urlsplit(back := door.idp.answer(address, "ann-1")).query)["code"][0]
+        door.back(back)
+        verifier = door.idp.verifiers[-1]
+        challenge = urlsafe_b64encode(sha256(verifier.encode()).digest()).decode().rstrip("=")
+        assert parse_qs(urlsplit(address).query)["code_challenge"] == [challenge] == [door.idp.challenges[code]]
+        assert len(verifier) >= 43
+    assert len({*door.idp.verifiers[-2:]}) == 2
+    monkeypatch.setattr(oidc_provider, "Flow", lambda state, nonce, _: Flow(state, nonce, "v" * 48))
+    refused(door.sign_in("ann-1"), 401, "not valid")
+
+
+def test_a_deleted_user_does_not_come_back_alone(door: Door) -> None:
+    """Neither the sign-in nor the name of a deleted user makes it again; an admin does, by address or by name."""
+    door.users.create("boss", "admin")
+    for subject, name in (("gone-1", "gone"), ("gone-2", "gone")):
+        door.idp.person(subject, preferred_username=name, email="gone@x.org", email_verified=True)
+    assert door.sign_in("gone-1").status_code == 200
+    database = door.harness.service.database
+    delete_user(database, "gone")
+    assert door.http.get("/v1/account").status_code == 401  # the session has ended
+    for subject in ("gone-1", "gone-2"):
+        refused(
+            door.sign_in(subject), 403, "the user gone was deleted here; ask an admin to make a user with your e-mail"
+        )
+    door.users.create("returned", "viewer", email="gone@x.org")
+    assert door.sign_in("gone-1").status_code == 200
+    assert door.http.get("/v1/account").json()["name"] == "returned"
+    delete_user(database, "returned")
+    door.idp.person("gone-1", preferred_username="other", email="gone@x.org", email_verified=True)
+    refused(door.sign_in("gone-1"), 403, "the user gone was deleted here")  # by its subject, whatever its name now is
+    assert (readmit(database, "gone"), readmit(database, "returned"), readmit(database, "x")) == (True, True, False)
+    assert door.sign_in("gone-1").status_code == 200
+    assert {user.name for user in door.users.all()} == {"boss", "other"}
 
 
 def test_the_page_afterwards_is_of_this_service(door: Door) -> None:

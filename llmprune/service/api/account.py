@@ -6,14 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Request
 from fastapi import Path as InPath
-from pydantic import BaseModel, ConfigDict, Field
 
 from llmprune.common.errors import RecipeError
+from llmprune.service.api.account_values import Account, MadeToken, NewToken, ShownSession, ShownToken
 from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
 from llmprune.service.api.error_responses import Refused, documented
-from llmprune.service.jobs.quotas import Quotas, Usage, default_quotas, quotas_of, usage_of
-from llmprune.service.jobs.tokens import LOCAL, SCOPES, Caller, Scope
-from llmprune.service.jobs.users import Role
+from llmprune.service.jobs.quotas import default_quotas, quotas_of, usage_of
+from llmprune.service.jobs.tokens import LOCAL, SCOPES, Caller
 
 router = APIRouter(prefix="/v1/account", tags=["account"])
 
@@ -22,58 +21,6 @@ NO_USERS = (
     "llmprune token create --name NAME --role admin"
 )
 TokenId = Annotated[str, InPath(max_length=64, description="The token's id or name.")]
-
-
-class Account(BaseModel):
-    """The caller, with usage and quotas."""
-
-    name: str
-    role: Role = Field(description="Role of the user, or a lower one where the token allows no more.")
-    scopes: list[Scope] = Field(description="Kinds of requests that role and token allow.")
-    usage: Usage = Field(description="Share of each quota that is used.")
-    quotas: Quotas = Field(description="Limits; null: no limit.")
-
-
-class NewToken(BaseModel):
-    """A token to make."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(min_length=1, max_length=64, description="Letters, digits, spaces and .@_-; unique for its user.")
-    scopes: list[Scope] = Field(
-        default_factory=lambda: list(SCOPES),
-        min_length=1,
-        max_length=len(SCOPES),
-        description="What it may do, within its user's role. Default: everything.",
-    )
-    days: float | None = Field(None, gt=0, le=3660, description="Days until it expires; null: never.")
-
-
-class MadeToken(BaseModel):
-    """A token, which is shown this once."""
-
-    token: str
-
-
-class ShownToken(BaseModel):
-    """A token as lists show it."""
-
-    id: str
-    name: str
-    scopes: list[Scope]
-    created: float = Field(description="Seconds since 1970, as are expires and used.")
-    expires: float | None
-    used: float | None = Field(description="The last request, to within minutes; null: never used.")
-
-
-class ShownSession(BaseModel):
-    """A browser session."""
-
-    id: str
-    browser: str = Field(description="What the browser calls itself.")
-    token: str | None = Field(description="Name of the token that opened it; null: the OpenID provider.")
-    created: float = Field(description="Seconds since 1970, as is expires.")
-    expires: float
 
 
 @router.get("", responses=documented())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
 
+from llmprune.service.api.account_values import AuditEntries, AuditEntry
 from llmprune.service.api.dependencies import TheCaller, TheService
 from llmprune.service.api.error_responses import documented
 from llmprune.service.audit_log import AuditPage, AuditQuery, read_audit
@@ -22,27 +22,6 @@ JobFilter = Annotated[str | None, Query(max_length=12, description="Only changes
 Since = Annotated[str | None, Query(pattern=TIME, description="From this day or moment (UTC), such as 2026-01-31.")]
 Until = Annotated[str | None, Query(pattern=TIME, description="Up to the end of this day or moment (UTC).")]
 Before = Annotated[str | None, Query(max_length=50, pattern=r"^\d+-\d+$", description="Field next of the last page.")]
-
-
-class AuditEntry(BaseModel):
-    """An attempt to change something."""
-
-    time: str = Field(description="UTC, such as 2026-01-31T14:05:00Z.")
-    caller: str | None = Field(None, description="Who tried it; null: nobody who is known.")
-    address: str | None = Field(None, description="Address of the client; null: a command on the service's machine.")
-    action: str = Field("", description="Method and route, or the command.")
-    job: str | None = None
-    user: str | None = Field(None, description="The user whose account was to be changed.")
-    status: int | None = Field(None, description="Status of the answer; null: a command, which was done.")
-    details: dict[str, Any] | None = Field(None, description="Values that the change set.")
-
-
-class AuditEntries(BaseModel):
-    """A page of the audit log, the newest entry first."""
-
-    entries: list[AuditEntry]
-    next: str | None = Field(description="Value of before for the next page; null: this is the last page.")
-    read_all: bool = Field(description="False: the page ended because a part of the log was searched; go on with next.")
 
 
 @router.get("/audit", responses=documented(409, 422))

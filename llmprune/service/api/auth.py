@@ -250,8 +250,10 @@ def _sign_in_first(headers: Headers, path: str) -> Response:
         here = _parts(headers.get("hx-current-url", "")).path or "/"
         return Response(status_code=401, headers={"HX-Redirect": f"/login?next={quote(here)}"})
     if path.startswith("/v1") or "text/html" not in headers.get("accept", ""):
-        failure = Failure(401, "send Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"})
-        return problem_response(failure)
+        message = "send Authorization: Bearer TOKEN"
+        if headers.get("authorization"):
+            message = "no such token here: it was revoked, or its user deleted; make another on the Account page"
+        return problem_response(Failure(401, message, headers={"WWW-Authenticate": "Bearer"}))
     return RedirectResponse(f"/login?next={quote(path)}", 303)
 
 

@@ -1,14 +1,18 @@
-"""Routes of the model library: list, show and label results."""
+"""Routes of the model library: list, show, label and delete results."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
 
-from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
+from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService, audit_details
 from llmprune.service.api.error_responses import Refused, documented
-from llmprune.service.api.values import ModelList
+from llmprune.service.api.values import DeletedModels, ModelList
+from llmprune.service.jobs.job import JOB_ID, Job
 from llmprune.service.jobs.library import Library
 from llmprune.service.jobs.models import Labels, Model, ModelQuery, Order, Sort, Stage, may_label, new_labels
 from llmprune.service.jobs.tokens import Caller
@@ -20,7 +24,22 @@ SearchText = Annotated[str, Query(max_length=200, description="Words of the name
 TagFilter = Annotated[str | None, Query(max_length=40, description="Only models with this tag.")]
 BaseFilter = Annotated[str | None, Query(max_length=500, description="Only models pruned from this one.")]
 OwnerFilter = Annotated[str | None, Query(max_length=64, description="Only models of this user.")]
+OneId = Annotated[str, Field(pattern=f"^{JOB_ID}$")]
 Cursor = Annotated[str | None, Query(max_length=1000, description="The field next of the page before.")]
+
+
+class Several(BaseModel):
+    """Models by the jobs that made them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    jobs: list[OneId] = Field(min_length=1, max_length=100, description="Ids of the jobs.")
+
+
+class SeveralLabels(Several):
+    """Models, and the change of their labels."""
+
+    labels: Labels
 
 
 @router.get("", responses=documented(404, 422))
@@ -67,7 +86,32 @@ def show_model(job: JobId, service: TheService, *, caller: TheCaller) -> Model:
 @router.patch("/{job}", responses=documented(404, 409, 413, 422, 507), max_body_size=_LABELS_LIMIT)
 def label_model(job: JobId, labels: Labels, *, service: TheService, caller: TheCaller) -> Model:
     """Change stage, tags and notes of a result. The report and the model's card are not changed."""
-    return label(job, labels, service=service, caller=caller)
+    (model,) = label([job], labels, service=service, caller=caller)
+    return model
+
+
+@router.post("/label", responses=documented(404, 409, 413, 422, 507), max_body_size=_LABELS_LIMIT)
+def label_models(wanted: SeveralLabels, request: Request, *, service: TheService, caller: TheCaller) -> list[Model]:
+    """Change stage, tags and notes of several results: of all of them or of none."""
+    audit_details(request, jobs=wanted.jobs, **wanted.labels.model_dump(exclude_defaults=True, exclude={"notes"}))
+    return label([*dict.fromkeys(wanted.jobs)], wanted.labels, service=service, caller=caller)
+
+
+@router.post("/delete", responses=documented(404, 409, 413, 422, 507))
+def delete_models(wanted: Several, request: Request, *, service: TheService, caller: TheCaller) -> DeletedModels:
+    """Delete several ended jobs with all their files: all of them or none."""
+    audit_details(request, jobs=wanted.jobs)
+    jobs = [service.own_job(job, caller) for job in dict.fromkeys(wanted.jobs)]
+    delete(jobs, service)
+    return DeletedModels(deleted=len(jobs))
+
+
+def delete(jobs: Sequence[Job], service: Service) -> None:
+    """Delete ended jobs with all their files, all of them or none. Raises Conflict."""
+    newest_first = sorted(jobs, key=lambda job: -job.seq)  # a job is deleted before the one whose model it uses
+    service.jobs.delete(*(job.id for job in newest_first))
+    for job in jobs:
+        shutil.rmtree(service.settings.folder(job.id), ignore_errors=True)
 
 
 def require_may_label(job: str, labels: Labels, *, service: Service, caller: Caller) -> None:
@@ -81,7 +125,8 @@ def require_may_label(job: str, labels: Labels, *, service: Service, caller: Cal
     raise Refused(403, f"model {job} belongs to {owner}; only its owner and admins may change its labels")
 
 
-def label(job: str, labels: Labels, *, service: Service, caller: Caller) -> Model:
-    """Change the labels of a model. Raises Refused (404, 403), Conflict and RecipeError."""
-    require_may_label(job, labels, service=service, caller=caller)
-    return Library(service.database).label(job, labels, by=caller.name)
+def label(jobs: Sequence[str], labels: Labels, *, service: Service, caller: Caller) -> list[Model]:
+    """Change the labels of models, all of them or none. Raises Refused (404, 403), Conflict and RecipeError."""
+    for job in jobs:
+        require_may_label(job, labels, service=service, caller=caller)
+    return Library(service.database).label(jobs, labels, by=caller.name)

@@ -63,6 +63,7 @@ ROUTES: dict[Scope | None, tuple[str, ...]] = {
         "GET /v1/sweeps/{sweep}",
         # Labels need the scope manage, the stage also approve: see may_label.
         "POST /models/label",
+        "POST /v1/models/label",
         "POST /jobs/{job}/labels",
         "PATCH /v1/models/{job}",
         "GET /v1/queue",
@@ -96,6 +97,7 @@ ROUTES: dict[Scope | None, tuple[str, ...]] = {
     ),
     "manage": (
         "POST /models/delete",
+        "POST /v1/models/delete",
         "POST /sweeps/{sweep}/cancel",
         "POST /v1/sweeps/{sweep}/cancel",
         *(
@@ -137,6 +139,8 @@ ROUTES: dict[Scope | None, tuple[str, ...]] = {
         "POST /users/{user}",
         "POST /users/{user}/quotas",
         "POST /users/{user}/transfer",
+        "GET /users/{user}/delete",
+        "POST /users/{user}/delete",
         "POST /users/{user}/tokens",
         "POST /users/{user}/tokens/{token}/revoke",
         "POST /users/{user}/sign-out",
@@ -145,6 +149,7 @@ ROUTES: dict[Scope | None, tuple[str, ...]] = {
         "POST /v1/users",
         "GET /v1/users/{user}",
         "PATCH /v1/users/{user}",
+        "DELETE /v1/users/{user}",
         "PUT /v1/users/{user}/quotas",
         "POST /v1/users/{user}/transfer",
         "DELETE /v1/users/{user}/sessions",

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi import Path as InPath
-from pydantic import BaseModel, ConfigDict, Field
 
-from llmprune.service.api.account import MadeToken, NewToken, ShownToken, TokenId, require_user, revoke_of
+from llmprune.service.api.account import TokenId, require_user, revoke_of
+from llmprune.service.api.account_values import (
+    MadeToken,
+    Moved,
+    NewToken,
+    NewUser,
+    Receiver,
+    ShownToken,
+    ShownUser,
+    UserChanges,
+    UserDetails,
+)
 from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
 from llmprune.service.api.error_responses import Refused, documented
+from llmprune.service.jobs.deleted_users import delete_user as delete_user_of
 from llmprune.service.jobs.quotas import (
     OwnQuotas,
-    Quotas,
-    Usage,
     default_quotas,
     own_quotas,
     quotas_of,
@@ -22,65 +31,17 @@ from llmprune.service.jobs.quotas import (
     usage_of,
 )
 from llmprune.service.jobs.sharing import transfer
-from llmprune.service.jobs.tokens import LOCAL
-from llmprune.service.jobs.users import NAME, Role, User
+from llmprune.service.jobs.tokens import LOCAL, Caller
+from llmprune.service.jobs.uploads import Uploads
+from llmprune.service.jobs.users import NAME, User
 
 router = APIRouter(prefix="/v1/users", tags=["users"])
 
+NewOwner = Annotated[
+    str | None,
+    Query(pattern=f"^{NAME}$", description="User who gets the jobs, models and sweeps; needed where there are any."),
+]
 UserName = Annotated[str, InPath(pattern=f"^{NAME}$", description="The user's name.")]
-
-
-class ShownUser(BaseModel):
-    """A user of the service."""
-
-    name: str
-    role: Role
-    email: str | None = Field(description="Whoever proves it at the OpenID provider signs in as this user.")
-    disabled: bool = Field(description="Tokens are refused; jobs are kept, and waiting ones do not start.")
-    created: float = Field(description="Seconds since 1970, as is seen.")
-    seen: float | None = Field(description="The last request, to within minutes.")
-
-
-class UserDetails(ShownUser):
-    """A user with usage and quotas."""
-
-    usage: Usage
-    quotas: Quotas = Field(description="Limits that hold; null: no limit.")
-    own_quotas: OwnQuotas = Field(description="Limits in place of the service's; null: the service's; -1: no limit.")
-
-
-class NewUser(BaseModel):
-    """A user to make, who has no token yet."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(pattern=f"^{NAME}$")
-    role: Role = "user"
-    email: str | None = Field(None, max_length=250, description="Address at the OpenID provider.")
-
-
-class UserChanges(BaseModel):
-    """Changes of a user; what is left out stays."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    role: Role | None = None
-    email: str | None = Field(None, max_length=250, description="Empty: none.")
-    disabled: bool | None = None
-
-
-class Receiver(BaseModel):
-    """The user who gets the jobs."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    to: str = Field(pattern=f"^{NAME}$")
-
-
-class Moved(BaseModel):
-    """Result of a transfer."""
-
-    jobs: int = Field(description="Jobs that have a new owner.")
 
 
 @router.get("", responses=documented())
@@ -141,6 +102,17 @@ def transfer_jobs(user: UserName, receiver: Receiver, *, request: Request, servi
     return Moved(jobs=transfer(service.database, user, to=receiver.to))
 
 
+@router.delete("/{user}", responses=documented(404, 409, 422, 507))
+def delete_user(
+    user: UserName, *, request: Request, service: TheService, caller: TheCaller, hand_over_to: NewOwner = None
+) -> Moved:
+    """Delete a user: tokens, sessions and the draft end at once. Jobs are never deleted, and running ones continue.
+
+    Nobody deletes the own account, and the last admin stays.
+    """
+    return Moved(jobs=delete(service, user, caller=caller, hand_over_to=hand_over_to, request=request))
+
+
 @router.delete("/{user}/sessions", status_code=204, responses=documented(404, 422, 507))
 def end_user_sessions(user: UserName, service: TheService) -> None:
     """End all browser sessions of a user."""
@@ -175,6 +147,22 @@ def known_user(service: Service, name: str) -> User:
     if found is None:
         raise Refused(404, f"there is no user {name!r}")
     return found
+
+
+def delete(service: Service, user: str, *, caller: Caller, hand_over_to: str | None, request: Request) -> int:
+    """Delete a user and return the number of jobs that were handed over. Raises Refused (404, 409) and RecipeError."""
+    audit_details(request, hand_over_to=hand_over_to)
+    if known_user(service, user).name == caller.name:
+        raise Refused(
+            409,
+            "this is your own account, and deleting it would lock you out at once; ask another admin, or run "
+            f"llmprune user delete {user} on the service's machine",
+        )
+    moved = delete_user_of(service.database, user, hand_over_to=hand_over_to)
+    audit_details(request, hand_over_to=hand_over_to, jobs=moved)
+    Uploads(service.database, service.settings).remove_stale()
+    service.wake()
+    return moved
 
 
 def details_of(service: Service, user: User) -> UserDetails:

@@ -68,6 +68,18 @@ class ModelList(BaseModel):
     next: str | None = Field(description="Value of after for the next page; null: this is the last page.")
 
 
+class DeletedModels(BaseModel):
+    """Answer to the deletion of several models."""
+
+    deleted: int = Field(description="Number of jobs that were deleted with their files.")
+
+
+class CancelledSweep(BaseModel):
+    """Answer to the cancellation of a sweep."""
+
+    cancelled: int = Field(description="Number of its jobs that were waiting or running.")
+
+
 class JobEvent(BaseModel):
     """A change of a job, as its event stream sends it."""
 

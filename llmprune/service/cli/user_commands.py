@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, cast
 
 import typer
 
@@ -15,6 +16,7 @@ from llmprune.service.cli.serve import DataDir
 if TYPE_CHECKING:
     from llmprune.service.jobs.quotas import OwnQuotas
     from llmprune.service.jobs.tokens import Scope, Tokens
+    from llmprune.service.jobs.users import Role
 
 RoleOption = Annotated[
     Literal["viewer", "user", "approver", "admin"] | None,
@@ -22,7 +24,7 @@ RoleOption = Annotated[
 ]
 Quota = Annotated[str | None, typer.Option(help="A number, none, or default for the service's limit.")]
 T = TypeVar("T")
-_Action = Literal["create", "list", "disable", "enable", "set-role", "set-email", "set-quota", "transfer"]
+_Action = Literal["create", "list", "disable", "enable", "set-role", "set-email", "set-quota", "transfer", "delete"]
 
 
 def token(
@@ -67,15 +69,19 @@ def token(
 
 def user(
     action: Annotated[
-        _Action, typer.Argument(metavar="create|list|disable|enable|set-role|set-email|set-quota|transfer")
+        _Action, typer.Argument(metavar="create|list|disable|enable|set-role|set-email|set-quota|transfer|delete")
     ],
-    name: Annotated[str | None, typer.Option(help="Name of the user.")] = None,
+    user_name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Name of the user.")] = None,
     *,
+    name: Annotated[str | None, typer.Option(help="Name of the user, in place of the argument.")] = None,
     role: RoleOption = None,
     email: Annotated[
         str | None, typer.Option(help="Address; whoever proves it at the OpenID provider signs in as this user.")
     ] = None,
     to: Annotated[str | None, typer.Option(help="User who gets all jobs, for transfer.")] = None,
+    hand_over_to: Annotated[
+        str | None, typer.Option(help="User who gets the jobs, models and sweeps, for delete; needed if there are any.")
+    ] = None,
     running: Quota = None,
     queued: Quota = None,
     gpus: Quota = None,
@@ -85,41 +91,87 @@ def user(
     data_dir: DataDir = Path("runs/service"),
     database: DatabaseUrl = None,
 ) -> None:
-    """Make, list and change the service's users, their quotas, and who owns the jobs of one who leaves."""
+    """Make, list, change and delete the service's users, their quotas, and who owns the jobs of one who leaves."""
     from llmprune.service.jobs.users import Users
     from llmprune.service.logs import audit_command
 
     tokens = _tokens(data_dir, database)
-    users = Users(tokens.database)
     if action == "list":
-        for one in users.all():
+        for one in Users(tokens.database).all():
             words = (one.name, one.role, one.email or "-", "disabled" if one.disabled else "enabled", _day(one.created))
             typer.echo(printable("  ".join(words)))
         return
-    if name is None:
-        raise RecipeError(f"user {action} needs --name")
-    given = {"running": running, "queued": queued, "gpus": gpus, "disk": disk, "per_day": per_day, "kept": kept}
-    details: dict[str, object] = {key: value for key, value in given.items() if value is not None}
-    if action == "create":
-        users.create(name, role or "user", email=email)
-        details = {"role": role or "user"}
-    elif action in ("disable", "enable"):
-        (users.disable if action == "disable" else users.enable)(name)
-    elif action == "set-role":
-        users.set_role(name, _needed(role, action, option="--role"))
-        details = {"role": role}
-    elif action == "set-email":
-        users.set_email(name, _needed(email, action, option="--email"))
-        details = {"email": email}
-    elif action == "set-quota":
-        _set_quotas(tokens, name, given=given)
+    quotas = {"running": running, "queued": queued, "gpus": gpus, "disk": disk, "per_day": per_day, "kept": kept}
+    options = {"role": role, "email": email, "to": to, "hand_over_to": hand_over_to} | quotas
+    _require_options(action, [option for option, value in options.items() if value is not None])
+    chosen = _needed(user_name or name, action, option="a name, such as ann")
+    if name is not None and chosen != name:
+        raise RecipeError(f"two names, {user_name!r} and {name!r}; give one")
+    if action == "set-quota":
+        _set_quotas(tokens, chosen, given=quotas)
+        details: dict[str, object] = {key: value for key, value in quotas.items() if value is not None}
     else:
-        from llmprune.service.jobs.sharing import transfer
+        details = _changed(tokens, chosen, action=action, options=options, data_dir=data_dir)
+    audit_command(data_dir, action=f"user {action}", user=chosen, details=details)
 
-        moved = transfer(tokens.database, name, to=_needed(to, action, option="--to"))
-        typer.echo(f"{moved} jobs of {printable(name)} belong to {printable(str(to))} now")
-        details = {"to": to, "jobs": moved}
-    audit_command(data_dir, action=f"user {action}", user=name, details=details)
+
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "create": ("role", "email"),
+    "set-role": ("role",),
+    "set-email": ("email",),
+    "set-quota": ("running", "queued", "gpus", "disk", "per_day", "kept"),
+    "transfer": ("to",),
+    "delete": ("hand_over_to",),
+}
+
+
+def _require_options(action: _Action, given: list[str]) -> None:
+    """Raise RecipeError for an option that the action does not have."""
+    known = _OPTIONS.get(action, ())
+    for one in given:
+        if one not in known:
+            shown = ", ".join(f"--{name.replace('_', '-')}" for name in known) or "none but the name"
+            raise RecipeError(f"user {action} has no --{one.replace('_', '-')}; its options: {shown}")
+
+
+def _changed(
+    tokens: Tokens, name: str, *, action: _Action, options: Mapping[str, str | None], data_dir: Path
+) -> dict[str, object]:
+    """Change a user; return what the audit log says about it."""
+    from llmprune.results.formatting import plural
+    from llmprune.service.jobs.deleted_users import delete_user, readmit
+    from llmprune.service.jobs.sharing import transfer
+    from llmprune.service.jobs.uploads import Uploads
+    from llmprune.service.jobs.users import Users
+    from llmprune.service.settings import Settings
+
+    users, shown = Users(tokens.database), printable(name)
+    if action == "create":
+        role = cast("Role", options["role"] or "user")
+        users.create(name, role, email=options["email"])
+        return {"role": role}
+    if action == "set-role":
+        users.set_role(name, cast("Role", _needed(options["role"], action, option="--role")))
+        return {"role": options["role"]}
+    if action == "set-email":
+        users.set_email(name, _needed(options["email"], action, option="--email"))
+        return {"email": options["email"]}
+    if action == "transfer":
+        to = _needed(options["to"], action, option="--to")
+        moved = transfer(tokens.database, name, to=to)
+        typer.echo(f"{moved} jobs of {shown} belong to {printable(to)} now")
+        return {"to": to, "jobs": moved}
+    if action == "delete":
+        heir = options["hand_over_to"]
+        moved = delete_user(tokens.database, name, hand_over_to=heir)
+        Uploads(tokens.database, Settings(data_dir=data_dir)).remove_stale()
+        typer.echo(f"{shown} is deleted" + (f"; {plural(moved, 'job')} now of {printable(heir)}" if heir else ""))
+        return {"hand_over_to": heir, "jobs": moved}
+    if action == "enable" and users.find(name) is None and readmit(tokens.database, name):
+        typer.echo(f"{shown} was deleted; a sign-in at the provider may make a user of this name again")
+        return {"deleted": True}
+    (users.disable if action == "disable" else users.enable)(name)
+    return {}
 
 
 def add_to(app: typer.Typer) -> None:

@@ -65,13 +65,15 @@ class Library:
         """Return the models of these jobs that have a result, by job."""
         return {model.id: model for model in self._models(jobs)}
 
-    def label(self, job: str, labels: Labels, *, by: str) -> Model:
-        """Change the labels of a model, and write an event where one has changed. Raises Conflict and RecipeError."""
+    def label(self, jobs: Sequence[str], labels: Labels, *, by: str) -> list[Model]:
+        """Change the labels of models, all of them or none; write an event for each one that has changed.
+
+        Raises Conflict and RecipeError.
+        """
         with self.database.write() as connection:
-            write_labels(connection, job, labels=labels, by=by)
-        found = self.get(job)
-        assert found is not None, "the row was written above"
-        return found
+            for job in jobs:
+                write_labels(connection, job, labels=labels, by=by)
+        return self._models(jobs)
 
     def history(self, job: str) -> list[HistoryEvent]:
         """Return the latest changes of a job's state and labels, the newest first."""

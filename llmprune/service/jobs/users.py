@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Users:
         """Return the user of this name. Raises RecipeError where there is none."""
         found = self.find(name)
         if found is None:
-            raise _no_user(name)
+            raise no_user(name)
         return found
 
     def all(self) -> list[User]:
@@ -93,14 +94,23 @@ class Users:
         with self.database.write() as connection:
             row = connection.execute("SELECT role, disabled FROM users WHERE name = ?", (name,)).fetchone()
             if row is None:
-                raise _no_user(name)
+                raise no_user(name)
             connection.execute(f"UPDATE users SET {columns} WHERE name = ?", [*values.values(), name])
             if values.get("disabled"):
                 connection.execute("DELETE FROM sessions WHERE owner = ?", (name,))
-            was_admin = row["role"] == "admin" and not row["disabled"]
-            admins = "SELECT 1 FROM users WHERE role = 'admin' AND disabled = 0 LIMIT 1"
-            if was_admin and not connection.execute(admins).fetchone():
-                raise RecipeError(f"{name} is the last admin; make another user an admin first", SOURCE)
+            if row["role"] == "admin" and not row["disabled"]:
+                require_an_admin(connection, name)
+
+
+def require_an_admin(connection: Transaction, changed: str) -> None:
+    """Raise RecipeError where the change of a user has left no admin who may sign in."""
+    if not connection.execute("SELECT 1 FROM users WHERE role = 'admin' AND disabled = 0 LIMIT 1").fetchone():
+        raise RecipeError(f"{changed} is the last admin; make another user an admin first", SOURCE)
+
+
+def subject_digest(subject: str) -> str:
+    """Return the digest under which the OpenID sign-in of a deleted user is stored."""
+    return hashlib.sha256(subject.encode()).hexdigest()
 
 
 def add_user(
@@ -111,7 +121,10 @@ def add_user(
         raise RecipeError(f"{name!r}: a name is at most 64 letters, digits and .@_-, and not 'local'", SOURCE)
     sql = "INSERT INTO users (name, role, email, subject, created) VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING"
     values = (name, role, checked_email(email), subject, time.time())
-    return bool(connection.execute(sql, values).rowcount)
+    added = bool(connection.execute(sql, values).rowcount)
+    if added:
+        connection.execute("DELETE FROM deleted_users WHERE name = ?", (name,))
+    return added
 
 
 def checked_email(email: str | None) -> str | None:
@@ -134,5 +147,6 @@ def _user_of(row: Row) -> User:
     )
 
 
-def _no_user(name: str) -> RecipeError:
+def no_user(name: str) -> RecipeError:
+    """Return the error for a name that no user has."""
     return RecipeError(f"there is no user {name!r}; llmprune user list shows all", SOURCE)

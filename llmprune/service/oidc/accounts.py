@@ -9,7 +9,7 @@ from typing import Any
 from llmprune.common.errors import RecipeError
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.store_reads import first_row
-from llmprune.service.jobs.users import NAME, ROLES, Role, add_user
+from llmprune.service.jobs.users import NAME, ROLES, Role, add_user, subject_digest
 from llmprune.service.oidc.provider import SignInRefused
 from llmprune.service.oidc.settings import OidcSettings
 
@@ -29,6 +29,7 @@ def user_of(claims: Mapping[str, Any], settings: OidcSettings, *, database: Data
         if found is not None and found["disabled"]:
             raise SignInRefused(f"the user {found['name']} is disabled; ask an admin")
         if found is None:
+            _require_not_deleted(connection, _name(claims, settings), subject=subject)
             return _add(connection, _name(claims, settings), role=role, email=email, subject=subject)
         name = str(found["name"])
         connection.execute(
@@ -37,6 +38,17 @@ def user_of(claims: Mapping[str, Any], settings: OidcSettings, *, database: Data
         if settings.roles:
             connection.execute("UPDATE users SET role = ? WHERE name = ?", (role, name))
         return name
+
+
+def _require_not_deleted(connection: Any, name: str, *, subject: str) -> None:
+    """Raise SignInRefused for a person whose user was deleted: only an admin makes the user again."""
+    sql = "SELECT name FROM deleted_users WHERE subject = ? OR name = ?"
+    deleted = first_row(connection, sql, subject_digest(subject), name)
+    if deleted is not None:
+        raise SignInRefused(
+            f"the user {deleted['name']} was deleted here; ask an admin to make a user with your e-mail address, or to "
+            f"run llmprune user enable {deleted['name']}"
+        )
 
 
 def _add(connection: Any, name: str, *, role: Role, email: str | None, subject: str) -> str:

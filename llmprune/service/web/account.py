@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
-from llmprune.service.api.account import NewToken, TokenId, account_of, make_own_token, require_user, revoke_of
+from llmprune.service.api.account import TokenId, account_of, make_own_token, require_user, revoke_of
+from llmprune.service.api.account_values import NewToken
 from llmprune.service.api.auth import COOKIE
 from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
 from llmprune.service.jobs.quotas import LABELS, Quotas, Usage

@@ -8,7 +8,8 @@ from urllib.parse import urlencode
 from fastapi import Query, Request
 from fastapi.responses import Response
 
-from llmprune.service.api.audit import AuditEntry, entries_of
+from llmprune.service.api.account_values import AuditEntry
+from llmprune.service.api.audit import entries_of
 from llmprune.service.api.dependencies import TheCaller, TheService
 from llmprune.service.audit_log import AuditQuery, read_audit
 from llmprune.service.web.responses import page, page_router
@@ -27,6 +28,12 @@ _WORDS = {
     "POST /users": "made a user",
     "POST /users/{user}": "changed a user",
     "PATCH /v1/users/{user}": "changed a user",
+    "DELETE /v1/users/{user}": "deleted a user",
+    "POST /users/{user}/delete": "deleted a user",
+    "POST /v1/models/label": "changed labels of models",
+    "POST /models/label": "changed labels of models",
+    "POST /v1/models/delete": "deleted models",
+    "POST /models/delete": "deleted models",
     "DELETE /v1/jobs/{job}": "deleted a job",
     "POST /account/sessions/end": "ended own sessions",
     "DELETE /v1/account/sessions": "ended own sessions",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
@@ -12,7 +11,7 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from llmprune.common.errors import RecipeError
-from llmprune.service.api.dependencies import JobId, TheCaller, TheService
+from llmprune.service.api.dependencies import JobId, TheCaller, TheService, audit_details
 from llmprune.service.api.error_responses import Refused
 from llmprune.service.api.models import (
     BaseFilter,
@@ -21,8 +20,8 @@ from llmprune.service.api.models import (
     SearchText,
     TagFilter,
     label,
-    require_may_label,
 )
+from llmprune.service.api.models import delete as delete_jobs
 from llmprune.service.jobs.library import Library
 from llmprune.service.jobs.models import STAGES, Labels, ModelQuery, Order, Sort, Stage, tags_of
 from llmprune.service.web.form_body import many
@@ -96,13 +95,8 @@ async def label_ticked(request: Request, service: TheService, *, caller: TheCall
     labels = {"tag": Labels(add_tags=tags), "untag": Labels(remove_tags=tags)}
     changes = labels.get(do) or Labels.model_validate({"stage": stage})
 
-    def label_all() -> None:
-        for job in jobs:  # all of them or none
-            require_may_label(job, changes, service=service, caller=caller)
-        for job in jobs:
-            label(job, changes, service=service, caller=caller)
-
-    await run_in_threadpool(label_all)
+    audit_details(request, jobs=jobs, **changes.model_dump(exclude_defaults=True))
+    await run_in_threadpool(label, jobs, changes, service=service, caller=caller)
     return RedirectResponse(_back(str(form.get("back", ""))), 303)
 
 
@@ -116,9 +110,8 @@ async def delete_ticked(request: Request, service: TheService, *, caller: TheCal
         found = [service.own_job(job, caller) for job in jobs]
         if form.get("sure") != "yes":
             return page(request, "delete_models", jobs=found, back=back, at="models")
-        for job in found:
-            service.jobs.delete(job.id)
-            shutil.rmtree(service.settings.folder(job.id), ignore_errors=True)
+        audit_details(request, jobs=jobs)
+        delete_jobs(found, service)
         return RedirectResponse(back, 303)
 
     return await run_in_threadpool(delete)
@@ -136,7 +129,10 @@ def label_job(
 ) -> Response:
     """Change the labels of a model and return to its job's page."""
     label(
-        job, Labels(stage=stage, tags=tags_of(tags), notes=notes.replace("\r\n", "\n")), service=service, caller=caller
+        [job],
+        Labels(stage=stage, tags=tags_of(tags), notes=notes.replace("\r\n", "\n")),
+        service=service,
+        caller=caller,
     )
     return RedirectResponse(f"/jobs/{job}#library", 303)
 
