@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 CLIENT = Path(__file__).parents[1] / "llmprune" / "service" / "client"
-FILES = ("client.py", "connection.py", "job.py")
+FILES = ("account.py", "client.py", "connection.py", "job.py", "models.py", "sweeps.py", "uploads.py", "users.py")
 HEAD = "# Made from aio/{name} by make client; change that file.\n"
 _RULES = (
     (r"\basync (def|with|for)\b", r"\1"),
@@ -19,7 +19,7 @@ _RULES = (
     (r"\bawait ", ""),
     (r"\bin ``async with``", "in ``with``"),
     (r"\bclient\.aio\b", "client.sync"),
-    (r"\b(Async)(?=Client|JobHandle|Connection|Iterator|BaseTransport)", ""),
+    (r"\b(Async)(?=Client|JobHandle|Connection|Iterator|BaseTransport|[A-Z][a-z]+Methods)", ""),
     (r"\basync(?=contextmanager)", ""),
     (r"\b__a(?=enter__|exit__)", "__"),
     (r"\ba(?=iter_bytes\b|close\b)", ""),

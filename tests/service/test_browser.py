@@ -410,7 +410,7 @@ def test_sign_in_at_a_provider(browser: Browser, tmp_path: Path) -> None:
             page.get_by_role("button", name="Make the token").click()
             expect(page.get_by_role("status")).to_contain_text("Copy it now")
             assert (overflow(page), faults_of_access(page)) == (0, [])
-            for path in ("/users", "/users/ann", "/audit"):
+            for path in ("/users", "/users/ann", "/users/ann/delete", "/audit"):
                 page.goto(path)
                 assert (path, overflow(page), faults_of_access(page)) == (path, 0, [])
             context.close()

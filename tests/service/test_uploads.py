@@ -14,8 +14,9 @@ from helpers.finished import HEADER, WEIGHTS, report_json, write_run
 from helpers.service import BASE, ServiceHarness
 
 from llmprune.common.errors import OutputError, RecipeError
-from llmprune.service.cli import library_client
-from llmprune.service.cli.library_client import LibraryClient, run_files
+from llmprune.service.client import run_files as run_files_module
+from llmprune.service.client.run_files import run_files
+from llmprune.service.client.sync.client import Client
 from llmprune.service.jobs.model_rows import kept_models
 from llmprune.service.jobs.quotas import OwnQuotas, set_own_quotas
 from llmprune.service.jobs.upload_files import UploadFile, check_files, check_model, is_run_file
@@ -50,9 +51,9 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> ServiceHarness:
     return ServiceHarness(tmp_path_factory.mktemp("uploads"), rate=1e6, burst=10**6)
 
 
-def client(harness: ServiceHarness, **line: Any) -> LibraryClient:
+def client(harness: ServiceHarness, **line: Any) -> Client:
     """Return a client of a service in this process."""
-    return LibraryClient(BASE, transport=Line(harness, **line), pause=lambda _: None)
+    return Client(BASE, transport=Line(harness, **line), pause=lambda _: None)
 
 
 def files_of(folder: Path) -> list[dict[str, Any]]:
@@ -78,8 +79,10 @@ def test_an_uploaded_run_is_a_model(harness: ServiceHarness, tmp_path: Path) -> 
     (run / "model.partial").mkdir()
     (run / "model.partial" / "x.safetensors").write_bytes(b"half")
     seen: list[tuple[int, int]] = []
-    job = client(harness).upload(
-        run, name="mine", tags=["lab"], notes="from the lab", progress=lambda *at: seen.append(at)
+    job = (
+        client(harness)
+        .upload(run, name="mine", tags=["lab"], notes="from the lab", progress=lambda *at: seen.append(at))
+        .refresh()
     )
     assert (job.state, job.attempts, job.uploaded, job.name) == ("succeeded", 0, True, "mine")
     assert seen[-1][0] == seen[-1][1] > 0
@@ -107,7 +110,7 @@ def test_an_interrupted_upload_continues(
     harness: ServiceHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lost answers are found out, a second upload goes on where the first stopped, and an archive is the same run."""
-    monkeypatch.setattr(library_client, "PART_BYTES", 10_000)
+    monkeypatch.setattr(run_files_module, "PART_BYTES", 10_000)
     run = write_run(tmp_path / "run", report_json(created="interrupted"))
     upload = begin(harness, run).json()["id"]
     content = (run / "report.json").read_bytes()
@@ -245,7 +248,7 @@ def test_uploads_are_private_limited_and_do_not_stay(tmp_path: Path) -> None:
     assert (large.status_code, "at most 60" in large.text) == (422, True)
     set_own_quotas(harness.service.database, "bob", quotas=OwnQuotas(disk=100))
     over = harness.http.post("/v1/models/uploads", json=body, headers=headers["bob"])
-    assert (over.status_code, "are allowed; delete some" in over.text) == (429, True)
+    assert (over.status_code, "delete jobs or models, or ask an admin" in over.text) == (429, True)
     with harness.service.database.write() as connection:
         connection.execute("UPDATE uploads SET changed = changed - ?", (KEEP_SECONDS + 1,))
     Uploads(harness.service.database, harness.settings).remove_stale()

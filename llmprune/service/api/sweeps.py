@@ -6,13 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
-from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.api.jobs import HubToken, IdempotencyKey
 from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
+from llmprune.service.api.values import CancelledSweep
 from llmprune.service.jobs.job import JOB_ID
 from llmprune.service.jobs.submission import Submission
 from llmprune.service.jobs.sweep_axes import MAX_AXES, MAX_POINTS, Sweep, SweepJob, SweepSummary, axis_of
@@ -32,12 +32,6 @@ _VARY = (
     f"Key and its values, as budget.parameters=0.9,0.8; repeated for more keys, at most {MAX_AXES} and {MAX_POINTS} "
     "combinations."
 )
-
-
-class Cancelled(BaseModel):
-    """Answer to the cancellation of a sweep."""
-
-    cancelled: int = Field(description="Number of its jobs that were waiting or running.")
 
 
 @router.post("", status_code=201, openapi_extra=RECIPE_BODY, responses=documented(409, 413, 415, 422, 507))
@@ -97,11 +91,11 @@ def show_sweep(sweep: SweepId, service: TheService, *, caller: TheCaller) -> Swe
 
 
 @router.post("/{sweep}/cancel", responses=documented(404, 409, 422, 507))
-def cancel_all(sweep: SweepId, service: TheService, *, caller: TheCaller) -> Cancelled:
+def cancel_all(sweep: SweepId, service: TheService, *, caller: TheCaller) -> CancelledSweep:
     """Cancel every job of a sweep that waits or runs."""
     number = cancel_sweep(own_sweep(sweep, service, caller=caller), service.settings, jobs=service.jobs)
     service.wake()
-    return Cancelled(cancelled=number)
+    return CancelledSweep(cancelled=number)
 
 
 def readable_sweep(sweep: str, service: Service, *, caller: Caller) -> Sweep:

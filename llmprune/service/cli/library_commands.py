@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
-from llmprune.service.cli.commands import LOCAL_SERVER, Json, Server, TokenFile, read_text, token_in
-
-if TYPE_CHECKING:
-    from llmprune.service.cli.library_client import LibraryClient
+from llmprune.service.cli.commands import LOCAL_SERVER, Json, Server, TokenFile, client_of, token_in
 
 _SEARCH = "Only models whose name, base, tags or notes have these words."
 _SET = "Override a key of the recipe; several values, separated by commas, make a job each. May be repeated."
@@ -39,10 +36,10 @@ def models(
     token_file: TokenFile = None,
 ) -> None:
     """List the models of a service's library."""
-    order = "asc" if ascending else "desc"
-    filters = {"search": search, "stage": stage, "tag": tag, "base": base, "owner": owner}
-    with _client(server, token_file) as client:
-        found = client.models(**filters, sort=sort, order=order, limit=limit)
+    filters: dict[str, Any] = {"search": search, "stage": stage, "tag": tag, "base": base, "owner": owner}
+    filters |= {"sort": sort, "order": "asc" if ascending else "desc"}
+    with client_of(server, token_file) as client:
+        found = client.model_page(limit=limit, **filters)
     if as_json:
         typer.echo(found.model_dump_json(indent=1))
         return
@@ -64,10 +61,10 @@ def label(
     """Change stage, tags and notes of models in a service's library."""
     if stage is None and not tag and not untag and notes is None:
         raise RecipeError("nothing to change: give --stage, --tag, --untag or --notes")
-    with _client(server, token_file) as client:
-        for job in jobs:
-            found = client.label(job, stage=stage, add_tags=tag or [], remove_tags=untag or [], notes=notes)
-            typer.echo(printable(f"{job}: {found.stage} {' '.join(found.tags)}".rstrip()))
+    labels: dict[str, Any] = {"stage": stage, "add_tags": tag, "remove_tags": untag, "notes": notes}
+    with client_of(server, token_file) as client:
+        for model in client.label_models(jobs, **labels):
+            typer.echo(printable(f"{model.id}: {model.stage} {' '.join(model.tags)}".rstrip()))
 
 
 def sweep(
@@ -89,15 +86,20 @@ def sweep(
     """Submit a job for every combination of values; prints the jobs' ids and the page that compares them."""
     from llmprune.service.jobs.sweep_axes import split_values
 
-    text = read_text(recipe, "recipe")
     vary = [one for one in overrides if len(split_values(one.partition("=")[2])) > 1]
     if not vary:
         raise RecipeError("no --set has several values; give one such as --set budget.parameters=0.9,0.8,0.7")
-    settings = {"name": name, "launcher": launcher, "gpus": gpus, "priority": priority, "time_limit": time_limit}
+    settings: dict[str, Any] = {
+        "name": name,
+        "launcher": launcher,
+        "gpus": gpus,
+        "priority": priority,
+        "time_limit": time_limit,
+    }
     hub_token = token_in(hub_token_file, "hub token") if hub_token_file else None
     plain = [one for one in overrides if one not in vary]
-    with _client(server, token_file) as client:
-        made = client.sweep(text, vary, overrides=plain, hub_token=hub_token, shared=shared, **settings)
+    with client_of(server, token_file) as client:
+        made = client.submit_sweep(recipe, plain, vary=vary, hub_token=hub_token, shared=shared, **settings)
     for one in made.jobs:
         typer.echo(printable(f"{one.job.id}  {one.job.name}"))
     typer.echo(f"{server.rstrip('/')}/sweeps/{made.id}")
@@ -118,7 +120,7 @@ def upload(
     """Put a finished run into a service's model library; prints the job's id. Run again, it continues."""
     from llmprune.service.cli.terminal import showing_bytes
 
-    with _client(server, token_file) as client, showing_bytes() as progress:
+    with client_of(server, token_file) as client, showing_bytes() as progress:
         job = client.upload(run_folder, name=name, tags=tag, notes=notes, shared=shared, progress=progress)
     typer.echo(printable(job.id))
 
@@ -127,9 +129,3 @@ def add_to(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     for command in (models, label, sweep, upload):
         app.command()(command)
-
-
-def _client(server: str, token_file: Path | None) -> LibraryClient:
-    from llmprune.service.cli.library_client import LibraryClient
-
-    return LibraryClient(server, token_in(token_file, "token") if token_file else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,9 @@ from typing import Any, Generic, TypedDict, TypeVar, get_args
 
 from llmprune.common.errors import RecipeError, did_you_mean
 from llmprune.service.jobs.job import JOB_ID, State
+from llmprune.service.jobs.models import Order, Sort, Stage
+from llmprune.service.jobs.sweep_axes import split_values
+from llmprune.service.jobs.users import NAME
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -67,6 +71,75 @@ class JobFilters(TypedDict, total=False):
     made_from: str | None
 
 
+class ModelFilters(TypedDict, total=False):
+    """Selection of models and their order. ``search``: words of the name, the base, a tag or the notes.
+
+    ``base``: only models pruned from this one.
+    """
+
+    search: str | None
+    stage: Stage | None
+    tag: str | None
+    base: str | None
+    owner: str | None
+    sort: Sort
+    order: Order
+
+
+class LabelChanges(TypedDict, total=False):
+    """Change of a model's labels; what is left out stays. ``tags`` and ``notes`` replace earlier ones."""
+
+    stage: Stage | None
+    tags: Sequence[str] | None
+    add_tags: Sequence[str] | None
+    remove_tags: Sequence[str] | None
+    notes: str | None
+
+
+class SweepSettings(TypedDict, total=False):
+    """Settings of every job of a sweep, and the sweep's name."""
+
+    name: str | None
+    launcher: str | None
+    gpus: int | None
+    priority: int | None
+    time_limit: float | None  # seconds
+    shared: bool | None
+
+
+class UploadSettings(TypedDict, total=False):
+    """Name and labels of an uploaded model."""
+
+    name: str | None
+    shared: bool | None
+    tags: Sequence[str] | None
+    notes: str | None
+
+
+class AuditFilters(TypedDict, total=False):
+    """Selection of entries of the audit log. ``action``: a part of it; ``since``, ``until``: UTC, as 2026-01-31T14:05.
+
+    ``user``: what this user did, or what was done to this user.
+    """
+
+    user: str | None
+    action: str | None
+    job: str | None
+    since: str | None
+    until: str | None
+
+
+class QuotaLimits(TypedDict, total=False):
+    """Limits of one user in place of the service's. None: the service's; -1: no limit."""
+
+    queued: int | None
+    running: int | None
+    gpus: int | None
+    disk: int | None  # bytes
+    per_day: int | None
+    kept: int | None
+
+
 def params_of(given: Mapping[str, Any], kind: type) -> dict[str, Any]:
     """Return keyword arguments as parameters of a request; the service would ignore unknown ones. Raises TypeError."""
     known = list(kind.__annotations__)
@@ -97,11 +170,21 @@ def recipe_call(
 
 def job_path(job: str) -> str:
     """Return the path of a job. Raises RecipeError where no job can have this id."""
-    if not re.fullmatch(JOB_ID, job):
-        raise RecipeError(
-            f"there is no job {job!r}: an id is 12 of the digits 0-9 and letters a-f; llmprune jobs lists them"
-        )
-    return f"/v1/jobs/{job}"
+    return f"/v1/jobs/{checked_id(job)}"
+
+
+def checked_id(id: str, *, kind: str = "job", listed_by: str = "llmprune jobs lists them") -> str:
+    """Return the id of a job, a model, a sweep or an upload. Raises RecipeError where there can be none of this id."""
+    if not re.fullmatch(JOB_ID, id):
+        raise RecipeError(f"there is no {kind} {id!r}: an id is 12 of the digits 0-9 and letters a-f; {listed_by}")
+    return id
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a user. Raises RecipeError where no user can have it."""
+    if not re.fullmatch(NAME, name):
+        raise RecipeError(f"there is no user {name!r}: a name has at most 64 letters, digits and .@_-")
+    return name
 
 
 def states_of(state: str | Iterable[str] | None) -> list[str]:
@@ -112,6 +195,24 @@ def states_of(state: str | Iterable[str] | None) -> list[str]:
             near = did_you_mean(one, get_args(State))
             raise RecipeError(f"--state {one!r}: there is no such state; choose {', '.join(get_args(State))}{near}")
     return states
+
+
+def new_token(name: str, scopes: Sequence[str] | None, *, days: float | None) -> dict[str, Any]:
+    """Return the body that asks for a token."""
+    return without_nothing({"name": name, "scopes": None if scopes is None else list(scopes), "days": days})
+
+
+def values_of(vary: Mapping[str, Sequence[object]] | Sequence[str]) -> list[str]:
+    """Return the axes of a sweep as texts such as ``budget.parameters=0.9,0.8``. Raises RecipeError."""
+    if not isinstance(vary, Mapping):
+        return [vary] if isinstance(vary, str) else list(vary)
+    return [f"{key}={','.join(map(_value_text, values))}" for key, values in vary.items()]
+
+
+def _value_text(value: object) -> str:
+    """Return a value as the text of an override."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(split_values(text)) == 1 else json.dumps(text)
 
 
 def new_key(key: str | None = None) -> dict[str, str]:

@@ -15,14 +15,20 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import httpx2 as httpx
 
 from llmprune.service.api.values import Comparison, Health, JobPage, Queue, Validation
+from llmprune.service.client.aio.account import AsyncAccountMethods
 from llmprune.service.client.aio.connection import AsyncConnection
 from llmprune.service.client.aio.io import Pause
 from llmprune.service.client.aio.job import AsyncJobHandle
+from llmprune.service.client.aio.models import AsyncModelMethods
+from llmprune.service.client.aio.sweeps import AsyncSweepMethods
+from llmprune.service.client.aio.uploads import AsyncUploadMethods
+from llmprune.service.client.aio.users import AsyncUserMethods
 from llmprune.service.client.calls import (
     PLAN_TIMEOUT,
     Call,
     JobFilters,
     JobSettings,
+    checked_id,
     hub_header,
     job_path,
     new_key,
@@ -34,6 +40,7 @@ from llmprune.service.client.recipe_input import text_of
 from llmprune.service.client.server import Server
 from llmprune.service.client.values import PlannedRun
 from llmprune.service.jobs.job import Job
+from llmprune.service.jobs.sweep_axes import Sweep
 from llmprune.service.notifications.values import UserNotifications
 
 if TYPE_CHECKING:
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
 _PAGE = 100  # jobs
 
 
-class AsyncClient:
+class AsyncClient(AsyncModelMethods, AsyncSweepMethods, AsyncUploadMethods, AsyncAccountMethods, AsyncUserMethods):
     """A client of a service, which can be used in ``async with``.
 
     ``server`` defaults to the variable LLMPRUNE_SERVER, or else to this machine; ``token`` to LLMPRUNE_TOKEN.
@@ -137,10 +144,13 @@ class AsyncClient:
         """Return the jobs by state, and which job holds which device."""
         return await self.connection.ask(Call("GET", "/v1/queue", Queue))
 
-    async def compare(self, jobs: Sequence[str | AsyncJobHandle]) -> Comparison:
-        """Return the figures of several jobs."""
-        ids = [job if isinstance(job, str) else job.id for job in jobs]
-        return await self.connection.ask(Call("GET", "/v1/compare", Comparison, {"job": ids}))
+    async def compare(self, jobs: Sequence[str | AsyncJobHandle] | Sweep) -> Comparison:
+        """Return the figures of several jobs, or of all jobs of a sweep, and how their recipes differ."""
+        return await self.connection.ask(Call("GET", "/v1/compare", Comparison, {"job": _ids(jobs)}))
+
+    async def compare_csv(self, jobs: Sequence[str | AsyncJobHandle] | Sweep) -> str:
+        """Return all figures of these jobs as CSV, with the units in the heads."""
+        return (await self.connection.answer(Call("GET", "/v1/compare.csv", str, {"job": _ids(jobs)}))).text()
 
     async def notifications(self) -> UserNotifications:
         """Return who is told when your jobs end that name nobody, and the secret that signs your webhooks."""
@@ -158,3 +168,9 @@ class AsyncClient:
     async def health(self) -> Health:
         """Return the version of a service that accepts and starts jobs. Raises ServiceBusy where it does not."""
         return await self.connection.ask(Call("GET", "/v1/ready", Health))
+
+
+def _ids(jobs: Sequence[str | AsyncJobHandle] | Sweep) -> list[str]:
+    """Return the ids of the jobs to compare."""
+    chosen = [one.job for one in jobs.jobs] if isinstance(jobs, Sweep) else jobs
+    return [checked_id(job if isinstance(job, str) else job.id) for job in chosen]

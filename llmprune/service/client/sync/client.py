@@ -21,6 +21,7 @@ from llmprune.service.client.calls import (
     Call,
     JobFilters,
     JobSettings,
+    checked_id,
     hub_header,
     job_path,
     new_key,
@@ -30,11 +31,17 @@ from llmprune.service.client.calls import (
 )
 from llmprune.service.client.recipe_input import text_of
 from llmprune.service.client.server import Server
+from llmprune.service.client.sync.account import AccountMethods
 from llmprune.service.client.sync.connection import Connection
 from llmprune.service.client.sync.io import Pause
 from llmprune.service.client.sync.job import JobHandle
+from llmprune.service.client.sync.models import ModelMethods
+from llmprune.service.client.sync.sweeps import SweepMethods
+from llmprune.service.client.sync.uploads import UploadMethods
+from llmprune.service.client.sync.users import UserMethods
 from llmprune.service.client.values import PlannedRun
 from llmprune.service.jobs.job import Job
+from llmprune.service.jobs.sweep_axes import Sweep
 from llmprune.service.notifications.values import UserNotifications
 
 if TYPE_CHECKING:
@@ -43,7 +50,7 @@ if TYPE_CHECKING:
 _PAGE = 100  # jobs
 
 
-class Client:
+class Client(ModelMethods, SweepMethods, UploadMethods, AccountMethods, UserMethods):
     """A client of a service, which can be used in ``with``.
 
     ``server`` defaults to the variable LLMPRUNE_SERVER, or else to this machine; ``token`` to LLMPRUNE_TOKEN.
@@ -138,10 +145,13 @@ class Client:
         """Return the jobs by state, and which job holds which device."""
         return self.connection.ask(Call("GET", "/v1/queue", Queue))
 
-    def compare(self, jobs: Sequence[str | JobHandle]) -> Comparison:
-        """Return the figures of several jobs."""
-        ids = [job if isinstance(job, str) else job.id for job in jobs]
-        return self.connection.ask(Call("GET", "/v1/compare", Comparison, {"job": ids}))
+    def compare(self, jobs: Sequence[str | JobHandle] | Sweep) -> Comparison:
+        """Return the figures of several jobs, or of all jobs of a sweep, and how their recipes differ."""
+        return self.connection.ask(Call("GET", "/v1/compare", Comparison, {"job": _ids(jobs)}))
+
+    def compare_csv(self, jobs: Sequence[str | JobHandle] | Sweep) -> str:
+        """Return all figures of these jobs as CSV, with the units in the heads."""
+        return (self.connection.answer(Call("GET", "/v1/compare.csv", str, {"job": _ids(jobs)}))).text()
 
     def notifications(self) -> UserNotifications:
         """Return who is told when your jobs end that name nobody, and the secret that signs your webhooks."""
@@ -159,3 +169,9 @@ class Client:
     def health(self) -> Health:
         """Return the version of a service that accepts and starts jobs. Raises ServiceBusy where it does not."""
         return self.connection.ask(Call("GET", "/v1/ready", Health))
+
+
+def _ids(jobs: Sequence[str | JobHandle] | Sweep) -> list[str]:
+    """Return the ids of the jobs to compare."""
+    chosen = [one.job for one in jobs.jobs] if isinstance(jobs, Sweep) else jobs
+    return [checked_id(job if isinstance(job, str) else job.id) for job in chosen]
