@@ -43,6 +43,7 @@ from llmprune.service.jobs.library import Library
 from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Tokens
+from llmprune.service.jobs.uploads import Uploads
 from llmprune.service.monitoring.board import QueueBoard
 from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.oidc.provider import Provider
@@ -62,6 +63,7 @@ def create_app(
     database = open_database(settings)
     database.migrate()
     Library(database).complete()
+    Uploads(database, settings).remove_broken()
     service = Service(
         settings=settings,
         database=database,

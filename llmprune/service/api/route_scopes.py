@@ -89,6 +89,8 @@ ROUTES: dict[Scope | None, tuple[str, ...]] = {
         "POST /sweep",
         "POST /submit/sweep",
         "POST /v1/sweeps",
+        "GET /models/upload",
+        "POST /models/upload",
         "POST /v1/models/uploads",
         "GET /v1/models/uploads/{upload}",
         "PUT /v1/models/uploads/{upload}/files/{name:path}",

@@ -28,6 +28,7 @@ from llmprune.service.jobs.uploads import (
     partial_of,
     received_bytes,
 )
+from llmprune.service.settings import Settings
 from llmprune.service.supervisor.cleanup import over_quota
 
 router = APIRouter(prefix="/v1/models/uploads", tags=["models"])
@@ -48,8 +49,7 @@ UploadId = Annotated[str, InPath(pattern=f"^{UPLOAD_ID}$", description="The uplo
 @router.post("", status_code=201, responses=documented(409, 413, 422, 507), max_body_size=_REQUEST_LIMIT)
 def begin_upload(wanted: UploadRequest, service: TheService, *, caller: TheCaller) -> Upload:
     """Begin to upload a run folder. The same request returns the same upload, as far as it is."""
-    if over_quota(service.settings):
-        raise Refused(507, "the disk quota of the service is reached; ask its operator, or delete models")
+    refuse_over_quota(service.settings)
     return Uploads(service.database, service.settings).begin(wanted, caller)
 
 
@@ -104,6 +104,12 @@ def delete_upload(upload: UploadId, service: TheService, *, caller: TheCaller) -
     """Delete an upload that is not complete."""
     uploads = Uploads(service.database, service.settings)
     uploads.discard(_own(uploads, upload, caller=caller).id)
+
+
+def refuse_over_quota(settings: Settings) -> None:
+    """Raise Refused (507) where the jobs take more than the disk quota."""
+    if over_quota(settings):
+        raise Refused(507, "the disk quota of the service is reached; ask its operator, or delete models")
 
 
 def _own(uploads: Uploads, upload: str, *, caller: Caller) -> OpenUpload:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llmprune.common.errors import OutputError, RecipeError
-from llmprune.service.jobs.upload_files import REPORT, is_run_file
+from llmprune.service.jobs.upload_files import REPORT, is_run_file, run_file_of
 
 PART_BYTES = 16 * 1024 * 1024  # of a file, in one request
 
@@ -63,8 +63,8 @@ def _of_folder(folder: Path) -> list[LocalFile]:
 def _of_archive(archive: tarfile.TarFile) -> list[LocalFile]:
     found = []
     for member in archive.getmembers():
-        name = member.name.removeprefix("./")
-        if is_run_file(name) and member.isreg():
+        name = run_file_of(member)
+        if name is not None:
             found.append(LocalFile(name, member.size, lambda member=member: _opened(archive, member)))  # type: ignore[misc]
     return found
 

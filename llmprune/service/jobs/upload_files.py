@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,20 @@ def is_run_file(name: str) -> bool:
     return parts[0] in _FOLDERS and len(parts) <= 4 and not name.lower().endswith((*_PICKLED, ".html"))
 
 
+def run_file_of(member: tarfile.TarInfo) -> str | None:
+    """Return the name of an archive's member in the run folder; None where the library does not keep it."""
+    name = member.name.removeprefix("./")
+    is_file = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+    return name if is_file and is_run_file(name) else None
+
+
+def record_problem(name: str, size: int) -> str | None:
+    """Return the problem of a JSON or text file that is too large; None where there is none."""
+    if not name.endswith(_RECORDS) or size <= MAX_RECORD or name == "model/tokenizer.json":
+        return None
+    return f"{name}: {size:,} bytes; such a file has at most {MAX_RECORD:,}"
+
+
 def check_files(files: tuple[UploadFile, ...]) -> None:
     """Raise RecipeError where files are no finished run folder's, with every reason."""
     names = [file.name for file in files]
@@ -71,11 +86,7 @@ def check_files(files: tuple[UploadFile, ...]) -> None:
         problems.append("a file is listed twice")
     taken = {"/".join(name.split("/")[:end]) for name in names for end in range(1, name.count("/") + 1)} & set(names)
     problems += [f"{name[:80]!r} is a file and a folder" for name in sorted(taken)]
-    problems += [
-        f"{file.name}: {file.bytes:,} bytes; such a file has at most {MAX_RECORD:,}"
-        for file in files
-        if file.name.endswith(_RECORDS) and file.bytes > MAX_RECORD and file.name != "model/tokenizer.json"
-    ]
+    problems += filter(None, (record_problem(file.name, file.bytes) for file in files))
     for needed in (REPORT, "model/config.json"):
         if needed not in names:
             problems.append(f"{needed} is missing; upload the folder of a finished run")

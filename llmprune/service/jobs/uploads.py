@@ -11,7 +11,7 @@ import json
 import secrets
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ from llmprune.service.settings import Settings
 UPLOAD_ID = JOB_ID
 MAX_OPEN = 4  # uploads of one owner at a time
 KEEP_SECONDS = 24 * 3600.0  # an upload that gets no bytes for so long is deleted
+_ARCHIVE = "archive.tar"  # stands for the files of an archive until they are known
+_ARRIVING = "arriving "  # begins the digest of such an upload, which no other one's does
 
 
 class UploadRequest(Value):
@@ -91,12 +93,10 @@ class Uploads:
         digest, upload = request.digest(), secrets.token_hex(6)
         values = (upload, caller.name, digest, request.model_dump_json(), time.time())
         with self.database.write() as connection:
-            done = first_row(
-                connection, "SELECT job FROM idempotency WHERE owner = ? AND key = ?", caller.name, _key(digest)
-            )
+            done = _job_made(connection, caller.name, digest=digest)
             if done is not None:
                 files = [FileProgress(name=one.name, bytes=one.bytes, received=one.bytes) for one in request.files]
-                return Upload(id=done["job"], files=tuple(files), job=done["job"])
+                return Upload(id=done, files=tuple(files), job=done)
             known = first_row(connection, "SELECT * FROM uploads WHERE owner = ? AND digest = ?", caller.name, digest)
             if known is not None:
                 return self._open(known).progress()
@@ -107,10 +107,47 @@ class Uploads:
         assert found is not None, "it was written above"
         return found.progress()
 
+    def begin_archive(self, request: UploadRequest, caller: Caller, *, size: int) -> OpenUpload:
+        """Begin an upload whose files are not known yet, of at most ``size`` bytes. Raises as ``begin`` does."""
+        checked_tags(request.tags)
+        self.remove_stale()
+        upload = secrets.token_hex(6)
+        whole = UploadFile(name=_ARCHIVE, bytes=size, sha256="0" * 64)
+        counted = request.model_copy(update={"files": (whole,)}).model_dump_json()
+        with self.database.write() as connection:
+            self._require_room(connection, caller.name, size)
+            values = (upload, caller.name, _ARRIVING + upload, counted, time.time())
+            connection.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?)", values)
+        folder = self.settings.run_folder(upload)
+        folder.mkdir(parents=True, exist_ok=True)
+        return OpenUpload(upload, caller.name, request, folder)
+
+    def finish_archive(self, upload: OpenUpload, files: tuple[UploadFile, ...]) -> Job:
+        """Finish an upload whose files have all arrived, or return the job of the same request before.
+
+        An upload of the same files that has not ended is deleted. Raises as ``finish`` does.
+        """
+        upload = replace(upload, request=upload.request.model_copy(update={"files": files}))
+        digest, others = upload.request.digest(), list[str]()
+        with self.database.write() as connection:
+            done = _job_made(connection, upload.owner, digest=digest)
+            if done is None:
+                sql = "DELETE FROM uploads WHERE owner = ? AND digest = ? RETURNING id"
+                others = [row["id"] for row in connection.execute(sql, (upload.owner, digest)).fetchall()]
+                values = (digest, upload.request.model_dump_json(), time.time(), upload.id)
+                connection.execute("UPDATE uploads SET digest = ?, request = ?, changed = ? WHERE id = ?", values)
+            job = None if done is None else job_of(row_of(connection, done))
+        for other in others:
+            shutil.rmtree(self.settings.folder(other), ignore_errors=True)
+        if job is None:
+            return self.finish(upload)
+        self.discard(upload.id)
+        return job
+
     def find(self, upload: str) -> OpenUpload | None:
-        """Return an upload that is not complete; None where there is none."""
+        """Return an upload file by file that is not complete; None where there is none."""
         rows = self.database.read("SELECT * FROM uploads WHERE id = ?", (upload,))
-        return self._open(rows[0]) if rows else None
+        return self._open(rows[0]) if rows and not rows[0]["digest"].startswith(_ARRIVING) else None
 
     def touch(self, upload: str) -> None:
         """Record that bytes have arrived."""
@@ -140,6 +177,11 @@ class Uploads:
     def remove_stale(self) -> None:
         """Delete uploads that get no more bytes, and those of deleted users."""
         for row in self.database.read("SELECT id FROM uploads WHERE changed < ?", (time.time() - KEEP_SECONDS,)):
+            self.discard(row["id"])
+
+    def remove_broken(self) -> None:
+        """Delete the archives that were arriving when the service ended."""
+        for row in self.database.read("SELECT id FROM uploads WHERE digest LIKE ?", (f"{_ARRIVING}%",)):
             self.discard(row["id"])
 
     def _open(self, row: Row) -> OpenUpload:
@@ -226,6 +268,12 @@ def _columns(upload: OpenUpload, report: Report) -> dict[str, Any]:
         "figures": figures.model_dump_json(), "shared": int(upload.request.shared), "uploaded": 1,
         "created": now, "finished": now,
     }  # fmt: skip
+
+
+def _job_made(connection: Transaction, owner: str, *, digest: str) -> str | None:
+    """Return the id of the job that the same upload has become."""
+    row = first_row(connection, "SELECT job FROM idempotency WHERE owner = ? AND key = ?", owner, _key(digest))
+    return None if row is None else str(row["job"])
 
 
 def _key(digest: str) -> str:

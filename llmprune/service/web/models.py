@@ -26,6 +26,7 @@ from llmprune.service.jobs.library import Library
 from llmprune.service.jobs.models import STAGES, Labels, ModelQuery, Order, Sort, Stage, tags_of
 from llmprune.service.web.form_body import many
 from llmprune.service.web.responses import page, page_router
+from llmprune.service.web.uploads import form_values
 
 router = page_router()
 
@@ -70,7 +71,7 @@ def models_page(
     found = Library(service.database).page(query)
     values: dict[str, Any] = {"models": found.models, "query": query, "stages": STAGES, "columns": _COLUMNS}
     following = address(query, after=found.next) if found.next else None
-    values |= {"following": following, "filtered": _is_filtered(query), "server": str(request.base_url).rstrip("/")}
+    values |= {"following": following, "filtered": _is_filtered(query), **form_values(request, service)}
     values |= {"usual": first_order, "link": lambda **changes: address(query, **changes)}
     return page(request, "library", at="models", **values)
 
