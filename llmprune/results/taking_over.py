@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from llmprune.common.errors import OutputError
 from llmprune.common.files import disk_errors, fsync, write_text
@@ -51,21 +52,46 @@ _OF_RESULT = frozenset({"report.json", "report.html", "evaluation.json", "publis
 _LEAST_LINKED = 2**20  # bytes; smaller files are copied: a person may edit them
 
 
+class _InUse(OutputError):
+    """Another run works in the folder."""
+
+
 def take_scores(source: Path, folder: Path) -> None:
     """Begin ``folder`` with the scores of the run in ``source``, for a run of another size.
 
     A folder that holds a run already stays as it is. A product whose inputs differ in the new run is made again there.
-    Raises OutputError where ``source`` is not the folder of a run, has no scores, or is in use.
+    A run that still works in ``source`` gives what it has finished, because no file of a run is changed in place.
+    Raises OutputError where ``source`` is not the folder of a run, or has no scores.
     """
     if _holds_run(folder):
         return
-    with _reading(source):
-        if not (source / SCORES).is_file():
-            raise OutputError(
-                f"{source} has no {SCORES} to reuse: its recipe names all that is removed, or it has several rounds or "
-                "members; run without --scores-of"
-            )
-        _take(source, folder, names=[PLAN, *_BEFORE_SIZE.values()], products=_BEFORE_SIZE)
+    try:
+        with _reading(source):
+            if not (source / SCORES).is_file():
+                raise OutputError(
+                    f"{source} has no {SCORES} to reuse: its recipe names all that is removed, or it has several "
+                    "rounds or members; run without --scores-of"
+                )
+            _take(source, folder, names=[PLAN, *_BEFORE_SIZE.values()], products=_BEFORE_SIZE)
+    except _InUse:
+        finished = [name for name in _BEFORE_SIZE if name in _products(source)]
+        if "scores" not in finished:
+            raise
+        _take(source, folder, names=[PLAN, *(_BEFORE_SIZE[name] for name in finished)], products=finished)
+
+
+def has_scores(folder: Path) -> bool:
+    """Return whether a run has scores that another one can begin with, also while it is still at work."""
+    return (folder / SCORES).is_file() and "scores" in _products(folder)
+
+
+def _products(source: Path) -> dict[str, Any]:
+    """Return the products in a run's journal; none where it cannot be read."""
+    try:
+        found = json.loads((source / JOURNAL).read_text(encoding="utf-8"))["products"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def take_run(source: Path, folder: Path) -> None:
@@ -95,7 +121,7 @@ def _reading(source: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OutputError(f"another run is using {source}; wait for it") from error
+            raise _InUse(f"another run is using {source}; wait for it") from error
         yield
 
 

@@ -5,7 +5,8 @@ Lines ``# fake KEY VALUE`` of the recipe set its behaviour: ``layers``, ``pause`
 its own), ``hoard`` (megabytes of memory), ``flood`` (megabytes of log), ``push_pause`` and ``push_exit`` (of a push of
 its model), ``more_pause`` and ``more_exit`` (of all that works on its model), ``verdict`` (of its gate, with exit
 code 3), ``samples`` (of its task, which has 1,000), ``figure`` (perplexity), ``page`` and ``crash`` (texts in the
-report and in the last message), ``report`` and ``told`` (whole texts of the report and of the progress file).
+report and in the last message), ``scores`` (1: has the scores of a run from its beginning), ``report`` and ``told``
+(whole texts of the report and of the progress file).
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ def main() -> None:
         print(behaviour.get("say", "working"), flush=True)
         hoarded = bytearray(os.urandom(1)) * (int(behaviour.get("hoard", 0)) * 10**6)
         print("x" * (int(behaviour.get("flood", 0)) * 10**6), end="", flush=True)
+        if "scores" in behaviour:
+            (folder / "scores.safetensors").touch()
+            (folder / "run.json").write_text(json.dumps({"products": {"scores": {}}}))
         prune(folder, int(behaviour.get("layers", 2)), float(behaviour.get("pause", 0)), behaviour.get("told", ""))
         del hoarded
         if behaviour.get("exit", "0") in ("0", "3"):

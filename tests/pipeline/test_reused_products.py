@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from helpers.commands import (
 )
 from safetensors.torch import load_file
 
+from llmprune.results.taking_over import take_scores
 from llmprune.service.jobs.follow_up_recipes import overrides_of
 from llmprune.service.jobs.job import Job
 from llmprune.service.jobs.work import Recover, Sparsify, Work
@@ -95,15 +97,29 @@ def test_another_size_from_the_same_scores(workspace: Path, tmp_path: Path, monk
 
 
 def test_scores_that_cannot_be_reused(workspace: Path, tmp_path: Path) -> None:
-    """A folder that is no run, has no scores, or is in use is refused, and so is a beginning of a filled folder."""
+    """A folder that is no run, or has no scores, is refused, and so is a beginning of a filled folder.
+
+    A run that is still at work gives the scores once it has them, and nothing that it has not finished.
+    """
     smaller = recipe(workspace, 2)
     for_nothing = command("run", smaller, "-o", tmp_path / "a", "--scores-of", tmp_path)
     assert (for_nothing.code, "is not the folder of a run" in for_nothing.err) == (2, True), for_nothing.err
     parent = Path(shutil.copytree(workspace / "parent", tmp_path / "parent"))
+    journal = json.loads((parent / "run.json").read_text())
     with (parent / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        (parent / "layer-order.json").write_text("begun")
+        take_scores(parent, tmp_path / "early")
+        (parent / "run.json").write_text(json.dumps(journal | {"products": {}}))
         busy = command("run", smaller, "-o", tmp_path / "b", "--scores-of", parent)
+        (parent / "run.json").write_text(json.dumps(journal))
     assert (busy.code, "another run is using" in busy.err) == (2, True), busy.err
+    names = sorted(path.name for path in (tmp_path / "early").iterdir())
+    assert names == ["plan.json", "run.json", "scores.safetensors"]
+    assert (tmp_path / "early" / "scores.safetensors").read_bytes() == (parent / "scores.safetensors").read_bytes()
+    early = json.loads((tmp_path / "early" / "run.json").read_text())
+    assert early["products"] == {"scores": journal["products"]["scores"]}
+    shutil.rmtree(tmp_path / "early")
     (parent / "scores.safetensors").unlink()
     without = command("run", smaller, "-o", tmp_path / "c", "--scores-of", parent)
     assert (without.code, "has no scores" in without.err) == (2, True), without.err

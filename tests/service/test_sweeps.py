@@ -143,6 +143,21 @@ def test_the_page_of_a_sweep_compares_what_has_finished(harness: ServiceHarness)
     assert "hx-trigger" not in harness.http.get(f"{page}/now", headers=PAGE).text
 
 
+def test_a_new_job_becomes_a_sweep(harness: ServiceHarness) -> None:
+    """What was typed is taken along, with values around the recipe's own size; what is not, is named."""
+    assert 'formaction="/sweep/new"' in harness.http.get("/submit", headers=PAGE).text
+    form = {"recipe": "# mine\n" + RECIPE, "name": "Mine", "launcher": "torchrun", "minutes": "5", "key": "k"}
+    text = harness.http.post("/sweep/new", data=form, headers=PAGE).text
+    for part in ("# mine", 'value="Mine"', 'value="depth.remove"', 'value="1, 2, 3"', "Runs on, Maximum minutes"):
+        assert part in text
+    for recipe, row in (
+        ("budget: {parameters: 0.5}", "0.9, 0.8, 0.7"),
+        ("width: {mlp: 0.5}", "width.mlp"),
+        (": [", ""),
+    ):
+        assert f'value="{row}"' in harness.http.post("/sweep/new", data={"recipe": recipe}, headers=PAGE).text
+
+
 def test_a_comparison_warns_and_shows_where_recipes_differ(harness: ServiceHarness) -> None:
     """Another base and another setting are warnings; keys that differ stand side by side, on the page and in JSON."""
     other = report_json()

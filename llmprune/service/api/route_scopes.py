@@ -87,6 +87,7 @@ ROUTES: dict[Scope | None, tuple[str, ...]] = {
         "POST /v1/jobs/{job}/follow-ups",
         "GET /sweep",
         "POST /sweep",
+        "POST /sweep/new",
         "POST /submit/sweep",
         "POST /v1/sweeps",
         "GET /models/upload",

@@ -15,7 +15,7 @@ from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
 from llmprune.service.api.values import CancelledSweep
 from llmprune.service.jobs.job import JOB_ID
 from llmprune.service.jobs.submission import Submission
-from llmprune.service.jobs.sweep_axes import MAX_AXES, MAX_POINTS, Sweep, SweepJob, SweepSummary, axis_of
+from llmprune.service.jobs.sweep_axes import MAX_AXES, MAX_POINTS, Sweep, SweepSummary, axis_of
 from llmprune.service.jobs.sweeps import (
     SweepSubmission,
     cancel_sweep,
@@ -119,5 +119,5 @@ def own_sweep(sweep: str, service: Service, *, caller: Caller) -> Sweep:
 
 def shown(sweep: Sweep, service: Service) -> Sweep:
     """Return a sweep as clients see it, with the server's paths in the errors of its jobs renamed."""
-    jobs = [SweepJob(point=one.point, job=service.shown(one.job)) for one in sweep.jobs]
+    jobs = [one.model_copy(update={"job": service.shown(one.job)}) for one in sweep.jobs]
     return sweep.model_copy(update={"jobs": jobs})

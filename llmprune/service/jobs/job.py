@@ -9,6 +9,7 @@ queued ──▶ running ──▶ succeeded, gate_not_met, gate_undecided   (th
 A finished job is queued again to evaluate more samples of its model (``reevaluate``).
 A job with a ``source`` is a push: it sends the finished model of that job to the hub.
 A job with ``work`` is a follow-up of the job ``made_from``; while it waits and runs it reads the folder of ``reads``.
+A job of a sweep may begin with the scores of another one, which is its ``reads`` from its start on.
 """
 
 from __future__ import annotations
@@ -131,6 +132,7 @@ class NewJob:
     digest: str = ""
     notify: tuple[Target, ...] | None = None
     base: str | None = None  # the job whose finished model it prunes
+    scores: str | None = None  # equal for jobs that need the same scores; see shared_scores.py
 
 
 @dataclass(frozen=True)

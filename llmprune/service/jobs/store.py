@@ -39,6 +39,7 @@ from llmprune.service.jobs.store_reads import (
     require_parent,
     require_pushable,
     require_unused,
+    retried_columns,
     row_of,
     terms_of,
 )
@@ -159,11 +160,10 @@ class JobStore:
             require_unused(connection, job)
             if row["source"] is not None:
                 require_pushable(connection, row["source"])
-            if row["reads"] is not None:
+            if row["reads"] is not None and row["work"] is not None:
                 require_parent(connection, row["reads"], work=job_of(row).work)
             require_quota_again(connection, row, defaults=quotas)
-            from_start: dict[str, Any] = {"cleaned": 0, "reevaluate": None} if row["cleaned"] else {}
-            _change(connection, job, state="queued", **_FRESH, **from_start, error=None, ran_before=row["ran_seconds"])
+            _change(connection, job, state="queued", **_FRESH, **retried_columns(row))
             return job_of(row_of(connection, job))
 
     def reevaluate(self, job: str, limit: int, *, quotas: Quotas) -> Job:
@@ -184,8 +184,11 @@ class JobStore:
             _change(connection, job, state="queued", **_FRESH, reevaluate=limit, ran_before=row["ran_seconds"])
             return job_of(row_of(connection, job))
 
-    def start(self, job: str, devices: Sequence[str]) -> Job | None:
-        """Mark a queued job as running and count the attempt; return None where it is no longer queued."""
+    def start(self, job: str, devices: Sequence[str], *, scores_of: str | None = None) -> Job | None:
+        """Mark a queued job as running and count the attempt; return None where it is no longer queued.
+
+        ``scores_of``: the job whose scores it begins with, unless that one is deleted.
+        """
         with self.database.write() as connection:
             row = row_of(connection, job)
             if row["state"] != "queued":
@@ -194,6 +197,8 @@ class JobStore:
             step = "starting" if row["source"] is None else "pushing to the hub"
             step = step if row["reevaluate"] is None else "evaluation of more samples"
             values = {"devices": json.dumps(list(devices)), "attempts": row["attempts"] + 1, "step": step}
+            if scores_of and first_row(connection, "SELECT 1 FROM jobs WHERE id = ?", scores_of):
+                values["reads"] = scores_of
             _change(connection, job, state="running", started=time.time(), **values)
             return job_of(row_of(connection, job))
 
@@ -259,7 +264,7 @@ class JobStore:
                 state = row_of(connection, job)["state"]
                 if state not in ENDED:
                     raise Conflict(f"job {job} is {state}; cancel it first")
-                require_unused(connection, job)
+                require_unused(connection, job, by_sweeps=True)
                 require_no_use(connection, job)
                 connection.execute("INSERT INTO artifact_removals (job) VALUES (?) ON CONFLICT DO NOTHING", (job,))
                 connection.execute("DELETE FROM jobs WHERE id = ?", (job,))

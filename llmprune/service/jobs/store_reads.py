@@ -127,10 +127,13 @@ def require_parent(connection: Transaction, job: str, *, work: Work | None) -> N
         raise Conflict(f"the clean-up has deleted the model of job {job}; run its recipe again, then ask for this")
 
 
-def require_unused(connection: Transaction, job: str) -> None:
-    """Raise Conflict while a job's model is being pushed or a follow-up reads its folder."""
+def require_unused(connection: Transaction, job: str, *, by_sweeps: bool = False) -> None:
+    """Raise Conflict while a job's model is being pushed or a follow-up reads its folder.
+
+    ``by_sweeps``: also while a job of a sweep runs that began with its scores.
+    """
     require_no_push(connection, job)
-    reader = _under_way(connection, "reads", job=job)
+    reader = _under_way(connection, "reads", job=job, more="" if by_sweeps else " AND work IS NOT NULL")
     if reader is None:
         return
     if reader["owner"] != row_of(connection, job)["owner"]:
@@ -138,10 +141,10 @@ def require_unused(connection: Transaction, job: str) -> None:
     raise Conflict(f"job {reader['id']} reads the files of job {job}; wait for it, or cancel it")
 
 
-def _under_way(connection: Transaction, column: str, *, job: str) -> Row | None:
-    """Return a job that waits or runs and has this job in a column."""
+def _under_way(connection: Transaction, column: str, *, job: str, more: str = "") -> Row | None:
+    """Return a job that waits or runs and has this job in a column. ``more``: further conditions."""
     states = ("queued", *ACTIVE)
-    sql = f"SELECT id, owner FROM jobs WHERE {column} = ? AND state IN ({', '.join('?' * len(states))})"
+    sql = f"SELECT id, owner FROM jobs WHERE {column} = ? AND state IN ({', '.join('?' * len(states))}){more}"
     return first_row(connection, sql, job, *states)
 
 
@@ -168,3 +171,10 @@ def cancelled_columns(row: Row) -> dict[str, Any]:
     verdict = figures.gate_verdict or ("fail" if figures.gate_passed is False else "pass")
     done = {"step": None, "done": None, "total": None, "fraction": 1.0}
     return {"state": VERDICTS[verdict], "reevaluate": None, **done}
+
+
+def retried_columns(row: Row) -> dict[str, Any]:
+    """Return the columns of a job that is tried again. One of a sweep is given scores anew when it starts."""
+    from_start = {"cleaned": 0, "reevaluate": None} if row["cleaned"] else {}
+    reads = row["reads"] if row["work"] else None
+    return from_start | {"error": None, "ran_before": row["ran_seconds"], "reads": reads}

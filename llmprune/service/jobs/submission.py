@@ -25,6 +25,7 @@ from llmprune.service.jobs.job_models import JobModels
 from llmprune.service.jobs.job_name import default_name
 from llmprune.service.jobs.launcher_checks import NO_TOKEN, has_data_folder, launcher_problems
 from llmprune.service.jobs.quotas import default_quotas
+from llmprune.service.jobs.shared_scores import key_of_scores
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
 from llmprune.service.jobs.tokens import Caller
@@ -103,6 +104,7 @@ def new_job(submission: Submission, caller: Caller, *, settings: Settings, jobs:
         digest=submission.digest(),
         notify=_targets(submission, settings),
         base=base.id if base else None,
+        scores=key_of_scores(admitted.recipe),
     )
 
 

@@ -41,6 +41,9 @@ class SweepJob(Value):
 
     point: tuple[str, ...] = Field(description="Value of each key, in the order of the axes.")
     job: JobSummary
+    scores_of: str | None = Field(
+        None, description="Id of the job whose scores it began with; null: it scores the model, or has not started."
+    )
 
 
 class Sweep(SweepSummary):

@@ -18,7 +18,9 @@ from llmprune.results.formatting import short_model_name
 from llmprune.service.jobs.database import Database, Row
 from llmprune.service.jobs.hub_token import keep_token
 from llmprune.service.jobs.job import SUMMARY_COLUMNS, NewJob, summary_of
+from llmprune.service.jobs.launcher_checks import has_data_folder
 from llmprune.service.jobs.quotas import Demand, check_quota, default_quotas
+from llmprune.service.jobs.shared_scores import shared_keys, write_group
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.submission import Submission, cancel, new_job
@@ -85,6 +87,7 @@ def submit_sweep(sweep: SweepSubmission, caller: Caller, *, settings: Settings, 
         ),
         *(_AXES.dump_json(sweep.axes).decode(), time.time(), key, digest),
     )
+    shared = scores_shared([new for _, new in planned], settings)
     quotas, is_queued = default_quotas(settings), False
     try:
         if sweep.base.hub_token:  # stored before the jobs are queued: the supervisor may start them at once
@@ -99,6 +102,8 @@ def submit_sweep(sweep: SweepSubmission, caller: Caller, *, settings: Settings, 
                 connection.execute(
                     "INSERT INTO sweep_jobs VALUES (?, ?, ?, ?)", (job, row[0], place, json.dumps(point))
                 )
+                if new.scores in shared:
+                    write_group(connection, job, group=f"{row[0]} {new.scores}")
         is_queued = True
     finally:
         if not is_queued:
@@ -109,15 +114,25 @@ def submit_sweep(sweep: SweepSubmission, caller: Caller, *, settings: Settings, 
     return found, True
 
 
+def scores_shared(planned: Sequence[NewJob], settings: Settings) -> dict[str, int]:
+    """Return the keys of the scores that several jobs of a sweep need, with the number of these jobs.
+
+    Machines without the data folder share none, because a job's scores are not there before it has ended.
+    """
+    there = [new.scores if has_data_folder(new.request.launcher, settings) else None for new in planned]
+    return shared_keys(there)
+
+
 def find_sweep(database: Database, sweep: str) -> Sweep | None:
     """Return a sweep with its jobs; None where there is none."""
     rows = database.read("SELECT * FROM sweeps WHERE id = ?", (sweep,))
     if not rows:
         return None
     columns = ", ".join(f"jobs.{column}" for column in SUMMARY_COLUMNS.split(", "))
-    sql = f"SELECT point, {columns} FROM sweep_jobs JOIN jobs ON jobs.id = job WHERE sweep = ? ORDER BY place"
+    sql = f"SELECT point, reads, {columns} FROM sweep_jobs JOIN jobs ON jobs.id = job WHERE sweep = ? ORDER BY place"
     jobs = [
-        SweepJob(point=tuple(json.loads(row["point"])), job=summary_of(row)) for row in database.read(sql, (sweep,))
+        SweepJob(point=tuple(json.loads(row["point"])), job=summary_of(row), scores_of=row["reads"])
+        for row in database.read(sql, (sweep,))
     ]
     return Sweep(**_summary(rows[0]).model_dump(), jobs=jobs)
 

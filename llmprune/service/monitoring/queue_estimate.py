@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from llmprune.common.time_left import rough_duration
 from llmprune.results.formatting import plural
 from llmprune.service.jobs.job import Job
+from llmprune.service.jobs.shared_scores import WAITS
 from llmprune.service.supervisor.devices import Machine, uses_this_machine
 
 
@@ -77,6 +78,8 @@ def _described(
     """Return how well a start is known, the seconds until then, and both in words."""
     if queue.paused:
         return "unknown", None, queue.paused
+    if job is not None and job.step is not None and job.step.startswith(WAITS):
+        return "unknown", None, f"it {job.step}"
     if start is None and job is not None and job.launcher in queue.remote:
         return "unknown", None, "another machine decides when it starts"
     if start is None:

@@ -52,7 +52,8 @@ def _run(job: Job, folder: Path, *, settings: Settings) -> tuple[str, ...]:
     if job.work is not None and job.reads is not None:
         return follow_up_arguments(job, job.work, folder=folder, parent=settings.run_folder(job.reads).absolute())
     sets = [part for override in job.overrides for part in ("--set", override)]
-    return ("run", str(folder / "recipe.yaml"), "--output", str(folder / "run"), *sets)
+    scores = [] if job.reads is None else [f"--scores-of={settings.run_folder(job.reads).absolute()}"]
+    return ("run", str(folder / "recipe.yaml"), "--output", str(folder / "run"), *scores, *sets)
 
 
 def _push(job: Job, hub: Hub, *, settings: Settings) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.attempts import launch_of, prepare
 from llmprune.service.supervisor.cleanup import clean_up, measure_jobs, over_quota, remove_deleted
-from llmprune.service.supervisor.devices import Machine
+from llmprune.service.supervisor.devices import Machine, Start
 from llmprune.service.supervisor.interval import Interval
 from llmprune.service.supervisor.isolation import Isolation
 from llmprune.service.supervisor.launchers import make_launchers
@@ -30,6 +30,7 @@ from llmprune.service.supervisor.outcomes import GATE_NOT_MET, RECIPE_WRONG, End
 from llmprune.service.supervisor.overuse import overuse, truncate_log
 from llmprune.service.supervisor.progress import read_progress
 from llmprune.service.supervisor.remote_jobs import RemoteJobs
+from llmprune.service.supervisor.score_sharing import ScoreSharing
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Supervisor:
         self.machine = Machine(settings.gpus, settings.slots)
         self._isolation = Isolation()
         self._remote = {name for name, launcher in self.launchers.items() if not launcher.on_this_machine}
+        self._score_sharing = ScoreSharing(settings, self.jobs)
         self._remote_jobs = RemoteJobs(settings, self.jobs, launchers=self.launchers)
         self._seen: set[tuple[str, int]] = set()  # attempts that this supervisor started or saw alive
         self._stopped_at: dict[str, float] = {}  # time.monotonic() of the SIGTERM, by job
@@ -248,17 +250,17 @@ class Supervisor:
         for name in self._remote & {job.launcher for job in waiting}:
             self._isolation.attempt(f"asking {name} for its capacity", partial(self._ask_capacity, name, capacity))
         waiting = [job for job in waiting if not job.unreadable or self._isolated(job, lambda: None)]
-        waiting = [job for job in waiting if self._remote_jobs.fits(job)]
+        waiting, sources = self._score_sharing.choose([job for job in waiting if self._remote_jobs.fits(job)])
         running = self.jobs.in_states(*ACTIVE)
         room = room_for(self.jobs.database, self.settings, waiting=waiting, running=running)
         for start in self.machine.startable(waiting, running, remote_capacity=capacity, room=room):
-            self._isolated(start.job, partial(self._start, start.job, start.devices))
+            self._isolated(start.job, partial(self._start, start, scores_of=sources.get(start.job.id)))
 
     def _ask_capacity(self, name: str, capacity: dict[str, int]) -> None:
         capacity[name] = self.launchers[name].capacity()
 
-    def _start(self, job: Job, devices: list[str]) -> None:
-        started = self.jobs.start(job.id, devices)
+    def _start(self, start: Start, *, scores_of: str | None) -> None:
+        started = self.jobs.start(start.job.id, start.devices, scores_of=scores_of)
         if started is None:
             return
         launch = self._launch(started)

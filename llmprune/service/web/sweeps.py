@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from secrets import token_hex
 from typing import Annotated, Any, Literal
 
@@ -11,6 +11,7 @@ from fastapi import Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from llmprune.common.errors import RecipeError
+from llmprune.recipe.recipe import Recipe
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.sweeps import SweepId, own_sweep, readable_sweep, shown
 from llmprune.service.jobs.comparison import compare_reports
@@ -22,6 +23,7 @@ from llmprune.service.jobs.sweeps import (
     cancel_sweep,
     list_sweeps,
     new_jobs,
+    scores_shared,
     submit_sweep,
 )
 from llmprune.service.jobs.tokens import Caller
@@ -83,6 +85,21 @@ async def sweep_form(
     return await service.recipe_queue.run(caller.name, open_form)
 
 
+@router.post("/sweep/new")
+async def sweep_of_new_job(request: Request, service: TheService, *, caller: TheCaller) -> Response:
+    """Show the form of a sweep with what was written on the page of a new job. Nothing is queued."""
+    fields = await request.form()
+    form = _form_of(fields)
+    form = replace(form, rows=(_first_row(form.recipe),))
+    others = {"launcher": "Runs on", "priority": "Priority", "minutes": "Maximum minutes", "hub_token": "Hub token"}
+    lost = [label for name, label in others.items() if fields.get(name) not in (None, "", "local")]
+
+    def open_form() -> Response:
+        return _form(request, service, caller=caller, form=form, lost=lost)
+
+    return await service.recipe_queue.run(caller.name, open_form)
+
+
 @router.post("/sweep")
 async def make_sweep(request: Request, service: TheService, *, caller: TheCaller) -> Response:
     """Queue the jobs of a sweep, once however often the button is pressed, or show what is wrong."""
@@ -116,11 +133,11 @@ async def check_sweep(request: Request, service: TheService, *, caller: TheCalle
     def check() -> Response:
         try:
             planned = new_jobs(form.submission(), caller, settings=service.settings, jobs=service.jobs)
-            names = [new.request.name for _, new in planned]
-            problems = list[str]()
+            names, problems = [new.request.name for _, new in planned], list[str]()
+            shared = [*scores_shared([new for _, new in planned], service.settings).values()]
         except RecipeError as error:
-            names, problems = [], service.paths.hide_in(error.problems)
-        return page(request, "sweep_check", names=names, problems=problems)
+            names, shared, problems = [], [], service.paths.hide_in(error.problems)
+        return page(request, "sweep_check", names=names, shared=shared, problems=problems)
 
     return await service.recipe_queue.run(caller.name, check)
 
@@ -162,6 +179,26 @@ def _compared(sweep: Sweep, service: Service, *, caller: Caller) -> dict[str, An
     }
 
 
+def _first_row(recipe: str) -> tuple[str, str]:
+    """Return a key of a recipe that a sweep may vary, with values around its own; nothing where it has no size."""
+    try:
+        data = Recipe.read(recipe).data
+    except RecipeError:
+        return "", ""
+    depth, width, budget = (_mapping(data.get(name)) for name in ("depth", "width", "budget"))
+    if budget:
+        return _FIRST if "parameters" in budget else ("", "")
+    if isinstance(number := depth.get("remove"), int) and 0 < number < 10_000:
+        return "depth.remove", f"{number}, {number + 1}, {number + 2}"
+    if "mlp" in width:
+        return "width.mlp", "0.9, 0.8, 0.7"
+    return "", ""
+
+
+def _mapping(section: object) -> dict[str, Any]:
+    return section if isinstance(section, dict) else {}
+
+
 def _form_of(fields: Any) -> SweepForm:
     """Return the form that was sent."""
     given = {name: str(value) for name, value in fields.items()}
@@ -184,10 +221,16 @@ def _form(
     caller: Caller,
     form: SweepForm,
     problems: Sequence[str] = (),
+    lost: Sequence[str] = (),
     status: int = 200,
 ) -> Response:
     rows = [*form.rows, *[("", "")] * (_ROWS - len(form.rows))]
     values: dict[str, Any] = {"form": form, "rows": rows, "problems": service.paths.hide_in(list(problems))}
-    values |= {"suggested": SUGGESTED, "gpus": len(service.settings.gpus), "everybody": service.settings.share_jobs}
+    values |= {
+        "lost": lost,
+        "suggested": SUGGESTED,
+        "gpus": len(service.settings.gpus),
+        "everybody": service.settings.share_jobs,
+    }
     values |= {"sweeps": list_sweeps(service.database, service.viewer(caller)), "key": token_hex(16)}
     return page(request, "sweep", status=status, at="models", **values)

@@ -47,7 +47,8 @@
     if (write.dataset.sent) event.preventDefault();
     else unsaved = false;
   });
-  write.addEventListener("submit", function () {
+  write.addEventListener("submit", function (event) {
+    if (event.submitter && event.submitter.hasAttribute("formaction")) return;  // to the form of a sweep
     write.dataset.sent = "yes";
     // Back then finds the job that this page has submitted, and shows its recipe.
     history.replaceState(history.state, "", "/submit?sent=" + encodeURIComponent(write.elements.key.value));
