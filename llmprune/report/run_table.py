@@ -36,6 +36,7 @@ from llmprune.results.sentences import (
     VERDICT_HEADINGS,
     describe_agreement,
     describe_bar,
+    describe_requantized,
     describe_sources,
     describe_sparsity,
 )
@@ -74,6 +75,8 @@ def print_summary(report: Report, console: Console) -> None:
         console.print(_labelled(Text("Vocabulary", "bold"), Text(sentence)))
     if report.sparsity:
         console.print(_labelled(Text("Sparsity", "bold"), Text(describe_sparsity(report.sparsity))))
+    if report.requantized:
+        console.print(_labelled(Text("Quantized", "bold"), Text(describe_requantized(report.requantized))))
     for sentence in describe_agreement(report.stability) if report.stability else ():
         console.print(_labelled(Text("Calibration check", "bold"), Text(sentence)))
     for sentence in describe_sources(report.sources) if report.sources else ():

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from llmprune.common.schema import format_size
 from llmprune.results.evaluation_figures import AgreementFigures, BarFigures, GateFigures, SpeedFigures, Verdict
 from llmprune.results.formatting import NOTHING, fixed, number, percent, plural, ranges, span, times
-from llmprune.results.report_schema import BaseFiles, BlockFigures, SourceFigures, SparsityFigures, StabilityFigures
+from llmprune.results.report_schema import (
+    BaseFiles,
+    BlockFigures,
+    RequantizedFigures,
+    SourceFigures,
+    SparsityFigures,
+    StabilityFigures,
+)
 
 UNMEASURED = (
     "Nothing was evaluated, so the loss of quality is unknown. "
@@ -83,6 +91,15 @@ def describe_sparsity(found: SparsityFigures) -> str:
     if found.groups:
         text += f"; all {found.groups:,} groups were counted in the saved file, {found.violations:,} break the pattern"
     return f"{text}. Zeros are stored: the file is not smaller, and only kernels for the pattern run it faster."
+
+
+def describe_requantized(found: RequantizedFigures) -> str:
+    """Return a phrase with format, size and error of the result in its base's quantized format."""
+    weights = plural(found.weights, "weight matrix", many="weight matrices")
+    return (
+        f"{found.format} in {weights}, {format_size(found.bytes)}; KL divergence from the unquantized result "
+        f"{number(found.divergence)} nats per token on calibration text"
+    )
 
 
 def describe_greedy_agreement(found: AgreementFigures) -> str:

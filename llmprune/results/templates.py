@@ -39,6 +39,7 @@ from llmprune.results.sentences import (
     describe_carried,
     describe_greedy_agreement,
     describe_left,
+    describe_requantized,
     describe_sparsity,
     describe_speedup,
     describe_training,
@@ -65,7 +66,8 @@ def template_environment(package: str, folder: str = "", *, escape: bool = True)
         metric=metric_name, next_tools=describe_next_tools, number=number,
         percent=percent, plural=plural, probability=probability, ranges=ranges, recovery=describe_recovery,
         recovery_divergence=describe_divergence, recovery_gain=describe_gain,
-        recovery_problems=describe_recovery_problems, rounds=describe_rounds, rough_duration=rough_duration,
+        recovery_problems=describe_recovery_problems, requantized=describe_requantized, rounds=describe_rounds,
+        rough_duration=rough_duration,
         sentence=as_sentence, short_model_name=short_model_name, size=byte_size, span=span, sparsity=describe_sparsity,
         speedup=speedup, text=describe_text, times=times, training=describe_training, varies=describe_speedup,
     )  # fmt: skip

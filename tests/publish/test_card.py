@@ -15,7 +15,7 @@ from llmprune.publish.plots import draw
 from llmprune.publish.public_names import public_name, public_sources
 from llmprune.publish.push import _message, refusal
 from llmprune.results.next_tools import Degrees, NextTools, Rows
-from llmprune.results.report_schema import SparsityFigures
+from llmprune.results.report_schema import RequantizedFigures, SparsityFigures
 
 
 def test_metadata_names_base_relation_tags_and_licence() -> None:
@@ -75,6 +75,17 @@ def test_the_body_lists_what_was_removed_and_kept() -> None:
         "| transformers | 5.17.0 |", "Gate: met.", f"llmprune run hub://{NAME}", "licence (apache-2.0) applies",
     )  # fmt: skip
     assert [part for part in parts if part not in text] == []
+
+
+def test_the_card_names_the_quantized_result() -> None:
+    """Its format, size and divergence are figures of this model, whose repository does not have that checkpoint."""
+    again = RequantizedFigures(format="fp8", weights=1, bytes=120_000_000, divergence=0.00123)
+    text = card(sample_report(requantized=again)).text
+    assert (
+        "- Quantized again as its base was: fp8 in 1 weight matrix, 120 MB; KL divergence from the unquantized" in text
+    )
+    assert "0.00123 nats per token on calibration text. That checkpoint is not in this repository." in text
+    assert "Quantized again" not in card().text
 
 
 def test_the_card_says_how_to_load_it_where_that_works() -> None:

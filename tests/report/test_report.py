@@ -20,7 +20,7 @@ from helpers.reports import (
 
 from llmprune.report.html.page import render_page
 from llmprune.results.evaluation_figures import Example, PerplexityFigures, Verdict
-from llmprune.results.report_schema import Report
+from llmprune.results.report_schema import GgufFigures, Report, RequantizedFigures
 
 
 class PageOutline(HTMLParser):
@@ -216,6 +216,19 @@ def test_text_of_the_user_is_escaped() -> None:
     assert "<script" not in page
     assert "<img" not in page
     assert "&lt;/pre&gt;&lt;script&gt;" in page
+
+
+def test_page_and_summary_show_other_forms_of_the_result() -> None:
+    """The quantized result has its format, size and divergence; a GGUF file its size. Only one of them is enough."""
+    again = RequantizedFigures(format="fp8 (blocks of 128 × 128)", weights=189, bytes=120_000_000, divergence=0.00123)
+    file = GgufFigures(kind="Q8_0", file="gguf/model-Q8_0.gguf", bytes=110_000_000)
+    page = render_page(sample_report(requantized=again, gguf=(file,)))
+    for part in (again.format, "120 MB", "56.6%", "0.00123", "189 weight matrices", "GGUF Q8_0", "110 MB"):
+        assert part in page
+    assert "weight matrices" not in render_page(sample_report(gguf=(file,)))
+    assert "Other forms of the result" in PageOutline(page).headings
+    text = " ".join(summary(sample_report(requantized=again)).split())
+    assert "Quantized fp8 (blocks of 128 × 128) in 189 weight matrices, 120 MB; KL divergence" in text
 
 
 def test_a_bare_page_has_no_empty_sections() -> None:

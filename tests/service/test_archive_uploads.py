@@ -125,6 +125,7 @@ def test_a_refused_archive_leaves_nothing(harness: ServiceHarness, tmp_path: Pat
         ({"cut.json": bytes(30_000)}, "at most 20"),
         ({f"tasks_{number}.json": b"" for number in range(9)}, "too many files"),
         ({"model_a.safetensors": b"short"}, "no safetensors file"),
+        ({"quantized_config.json": b"{}", "quantized_a.safetensors": b"short"}, "quantized/a.safetensors is no"),
     ],
 )
 def test_what_no_run_has_is_refused(

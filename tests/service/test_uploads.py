@@ -193,6 +193,10 @@ def test_every_shard_of_the_index_is_there(tmp_path: Path) -> None:
     (run / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(RecipeError, match=r"model-2\.safetensors missing"):
         check_model(run / "model")
+    for wrong in ("[]", '{"weight_map": {"a": ["b"]}}'):
+        (run / "model" / "model.safetensors.index.json").write_text(wrong)
+        with pytest.raises(RecipeError, match="missing, which"):
+            check_model(run / "model")
 
 
 @pytest.mark.parametrize(

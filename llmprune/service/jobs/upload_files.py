@@ -12,12 +12,12 @@ from pydantic import Field
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.paths import is_plain_path
-from llmprune.results.products import JOURNAL, PRODUCTS
+from llmprune.results.products import JOURNAL, PRODUCTS, QUANTIZED_MODEL
 from llmprune.service.jobs.job import Value
 
 REPORT = "report.json"
 MAX_FILES, MAX_NAME, MAX_RECORD = 1_000, 200, 20_000_000  # files; characters of a name; bytes of a JSON or YAML file
-_FOLDERS = ("model", "card", "tasks", "gguf")
+_FOLDERS = ("model", "card", "tasks", "gguf", QUANTIZED_MODEL)
 _TOP = tuple(
     name for name in (*PRODUCTS, JOURNAL) if name.endswith((".json", ".yaml", ".safetensors", ".txt"))
 )  # no pages: the service makes report.html from report.json
@@ -101,14 +101,17 @@ def check_model(folder: Path) -> None:
     shards = {path.name for path in folder.glob("*.safetensors")}
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = _json(index).get("weight_map")
-        missing = set(named.values()) - shards if isinstance(named, dict) else {"its list of weights"}
+        found = _json(index)
+        named = found.get("weight_map") if isinstance(found, dict) else None
+        missing = set(map(str, named.values())) - shards if isinstance(named, dict) else {"its list of weights"}
         if missing:
             raise RecipeError(
-                f"model: {', '.join(sorted(map(str, missing))[:5])} missing, which {index.name} names", "upload"
+                f"{folder.name}: {', '.join(sorted(missing)[:5])} missing, which {index.name} names", "upload"
             )
     if not isinstance(_json(folder / "config.json"), dict):
-        raise RecipeError("model/config.json is no JSON mapping; upload the folder of a finished run", "upload")
+        raise RecipeError(
+            f"{folder.name}/config.json is no JSON mapping; upload the folder of a finished run", "upload"
+        )
     for shard in sorted(shards):
         _check_shard(folder / shard)
 
@@ -126,13 +129,15 @@ def _check_shard(path: Path) -> None:
         end = max((int(one["data_offsets"][1]) for one in tensors), default=0)
         empty = any(math.prod(one["shape"]) < 0 for one in tensors)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise RecipeError(f"model/{path.name} is no safetensors file: {error}", "upload") from error
+        raise RecipeError(f"{path.parent.name}/{path.name} is no safetensors file: {error}", "upload") from error
     if empty or 8 + length + end != size:
-        raise RecipeError(f"model/{path.name} has {size:,} bytes, and its header says {8 + length + end:,}", "upload")
+        raise RecipeError(
+            f"{path.parent.name}/{path.name} has {size:,} bytes, and its header says {8 + length + end:,}", "upload"
+        )
 
 
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RecipeError(f"model/{path.name} cannot be read: {error}", "upload") from error
+        raise RecipeError(f"{path.parent.name}/{path.name} cannot be read: {error}", "upload") from error

@@ -23,6 +23,7 @@ from llmprune.common.schema import format_size
 from llmprune.recipe.recipe import refuse_tokens
 from llmprune.report.html.page import render_page
 from llmprune.results.load_report import load_report
+from llmprune.results.products import QUANTIZED_MODEL
 from llmprune.results.report_schema import Report
 from llmprune.service.jobs.database import Database, Row, Transaction
 from llmprune.service.jobs.job import JOB_ID, VERDICTS, Job, Value, figures_of, job_of
@@ -162,7 +163,9 @@ class Uploads:
                 f"{missing[0].name} has {missing[0].received:,} of {missing[0].bytes:,} bytes; send the rest"
             )
         report = _checked_report(upload.folder)
-        check_model(upload.folder / "model")
+        for name in ("model", QUANTIZED_MODEL):
+            if name == "model" or (upload.folder / name).is_dir():
+                check_model(upload.folder / name)
         write_text(upload.folder / "report.html", render_page(report))
         (self.settings.folder(upload.id) / "recipe.yaml").write_text(report.recipe_text, encoding="utf-8")
         return self._insert(upload, report)
