@@ -75,6 +75,7 @@ def test_the_download_of_a_service_is_uploaded_again(harness: ServiceHarness) ->
     assert left(harness) == before
     text = harness.http.get("/models", headers=PAGE).text
     assert ('action="/models/upload"' in text, 'data-limit="100000"' in text) == (True, True)
+    assert 'action="/models/upload"' in harness.http.get("/models/upload", headers=PAGE).text
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])

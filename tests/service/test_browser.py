@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from helpers.browser import (
     tab_to,
     write_recipe,
 )
+from helpers.finished import write_run
 from helpers.openid_provider import openid_provider
 from helpers.service import recipe, served
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -167,6 +169,33 @@ def test_a_follow_up_by_keyboard(page: Page, pruned: str) -> None:
     expect(page.locator("#live .state")).to_have_text("succeeded")
     page.get_by_role("link", name="looked at", exact=True).click()
     expect(page.get_by_role("region", name="Made from this job")).to_contain_text("Bench of looked at")
+
+
+def test_upload_an_archive_by_keyboard(page: Page, pruned: str, tmp_path: Path) -> None:
+    """What is no archive is not sent; an archive is, and its job is shown. A file may be dropped on the page."""
+    assert pruned
+    archive, text = tmp_path / "run.tar", tmp_path / "notes.txt"
+    with tarfile.open(archive, "w") as into:
+        into.add(write_run(tmp_path / "run"), ".")
+    text.write_text("no archive" * 100)
+    page.goto("/models")
+    page.locator("summary", has_text="Upload a run").focus()
+    page.keyboard.press("Enter")
+    page.get_by_label("Archive of the run").set_input_files(text)
+    page.get_by_role("button", name="Upload").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert").last).to_contain_text("notes.txt is no uncompressed tar archive")
+    content = page.evaluate_handle(
+        """bytes => { const held = new DataTransfer(); held.items.add(new File([new Uint8Array(bytes)], "run.tar"));
+        return held; }""",
+        list(archive.read_bytes()),
+    )
+    for kind in ("dragenter", "dragover", "drop"):
+        page.dispatch_event("main", kind, {"dataTransfer": content})
+    page.get_by_label("Name", exact=True).fill("from elsewhere")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("from elsewhere")
+    expect(page.locator("#live .state")).to_have_text("succeeded")
 
 
 def test_cancel_and_retry(page: Page, live: tuple[Client, Settings]) -> None:
@@ -354,6 +383,7 @@ def test_every_page_is_accessible_on_a_phone(
             f"/jobs/{failed}",
             f"/compare?job={pruned}",
             "/models",
+            "/models/upload",
             "/sweep",
         ):
             page.goto(path)

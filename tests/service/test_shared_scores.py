@@ -88,7 +88,7 @@ def test_the_first_job_scores_and_the_others_begin_with_its_scores(harness: Serv
     listed = harness.http.get(f"/v1/sweeps/{page}").json()["jobs"]
     assert [one["scores_of"] for one in listed] == [None, jobs[0], jobs[0]]
     text = harness.http.get(f"/sweeps/{page}", headers=PAGE).text
-    assert text.count(f"with the scores of job {jobs[0]}") == 2
+    assert text.count(f'began with the scores of <a href="/jobs/{jobs[0]}">') == 2
     end(harness, jobs[0], "failed")
     assert harness.http.delete(f"/v1/jobs/{jobs[0]}").status_code == 409  # its scores may still be read
     assert harness.http.post(f"/v1/jobs/{jobs[0]}/retry").status_code == 200

@@ -32,7 +32,7 @@ class Comparison:
     numbers: dict[str, int]  # by job id; jobs without a quality are not in the chart
     chart: Markup | None
     by_tasks: bool  # quality is the mean retention over tasks, otherwise that of the perplexity
-    interval: str  # meaning of the chart's lines, such as 95% interval
+    interval: str | None  # meaning of the chart's lines, such as 95% interval; None: it has none
     reports: ComparedJobs  # warnings, and differences of the recipes
     disk: Mapping[str, int | None] = field(default_factory=dict)  # bytes of the saved model, by job
 
@@ -52,7 +52,8 @@ def comparison_of(
     dots = {job.id: dot for job in jobs if (dot := _dot(job, measure))}
     numbers = {job: number for number, job in enumerate(dots, start=1)}
     confidences = (job.figures.confidence for job in jobs if job.figures and job.figures.confidence is not None)
-    chart, interval = size_chart(list(dots.values())), interval_heading(confidences)
+    has_lines = any(dot.low is not None for dot in dots.values())
+    chart, interval = size_chart(list(dots.values())), interval_heading(confidences) if has_lines else None
     return Comparison(jobs, numbers, chart, by_tasks, interval, reports, disk or {})
 
 

@@ -37,7 +37,7 @@ _MAX_BODY = 2**50  # the limit of the settings is checked before anything is wri
 def upload_page(request: Request, service: TheService, *, caller: TheCaller) -> Response:
     """Show the form."""
     del caller
-    return page(request, "upload", at="models", **form_values(request, service))
+    return page(request, "upload", at="models", problems=(), **form_values(request, service))
 
 
 @router.post("/models/upload", max_body_size=_MAX_BODY)
