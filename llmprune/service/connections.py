@@ -12,6 +12,7 @@ import asyncio
 import ipaddress
 import logging
 import math
+import re
 import resource
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ _REPORT_EVERY = 60.0  # seconds between two log lines about closed connections
 _PIECE = 1024  # bytes that h11 parses at once: a kilobyte of the smallest chunks takes 10 ms
 _MAX_LINES = 100  # of headers
 _MAX_BYTES = 256 * 1024  # of a request's body
+_UPLOAD = re.compile(r"PUT /v1/models/uploads/[0-9a-f]{12}/files/.+|POST /models/upload")  # may have large bodies
+_UPLOAD_PIECE = 64 * 1024  # bytes that h11 parses at once of such a body: without chunks it copies them
 _LINGER = 1.0  # seconds for a client to read why its body was refused
 
 Phase = Literal["headers", "body", "answer"]
@@ -42,7 +45,7 @@ class Timeouts:
     """Seconds that a client may take for each phase of a request."""
 
     headers: float = 10.0  # from the connection or the last answer to the end of the headers
-    body: float = 30.0
+    body: float = 30.0  # of an upload: without a further byte
     reading: float = 60.0  # without reading a byte of an answer
 
 
@@ -116,6 +119,7 @@ class LimitedProtocol(H11Protocol):
         self._open = False
         self._timer: asyncio.TimerHandle | None = None
         self._unread = math.inf  # bytes of answers that the client had not read when the timer last expired
+        self._arrived = 0  # bytes of an upload that had arrived then
         self._pending = bytearray()  # received and not parsed yet
         self._feeding = False  # _feed is scheduled
         self._discards = False  # drops everything else that the client sends
@@ -181,8 +185,11 @@ class LimitedProtocol(H11Protocol):
             return
         if self._phase == "answer":
             return self.flow.pause_reading()
-        piece = bytes(self._pending[:_PIECE])
-        del self._pending[:_PIECE]
+        size = _PIECE
+        if self._is_upload():  # no more than its body, so that what follows is parsed in small pieces
+            size = min(_UPLOAD_PIECE, max(_PIECE, _length_of(self.headers) - self._bytes))
+        piece = bytes(self._pending[:size])
+        del self._pending[:size]
         in_headers = self.conn.their_state is h11.IDLE
         if in_headers:
             self._lines += piece.count(b"\n")
@@ -192,12 +199,19 @@ class LimitedProtocol(H11Protocol):
         self._bytes = 0 if in_headers else self._bytes + len(piece)
         if self.conn.their_state is not h11.IDLE:
             self._lines = 0
-        if self.conn.their_state is h11.SEND_BODY and (self._bytes > _MAX_BYTES or _is_chunked(self.headers)):
+        is_long = self._bytes > _MAX_BYTES and not self._is_upload()
+        if self.conn.their_state is h11.SEND_BODY and (is_long or _is_chunked(self.headers)):
             self._discards = True
             self._pending.clear()
         self._watch()
         self._end_if_discarding()
         self._feed_later()
+
+    def _is_upload(self) -> bool:
+        """Return whether an upload is under way that has not been answered."""
+        if self.cycle is None or self.cycle.response_complete or self.conn.their_state is not h11.SEND_BODY:
+            return False
+        return _UPLOAD.fullmatch(f"{self.cycle.scope['method']} {self.cycle.scope['path']}") is not None
 
     def _end_if_discarding(self) -> None:
         """Close a connection with a refused body, once its client has had time to read why."""
@@ -231,7 +245,7 @@ class LimitedProtocol(H11Protocol):
 
     def _start(self, seconds: float) -> None:
         self._stop()
-        self._unread = math.inf
+        self._unread, self._arrived = math.inf, 0
         self._timer = self.loop.call_later(seconds, self._expired)
 
     def _stop(self) -> None:
@@ -240,13 +254,21 @@ class LimitedProtocol(H11Protocol):
             self._timer = None
 
     def _expired(self) -> None:
-        """Close the connection, unless the client still reads an answer, however slowly."""
+        """Close the connection, unless the client still reads an answer or sends an upload, however slowly."""
         unread = self.transport.get_write_buffer_size()
-        if unread and unread < self._unread:
+        if self._is_upload() and (self._bytes > self._arrived or self.flow.read_paused):  # paused: the disk is slow
+            self._arrived = self._bytes
+            self._timer = self.loop.call_later(self._register.timeouts.body, self._expired)
+        elif unread and unread < self._unread:
             self._unread = unread
             self._timer = self.loop.call_later(self._register.timeouts.reading, self._expired)
         else:
             self._register.timed_out(self)
+
+
+def _length_of(headers: Sequence[tuple[bytes, bytes]]) -> int:
+    """Return the bytes of a body that its headers announce; h11 has checked them."""
+    return next((int(value) for name, value in headers if name == b"content-length"), 0)
 
 
 def _is_chunked(headers: Sequence[tuple[bytes, bytes]]) -> bool:

@@ -52,6 +52,26 @@ def test_a_refused_body_is_taken_to_an_end(calm: Live) -> None:
         assert calm.is_closed(flood, 5)
 
 
+def test_uploads_may_be_large_and_others_may_not(calm: Live) -> None:
+    """An upload's body arrives whole at its route, in little time of the loop; what follows it is parsed as ever."""
+    size = 3_000_000
+    for line, status in (
+        (b"POST /models/upload", b" 415 "),
+        (b"PUT /v1/models/uploads/%s/files/a" % (b"0" * 12), b" 404 "),
+    ):
+        with calm.connect() as upload:
+            upload.sendall(line + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % size)
+            upload.sendall(bytes(size) + b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            answer = b""
+            while part := upload.recv(65_536):
+                answer += part
+        assert status in answer
+    with calm.connect() as other, contextlib.suppress(OSError):
+        other.sendall(b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % size)
+        other.sendall(bytes(size))
+        assert b" 413 " in other.recv(65_536)
+
+
 def test_thousands_of_headers_are_refused(calm: Live) -> None:
     """Also where they come behind a whole request, in the same packet."""
     for before in (b"", b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"):
