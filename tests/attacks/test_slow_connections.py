@@ -59,6 +59,20 @@ def test_a_body_that_never_ends(hasty: Live) -> None:
             assert hasty.is_closed(slow, 1.0), path
 
 
+def test_an_upload_may_be_slow_but_not_silent(hasty: Live) -> None:
+    """Its limit is the time without a byte: one that comes byte by byte goes on, and ends once nothing comes."""
+    with hasty.connect() as slow:
+        slow.send(
+            b"POST /models/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 999\r\n"
+            b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+        )
+        for _ in range(30):
+            time.sleep(0.05)
+            slow.send(b"x")
+        assert not hasty.is_closed(slow, 0.05)
+        assert hasty.is_closed(slow, 5.0)
+
+
 def test_an_idle_connection_after_an_answer(hasty: Live) -> None:
     """Keeping a connection alive gives no more time than a new one has."""
     with hasty.connect() as kept:
