@@ -1,9 +1,9 @@
 """Databases of earlier schemas with rows in every table, as SQL text.
 
-    PYTHONPATH=tests python -m helpers.old_schemas
+    PYTHONPATH=tests python -m helpers.old_schemas NUMBER…
 
-writes the text of every schema that has none yet. A text that exists is never written again: it is what that version
-of llmprune left behind.
+writes the texts of these schemas. Give one of each release, and those whose data a later migration moves. A text that
+exists is never written again: it is what that version of llmprune left behind.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import sys
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,14 @@ from typing import Any
 from llmprune.service.jobs.schema import steps
 
 FOLDER = Path(__file__).parents[1] / "service" / "schemas"
+HOOK = "https://hooks.example.org/secret-of-a-hook"
 _STATES = ("queued", "running", "cancelling", "cancelled", "failed", "succeeded")
 _FIGURES = {"parameters": [2, 1], "bytes": [4, 2], "layers": [3, 2], "perplexity": [10.5, 11.5], "retention": 0.9}
 _RECIPE = "model: {id: org/model}\ncalibration: {dataset: org/text}\ndepth: {remove: 1}\n"
 
 
-def write_missing() -> None:
-    """Write the text of every schema that has none."""
+def write(numbers: Collection[int]) -> None:
+    """Write the texts of schemas that have none."""
     FOLDER.mkdir(exist_ok=True)
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute("PRAGMA foreign_keys = ON")
@@ -32,9 +35,11 @@ def write_missing() -> None:
             connection.executescript(step.sql)
             if step.number == 1:
                 _add_jobs(connection)
+            if step.number == 20:
+                _add_links(connection)
             _fill_empty_tables(connection)
             path = FOLDER / f"{step.number:04}.sql"
-            if not path.exists():
+            if step.number in numbers and not path.exists():
                 text = "\n".join([*connection.iterdump(), f"PRAGMA user_version = {step.number};"])
                 path.write_text(text + "\n", encoding="utf-8")
 
@@ -57,6 +62,19 @@ def _add_jobs(connection: sqlite3.Connection) -> None:
         _insert(connection, "events", {"job": row["id"], "kind": "state", "data": event, "at": 1.7e9})
 
 
+def _add_links(connection: sqlite3.Connection) -> None:
+    """Make jobs of the first schema a follow-up, a push and the user of a base, and add a webhook in clear."""
+    queued, running, _, cancelled, _, parent = (f"{number:012x}" for number in range(6))
+    work = json.dumps({"kind": "size", "keep": 0.5}, separators=(",", ":"))
+    connection.execute("UPDATE jobs SET made_from = ?1, reads = ?1, work = ?2 WHERE id = ?3", (parent, work, queued))
+    push = json.dumps({"repo_id": "org/name"})
+    connection.execute("UPDATE jobs SET source = ?, push = ? WHERE id = ?", (parent, push, cancelled))
+    connection.execute("UPDATE bases SET job = ?, base = ?", (running, parent))
+    for table, owner in (("notify_targets", "job"), ("notify_defaults", "owner"), ("outbox", "owner")):
+        values = (HOOK, {"job": queued, "owner": "ann"}[owner])
+        connection.execute(f"UPDATE {table} SET kind = 'webhook', target = ?, {owner} = ?", values)
+
+
 def _fill_empty_tables(connection: sqlite3.Connection) -> None:
     """Add a row to every table without one, in an order in which its references exist."""
     pending = [
@@ -77,7 +95,9 @@ def _row(connection: sqlite3.Connection, table: str, *, sql: str) -> dict[str, A
     """Make a row of a table; None where a table that it references has none yet."""
     parents = {row[3]: (row[2], row[4]) for row in connection.execute(f"PRAGMA foreign_key_list({table})")}
     row: dict[str, Any] = {}
-    for _, name, kind, _, _, key in connection.execute(f"PRAGMA table_info({table})"):
+    columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
+    is_numbered = sum(1 for *_, key in columns if key) == 1  # then an INTEGER key gets its number by itself
+    for _, name, kind, _, _, key in columns:
         choice = re.search(rf"\b{name} IN \('([^']+)'|\b{name} = (\d+)\)", sql)
         if name in parents:
             parent, column = parents[name]
@@ -87,8 +107,8 @@ def _row(connection: sqlite3.Connection, table: str, *, sql: str) -> dict[str, A
             row[name] = found[0] if found else None
         elif choice:
             row[name] = choice[1] or int(choice[2])
-        elif not (key and kind == "INTEGER"):
-            row[name] = {"TEXT": f"{table} {name}", "INTEGER": 1, "BLOB": b"\0\1"}.get(kind, 1.5)
+        elif not (key and kind == "INTEGER" and is_numbered):
+            row[name] = {"TEXT": f"{table} {name}", "INTEGER": 1, "BIGINT": 1, "BLOB": b"\0\1"}.get(kind, 1.5)
     return row
 
 
@@ -98,4 +118,4 @@ def _insert(connection: sqlite3.Connection, table: str, row: dict[str, Any]) -> 
 
 
 if __name__ == "__main__":
-    write_missing()
+    write({int(number) for number in sys.argv[1:]})

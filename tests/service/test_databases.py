@@ -18,6 +18,7 @@ from helpers.postgresql import PostgresqlServer, server
 from helpers.service import RECIPE, YAML, ServiceHarness
 
 from llmprune.common.errors import OutputError, RecipeError
+from llmprune.service.artifacts.parts import Use
 from llmprune.service.cli.database_option import database_url
 from llmprune.service.jobs import schema, service_lock
 from llmprune.service.jobs.database import Database, DatabaseUnavailable, IntegrityError
@@ -29,6 +30,7 @@ from llmprune.service.jobs.run_times import RunTimes, known_run_times
 from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
+from llmprune.service.jobs.uses import jobs_in_use
 from llmprune.service.jobs.work import Bench
 from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.notifications.targets import Target
@@ -292,17 +294,19 @@ def test_what_is_read_is_answered_the_same(connect: Callable[[], Database]) -> N
     assert jobs.start(parent, []) is not None
     figures = Figures(parameters=(2, 1), bytes=(2, 1), layers=(2, 1)).model_dump_json()
     jobs.end(parent, Outcome("succeeded", 0, results={"figures": figures}))
-    child, _ = add(jobs, 2, request=JobRequest(name="timed", made_from=parent, reads=parent, work=Bench()))
+    child, _ = add(
+        jobs, 2, uses=(Use(parent, "run"),), request=JobRequest(name="timed", made_from=parent, work=Bench())
+    )
     assert [job.id for job in jobs.page(JobQuery(None, made_from=parent)).jobs] == [child]
-    assert jobs.in_use() == {parent}
+    assert jobs_in_use(connect()) == {parent}
     assert not jobs.clean(parent, lambda: None)
     with pytest.raises(Conflict, match="reads the files"):
         jobs.delete(parent)
     found = jobs.get(child)
     assert found is not None
-    assert found.work == Bench()
+    assert (found.work, found.reads, found.base) == (Bench(), parent, None)
     jobs.cancel(child)
-    assert jobs.in_use() == set()
+    assert jobs_in_use(connect()) == set()
     assert jobs.clean(parent, lambda: None)
     with pytest.raises(Conflict, match="has deleted the model"):
         jobs.retry(child, quotas=Quotas())

@@ -173,12 +173,11 @@ def test_files_that_are_read_cannot_be_deleted(harness: ServiceHarness) -> None:
         refused = harness.http.delete(f"/v1/jobs/{parent}")
         assert (refused.status_code, f"job {reader} reads the files" in refused.json()["detail"]) == (409, True)
         assert harness.http.post(f"/v1/jobs/{parent}/reevaluate", params={"limit": 100}).status_code == 409
-        found = harness.service.jobs.get(parent)
-        assert remove_products(harness.settings, harness.service.jobs, job=found) == 0
+        assert remove_products(harness.settings, harness.service.jobs, job=parent) == 0
     assert (harness.run_folder(parent) / "model" / "model.safetensors").is_file()
     harness.http.post(f"/v1/jobs/{reader}/cancel")
     assert harness.until_ended(reader)["state"] == "cancelled"
-    assert remove_products(harness.settings, harness.service.jobs, job=harness.service.jobs.get(parent)) > 0
+    assert remove_products(harness.settings, harness.service.jobs, job=parent) > 0
     assert not list(harness.settings.trash.iterdir())
     assert "has deleted the model" in ask(harness.http, parent, {"kind": "bench"}).json()["detail"]
     assert "has deleted the model" in harness.http.post(f"/v1/jobs/{reader}/retry").json()["detail"]

@@ -136,7 +136,7 @@ def test_a_model_is_kept_while_a_job_starts_from_it(harness: ServiceHarness, use
     base = finished(harness, recipe(n=1), users["ann"])
     job = harness.submit(starting_from(base), users["ann"])["id"]
     refused = harness.http.delete(f"/v1/jobs/{base}", headers=users["ann"])
-    assert (refused.status_code, f"job {job} starts from" in refused.text) == (409, True)
+    assert (refused.status_code, f"job {job} reads the files" in refused.text) == (409, True)
     settings = harness.settings.model_copy(update={"keep_days": 0.0})
     with harness.service.database.write() as connection:
         connection.execute("UPDATE jobs SET finished = ? WHERE id = ?", (time.time() - 9, base))
@@ -146,6 +146,8 @@ def test_a_model_is_kept_while_a_job_starts_from_it(harness: ServiceHarness, use
     clean_up(settings, harness.service.jobs)
     assert not (harness.run_folder(base) / "model").is_dir()
     assert problems(harness, starting_from(base), users["ann"]) != []
+    again = harness.http.post(f"/v1/jobs/{job}/retry", headers=users["ann"])
+    assert (again.status_code, f"has deleted the model of job {base}" in again.text) == (409, True)
     assert harness.http.delete(f"/v1/jobs/{base}", headers=users["ann"]).status_code == 204
 
 

@@ -151,7 +151,7 @@ def test_a_job_whose_gate_was_not_met_is_not_changed_while_it_is_pushed(harness:
     """A job below its gate has a model, and ``when`` decides about its push; meanwhile it cannot be evaluated again."""
     job = finished(harness, exit=3, push_pause=30)
     pushed = push(harness, job, when="always")
-    refused(harness, f"{job}/reevaluate?limit=100", 409, "is being pushed", headers={})
+    refused(harness, f"{job}/reevaluate?limit=100", 409, f"job {pushed} reads the files", headers={})
     harness.http.post(f"/v1/jobs/{pushed}/cancel")
     harness.until_ended(pushed)
 

@@ -166,9 +166,7 @@ def test_the_disk_of_a_users_jobs(tmp_path: Path) -> None:
     assert two.states(waiting, free) == ["queued", "running"]
     assert "quota 'Disk space of jobs': ann uses" in (refused := two.refusal("ann"))
     assert "delete jobs or models, or ask an admin" in refused
-    found = jobs.get(job)
-    assert found is not None
-    remove_products(settings, jobs, job=found)
+    remove_products(settings, jobs, job=job)
     measure_jobs(settings, jobs)
     assert 0 < usage_of(two.database, "ann").disk < used
     two.end(free)

@@ -140,7 +140,7 @@ def test_lists_for_a_user_are_read_from_indexes(tmp_path: Path, asked: dict[str,
 
 def test_the_clean_up_keeps_to_the_quota(tmp_path: Path) -> None:
     """Above the quota the oldest models are deleted, reports are kept, and no job starts until the quota holds."""
-    harness = ServiceHarness(tmp_path, disk_quota=10**9)
+    harness = ServiceHarness(tmp_path, disk_quota=10**9, database_url=None)
     jobs = [harness.submit(recipe(n=n))["id"] for n in range(3)]
     for job in jobs:
         harness.until_ended(job)
@@ -152,6 +152,14 @@ def test_the_clean_up_keeps_to_the_quota(tmp_path: Path) -> None:
     assert over_quota(tight)
     clean_up(tight, harness.service.jobs)
     assert not over_quota(tight)
+    read: list[str] = []
+    harness.service.database.connection().set_trace_callback(read.append)
+    assert not clean_up(tight, harness.service.jobs)
+    assert read == []  # below the quota it asks for no job
+    clean_up(tight.model_copy(update={"keep_days": 9.0}), harness.service.jobs)
+    harness.service.database.connection().set_trace_callback(None)
+    steps = harness.service.database.read(f"EXPLAIN QUERY PLAN {read[-1]}")
+    assert "SEARCH jobs USING INDEX jobs_to_clean" in steps[0]["detail"]
     assert [(harness.run_folder(job) / "model").exists() for job in jobs] == [False, False, True]
     assert [harness.job(job)["cleaned"] for job in jobs] == [True, True, False]
     assert all((harness.run_folder(job) / "report.json").exists() for job in jobs)

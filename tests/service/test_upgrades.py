@@ -13,13 +13,16 @@ from helpers.old_schemas import FOLDER
 from helpers.postgresql import server
 from helpers.service import RECIPE, ServiceHarness, recipe, settings_in
 
+from llmprune.service.artifacts.parts import Use
 from llmprune.service.backup.tables import copy_from_file
-from llmprune.service.jobs.job import JobQuery, job_of
+from llmprune.service.jobs.job import JobQuery, Outcome
 from llmprune.service.jobs.postgresql import PostgresqlDatabase
 from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.schema import latest, steps
 from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.jobs.store import JobStore
+from llmprune.service.jobs.store_reads import Conflict
+from llmprune.service.jobs.uses import jobs_in_use
 from llmprune.service.supervisor.attempts import launch_of
 from llmprune.service.supervisor.launchers import make_launchers
 
@@ -28,6 +31,7 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 REBUILT = ("tokens", "sessions")  # with columns of another meaning since there are users; see test_users.py
+MOVED = {"jobs": {"reads"}, "bases": {"job", "base"}}  # columns whose data is in another table now
 
 
 def rows(connection: sqlite3.Connection) -> Rows:
@@ -42,6 +46,13 @@ def made(path: Path, schema: Path) -> Rows:
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(schema.read_text(encoding="utf-8"))
         return rows(connection)
+
+
+def quick(path: Path) -> SqliteDatabase:
+    """Open a database that does not wait for the disk after each of the migrations."""
+    database = SqliteDatabase(path)
+    database.connection().execute("PRAGMA synchronous = OFF")
+    return database
 
 
 def described(path: Path) -> dict[str, set[str]]:
@@ -70,7 +81,7 @@ def test_every_earlier_schema_is_migrated(tmp_path: Path, schema: Path, fresh: d
     """All rows survive, the tables are those of a new database, and every job can be read and changed."""
     path = tmp_path / "jobs.sqlite3"
     before = made(path, schema)
-    database = SqliteDatabase(path)
+    database = quick(path)
     database.migrate()
     jobs = JobStore(database)
     with closing(sqlite3.connect(path)) as connection:
@@ -78,9 +89,10 @@ def test_every_earlier_schema_is_migrated(tmp_path: Path, schema: Path, fresh: d
         after = rows(connection)
     assert (database.version(), described(path)) == (latest(), fresh)
     for table, old in before.items():
-        if table not in REBUILT and table in after and old and after[table] and old[0].keys() <= after[table][0].keys():
-            kept = [{name: row[name] for name in old[0]} for row in after[table]]
-            assert kept == old, table
+        columns = (old[0].keys() if old else set()) - MOVED.get(table, set())
+        if table not in REBUILT and columns:
+            kept, wanted = ([{name: row[name] for name in columns} for row in one] for one in (after[table], old))
+            assert kept == wanted, table
     assert len(after["jobs"]) == len(before["jobs"]) == 6
     page = jobs.page(JobQuery(None)).jobs
     assert [job.unreadable for job in page] == [()] * 6
@@ -88,6 +100,26 @@ def test_every_earlier_schema_is_migrated(tmp_path: Path, schema: Path, fresh: d
         ("queued", "running", "cancelling", "cancelled", "failed", "succeeded"), 1234.0625
     )
     assert jobs.retry(f"{4:012x}", quotas=Quotas()).state == "queued"
+
+
+def test_what_jobs_need_of_others_is_moved(tmp_path: Path) -> None:
+    """Follow-ups, pushes and bases of an earlier schema keep the files of their job from being deleted."""
+    path = tmp_path / "jobs.sqlite3"
+    made(path, FOLDER / "0020.sql")
+    database = quick(path)
+    database.migrate()
+    jobs = JobStore(database)
+    queued, running, _, cancelled, _, parent = (f"{number:012x}" for number in range(6))
+    found = {job: one.uses for job in (queued, running, cancelled) if (one := jobs.get(job)) is not None}
+    wanted = {queued: (Use(parent, "scores"),), running: (Use(parent, "model"),), cancelled: (Use(parent, "run"),)}
+    assert (found, jobs_in_use(database)) == (wanted, {parent})
+    with pytest.raises(Conflict, match="a job of another user reads the files"):
+        jobs.delete(parent)
+    jobs.end(running, Outcome("failed", 1))
+    jobs.cancel(queued)
+    jobs.delete(parent)
+    with pytest.raises(Conflict, match="was deleted"):
+        jobs.retry(queued)
 
 
 @pytest.mark.parametrize("schema", [SCHEMAS[0], SCHEMAS[-1]], ids=lambda path: path.stem)
@@ -125,7 +157,9 @@ def test_a_job_runs_on_through_an_upgrade(tmp_path: Path) -> None:
     shutil.copy(settings.database, tmp_path / "copy.sqlite3")
     copied = SqliteDatabase(tmp_path / "copy.sqlite3")
     copied.migrate()
-    launch = launch_of(job_of(copied.read("SELECT * FROM jobs")[0]), settings)
+    found = JobStore(copied).get(job)
+    assert found is not None
+    launch = launch_of(found, settings)
     launch.folder.mkdir(parents=True)
     (launch.folder / "recipe.yaml").write_text(text)
     make_launchers(settings)["local"].start(launch)

@@ -141,7 +141,7 @@ def test_a_retry_after_the_clean_up_runs_the_recipe(harness: ServiceHarness) -> 
     harness.until_ended(job)
     harness.http.post(f"/v1/jobs/{job}/reevaluate")
     assert harness.until_ended(job)["state"] == "failed"
-    remove_products(harness.settings, harness.service.jobs, job=harness.service.jobs.get(job))  # type: ignore[arg-type]
+    remove_products(harness.settings, harness.service.jobs, job=job)
     again = harness.http.post(f"/v1/jobs/{job}/retry").json()
     assert (again["cleaned"], again["reevaluate"]) == (False, None)
     assert harness.until_ended(job)["state"] == "gate_undecided"

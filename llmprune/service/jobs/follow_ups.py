@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
+from llmprune.service.artifacts.parts import Use
 from llmprune.service.jobs.follow_up_recipes import overrides_of, recipe_of, sizes_of
 from llmprune.service.jobs.job import FINISHED, Job, NewJob
 from llmprune.service.jobs.job_models import JobModels
@@ -57,7 +58,7 @@ class Offer:
 def submit_follow_up(asked: FollowUp, caller: Caller, *, settings: Settings, jobs: JobStore) -> tuple[Job, bool]:
     """Queue a follow-up; return its job, and whether it is new. Raises RecipeError, Conflict and QueueFull."""
     parent = asked.parent
-    work, reads = _work_and_folder(asked)
+    work, reads = _work_and_use(asked)
     if isinstance(work, Bench) and asked.launcher == "torchrun":
         raise RecipeError("launcher: a bench times both models in one process; choose local", "follow-up")
     overrides = overrides_of(parent, asked.work, settings=settings)
@@ -79,29 +80,33 @@ def submit_follow_up(asked: FollowUp, caller: Caller, *, settings: Settings, job
         model=parent.model,
         recipe=parent.recipe,
         overrides=list(dict.fromkeys(reversed(admitted.overrides)))[::-1],  # the policy adds its own once more
-        request=request.model_copy(update={"made_from": parent.id, "reads": reads, "work": work}),
+        request=request.model_copy(update={"made_from": parent.id, "work": work}),
         key=asked.key,
         digest=asked.digest(),
-        base=base.id if base else None,
+        uses=(*reads, *([Use(base.id, "model")] if base else [])),
     )
     return queue_new(settings, asked.hub_token, jobs=jobs, new=new)
 
 
-def _work_and_folder(asked: FollowUp) -> tuple[Work, str | None]:
-    """Return the work of a follow-up, and the job whose folder it reads. Raises Conflict."""
+def _work_and_use(asked: FollowUp) -> tuple[Work, tuple[Use, ...]]:
+    """Return the work of a follow-up, and the files of another job that it reads. Raises Conflict."""
     parent = asked.parent
     if not isinstance(asked.work, Repeat):
         require_model(parent, asked.work)
-        return asked.work, parent.id
+        return asked.work, _read(parent.id, asked.work)
     if parent.source is not None:
         raise Conflict(f"job {parent.id} is a push; push the model of job {parent.source} again")
     if parent.work is None or isinstance(parent.work, Size | Repeat):  # its recipe is all that it needs
-        return asked.work, None
-    return parent.work, parent.reads
+        return asked.work, ()
+    return parent.work, _read(parent.reads, parent.work)
+
+
+def _read(job: str | None, work: Work) -> tuple[Use, ...]:
+    return (Use(job, work.needs),) if job is not None and work.needs is not None else ()
 
 
 def require_model(job: Job, work: Work) -> None:
-    """Raise Conflict where a job has not what the work needs, before its report is read; see ``require_parent``."""
+    """Raise Conflict where a job has not what the work needs, before its report is read; see ``require_files``."""
     if job.source is not None:
         raise Conflict(f"job {job.id} is a push; ask for follow-ups of job {job.source}")
     if job.state not in FINISHED:
@@ -110,7 +115,7 @@ def require_model(job: Job, work: Work) -> None:
         raise Conflict(f"job {job.id} has made no model; ask for follow-ups of job {job.reads}")
     if job.uploaded:
         raise Conflict(f"job {job.id} was uploaded; work on its model where it was made")
-    if job.cleaned and work.needs == "model":
+    if job.cleaned and work.needs == "run":
         raise Conflict(f"the clean-up has deleted the model of job {job.id}; run its recipe again, then ask for this")
 
 
@@ -135,7 +140,7 @@ def _reason(job: Job, work: Work, *, settings: Settings) -> str | None:
             require_model(job, work)
             sizes_of(recipe_of(job))
             return None
-        _work_and_folder(FollowUp(job, work))
+        _work_and_use(FollowUp(job, work))
         overrides_of(job, work, settings=settings)
     except (Conflict, RecipeError) as error:
         return "; ".join(error.problems) if isinstance(error, RecipeError) else str(error)

@@ -8,7 +8,7 @@ queued ──▶ running ──▶ succeeded, gate_not_met, gate_undecided   (th
 
 A finished job is queued again to evaluate more samples of its model (``reevaluate``).
 A job with a ``source`` is a push: it sends the finished model of that job to the hub.
-A job with ``work`` is a follow-up of the job ``made_from``; while it waits and runs it reads the folder of ``reads``.
+A job with ``work`` is a follow-up of the job ``made_from``.
 A job of a sweep may begin with the scores of another one, which is its ``reads`` from its start on.
 """
 
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from llmprune.publish.published import Published
 from llmprune.recipe.hub import Hub
 from llmprune.results.evaluation_figures import Verdict
+from llmprune.service.artifacts.parts import Use
 from llmprune.service.jobs.database import Row
 from llmprune.service.jobs.work import Work
 from llmprune.service.notifications.targets import Target
@@ -107,7 +108,6 @@ class JobRequest(Value):
     push: Hub | None = None
     shared: bool = False
     made_from: str | None = None
-    reads: str | None = None
     work: Work | None = None
 
     def columns(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class NewJob:
     key: str | None = None
     digest: str = ""
     notify: tuple[Target, ...] | None = None
-    base: str | None = None  # the job whose finished model it prunes
+    uses: tuple[Use, ...] = ()  # files of other jobs that it needs
     scores: str | None = None  # equal for jobs that need the same scores; see shared_scores.py
 
 
@@ -233,11 +233,22 @@ class Job(JobSummary):
     overrides: tuple[str, ...]
     push: Hub | None = Field(description="Settings of the push; null: it is no push.")
     reads: str | None = Field(description="Id of the job whose run folder it reads; null: of none.")
+    base: str | None = Field(description="Id of the job whose model it starts from; null: of none.")
     work: Work | None = Field(description="Kind of work of a follow-up, and its settings; null: it is none.")
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """Files of other jobs that it needs until it has ended."""
+        own = "scores" if self.source is None else "run"  # a job of a sweep takes scores, a push sends a run
+        part = own if self.work is None else self.work.needs
+        read = () if self.reads is None or part is None else (Use(self.reads, part),)
+        return read if self.base is None else (*read, Use(self.base, "model"))
 
 
 RECIPE_IS_WRONG = 2  # llmprune's exit code for a recipe that cannot be run as it is
 SUMMARY_COLUMNS = ", ".join(JobSummary.model_fields)
+_USED = "(SELECT used FROM uses WHERE uses.job = jobs.id AND part {} 'model' LIMIT 1)"
+JOB_COLUMNS = f"jobs.*, {_USED.format('<>')} AS reads, {_USED.format('=')} AS base"  # of a row for job_of
 _JSON_COLUMNS = ("devices", "figures", "published", "overrides", "push", "work")
 # Values of columns that cannot be read; None for all others.
 _NEUTRAL: dict[str, Any] = {
@@ -263,7 +274,7 @@ def summary_of(row: Row) -> JobSummary:
 
 
 def job_of(row: Row) -> Job:
-    """Convert a row with all columns. A column that cannot be read becomes a neutral value."""
+    """Convert a row with ``JOB_COLUMNS``. A column that cannot be read becomes a neutral value."""
     return _value_of(Job, row)
 
 

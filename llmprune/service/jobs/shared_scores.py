@@ -21,11 +21,10 @@ WAITS = "waits for the scores of job"  # begins the step of a job that waits for
 
 @dataclass(frozen=True)
 class Member:
-    """A job of a group. ``reads``: the job whose scores it has been given."""
+    """A job of a group."""
 
     id: str
     state: str
-    reads: str | None
 
 
 def key_of_scores(recipe: Recipe) -> str | None:
@@ -80,11 +79,11 @@ def write_group(connection: Transaction, job: str, *, group: str) -> None:
 def groups_that_wait(database: Database) -> dict[str, list[Member]]:
     """Return the groups of waiting jobs, each with all of its jobs in the order of arrival."""
     sql = (
-        "SELECT s.score_group, j.id, j.state, j.reads FROM shared_scores s JOIN jobs j ON j.id = s.job "
+        "SELECT s.score_group, j.id, j.state FROM shared_scores s JOIN jobs j ON j.id = s.job "
         "WHERE s.score_group IN (SELECT w.score_group FROM jobs q JOIN shared_scores w ON w.job = q.id "
         "WHERE q.state = 'queued') ORDER BY j.seq"
     )
     found: dict[str, list[Member]] = {}
     for row in database.read(sql):
-        found.setdefault(row["score_group"], []).append(Member(row["id"], row["state"], row["reads"]))
+        found.setdefault(row["score_group"], []).append(Member(row["id"], row["state"]))
     return found

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, get_args
 
-from llmprune.service.jobs.bases import add_base, require_no_use
 from llmprune.service.jobs.database import Database, Row, Transaction
 from llmprune.service.jobs.fair_order import count_start
 from llmprune.service.jobs.job import (
     ACTIVE,
     ENDED,
     FINISHED,
+    JOB_COLUMNS,
     SUMMARY_COLUMNS,
     Job,
     JobPage,
@@ -36,13 +36,12 @@ from llmprune.service.jobs.store_reads import (
     newest,
     numbers_by_state,
     require_made_here,
-    require_parent,
-    require_pushable,
-    require_unused,
+    require_no_push,
     retried_columns,
     row_of,
     terms_of,
 )
+from llmprune.service.jobs.uses import forget_scores, record_uses, require_recorded, require_unused, take_scores
 from llmprune.service.notifications.outbox import notify_end, write_default_targets, write_targets
 
 _NOTHING_LEFT: dict[str, Any] = {"seconds_left": None, "run_seconds_left": None, "detail": None}
@@ -74,9 +73,7 @@ class JobStore:
                     raise Conflict(f"the idempotency key {key!r} was used for another submission; use a new one")
                 return job_of(row_of(connection, known["job"])), False
             if request.source is not None:
-                require_pushable(connection, request.source)
-            if request.reads is not None:
-                require_parent(connection, request.reads, work=request.work)
+                require_no_push(connection, request.source)
             require_quota(connection, owner, demand=Demand(gpus=request.gpus), defaults=quotas)
             values = {
                 "id": job, "owner": owner, "model": new.model, "recipe": new.recipe,
@@ -86,8 +83,7 @@ class JobStore:
             connection.execute(
                 f"INSERT INTO jobs ({names}) VALUES ({', '.join('?' * len(values))})", [*values.values()]
             )
-            if new.base is not None:
-                add_base(connection, job, base=new.base)
+            record_uses(connection, job, uses=new.uses)
             if key is not None:
                 connection.execute("INSERT INTO idempotency VALUES (?, ?, ?, ?)", (owner, key, digest, job))
             if new.notify is None:
@@ -99,7 +95,7 @@ class JobStore:
 
     def get(self, job: str) -> Job | None:
         """Return the job of this id; None where there is none."""
-        rows = self.database.read("SELECT * FROM jobs WHERE id = ?", (job,))
+        rows = self.database.read(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", (job,))
         return job_of(rows[0]) if rows else None
 
     def page(self, query: JobQuery) -> JobPage:
@@ -116,19 +112,10 @@ class JobStore:
             found[row["state"]] += row["n"]
         return {state: found[state] for state in get_args(State)}
 
-    def in_use(self) -> set[str]:
-        """Return the ids of the jobs whose models are being pushed or whose folders are read."""
-        marks = ", ".join("?" * (1 + len(ACTIVE)))
-        sql = " UNION ".join(
-            f"SELECT {name} AS used FROM jobs WHERE {name} IS NOT NULL AND state IN ({marks})"
-            for name in ("source", "reads")
-        )
-        return {row["used"] for row in self.database.read(sql, ("queued", *ACTIVE) * 2)}
-
     def in_states(self, *states: State) -> list[Job]:
         """Return the jobs in these states, in the order in which they should start."""
         marks = ", ".join("?" * len(states))
-        sql = f"SELECT * FROM jobs WHERE state IN ({marks}) ORDER BY priority DESC, seq"
+        sql = f"SELECT {JOB_COLUMNS} FROM jobs WHERE state IN ({marks}) ORDER BY priority DESC, seq"
         known, found = self._parsed.get(states, {}), {}
         for row in self.database.read(sql, states):
             before = known.get(row["id"])  # the supervisor asks twice a second, and most jobs have not changed
@@ -159,9 +146,9 @@ class JobStore:
                 raise Conflict(f"the job is {row['state']}; only failed and cancelled jobs can be tried again")
             require_unused(connection, job)
             if row["source"] is not None:
-                require_pushable(connection, row["source"])
-            if row["reads"] is not None and row["work"] is not None:
-                require_parent(connection, row["reads"], work=job_of(row).work)
+                require_no_push(connection, row["source"])
+            forget_scores(connection, job)
+            require_recorded(connection, job)
             require_quota_again(connection, row, defaults=quotas)
             _change(connection, job, state="queued", **_FRESH, **retried_columns(row))
             return job_of(row_of(connection, job))
@@ -179,7 +166,7 @@ class JobStore:
                 raise Conflict(
                     f"the clean-up has deleted the model of job {job}; run its recipe again with more samples"
                 )
-            require_unused(connection, job)
+            require_unused(connection, job, parts=("run", "scores"))  # the model stays as it is
             require_quota_again(connection, row, defaults=quotas)
             _change(connection, job, state="queued", **_FRESH, reevaluate=limit, ran_before=row["ran_seconds"])
             return job_of(row_of(connection, job))
@@ -197,8 +184,8 @@ class JobStore:
             step = "starting" if row["source"] is None else "pushing to the hub"
             step = step if row["reevaluate"] is None else "evaluation of more samples"
             values = {"devices": json.dumps(list(devices)), "attempts": row["attempts"] + 1, "step": step}
-            if scores_of and first_row(connection, "SELECT 1 FROM jobs WHERE id = ?", scores_of):
-                values["reads"] = scores_of
+            if scores_of is not None:
+                take_scores(connection, job, of=scores_of)
             _change(connection, job, state="running", started=time.time(), **values)
             return job_of(row_of(connection, job))
 
@@ -245,7 +232,7 @@ class JobStore:
                 _change(connection, job, state="queued", devices="[]", **news)
 
     def clean(self, job: str, move_away: Callable[[], object]) -> bool:
-        """Move an ended job's model away and record that; return False where a push or a follow-up uses the model."""
+        """Move an ended job's model away and record that; return False where another job needs its files."""
         with self.database.write() as connection:
             if row_of(connection, job)["state"] not in ENDED:  # it was retried meanwhile
                 return False
@@ -265,7 +252,6 @@ class JobStore:
                 if state not in ENDED:
                     raise Conflict(f"job {job} is {state}; cancel it first")
                 require_unused(connection, job, by_sweeps=True)
-                require_no_use(connection, job)
                 connection.execute("INSERT INTO artifact_removals (job) VALUES (?) ON CONFLICT DO NOTHING", (job,))
                 connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
 

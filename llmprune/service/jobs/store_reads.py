@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmprune.service.jobs.database import Row, Transaction
-from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, VERDICTS, JobQuery, summary_of
-from llmprune.service.jobs.work import Work
+from llmprune.service.jobs.job import ACTIVE, JOB_COLUMNS, VERDICTS, JobQuery, summary_of
 
 Term = tuple[str, list[Any]]  # a condition and its values
 
@@ -94,58 +93,10 @@ def first_row(connection: Transaction, sql: str, *values: Any) -> Row | None:
 
 def row_of(connection: Transaction, job: str) -> Row:
     """Return a job's row. Raises NoSuchJob."""
-    row = first_row(connection, "SELECT * FROM jobs WHERE id = ?", job)
+    row = first_row(connection, f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", job)
     if row is None:
         raise NoSuchJob(f"there is no job {job!r}")
     return row
-
-
-def require_pushable(connection: Transaction, job: str) -> None:
-    """Raise Conflict where a job has no finished model, or is being pushed already."""
-    row = first_row(connection, "SELECT * FROM jobs WHERE id = ?", job)
-    if row is None:
-        raise Conflict(f"the job {job}, whose model was to be pushed, was deleted")
-    if row["state"] not in ENDED or row["figures"] is None:
-        raise Conflict(f"job {job} is {row['state']} and has no finished model to push; push it when it has succeeded")
-    if row["cleaned"]:
-        raise Conflict(f"the clean-up has deleted the model of job {job}; run its recipe again, then push that")
-    require_made_here(row)
-    require_no_push(connection, job)
-
-
-def require_parent(connection: Transaction, job: str, *, work: Work | None) -> None:
-    """Raise Conflict where a job does not have what a follow-up reads: a finished model, or a folder with scores."""
-    needs = "model" if work is None else work.needs
-    row = first_row(connection, "SELECT * FROM jobs WHERE id = ?", job)
-    if row is None:
-        raise Conflict(f"the job {job}, whose {needs} it needs, was deleted; submit a recipe as a new job")
-    if row["state"] not in FINISHED or row["figures"] is None:
-        state = "has no model" if row["state"] in FINISHED else f"is {row['state']}"
-        raise Conflict(f"job {job} {state}; only a job with a finished model has follow-ups")
-    require_made_here(row)
-    if needs == "model" and row["cleaned"]:
-        raise Conflict(f"the clean-up has deleted the model of job {job}; run its recipe again, then ask for this")
-
-
-def require_unused(connection: Transaction, job: str, *, by_sweeps: bool = False) -> None:
-    """Raise Conflict while a job's model is being pushed or a follow-up reads its folder.
-
-    ``by_sweeps``: also while a job of a sweep runs that began with its scores.
-    """
-    require_no_push(connection, job)
-    reader = _under_way(connection, "reads", job=job, more="" if by_sweeps else " AND work IS NOT NULL")
-    if reader is None:
-        return
-    if reader["owner"] != row_of(connection, job)["owner"]:
-        raise Conflict(f"a job of another user reads the files of job {job}; wait for it, or ask an admin to cancel it")
-    raise Conflict(f"job {reader['id']} reads the files of job {job}; wait for it, or cancel it")
-
-
-def _under_way(connection: Transaction, column: str, *, job: str, more: str = "") -> Row | None:
-    """Return a job that waits or runs and has this job in a column. ``more``: further conditions."""
-    states = ("queued", *ACTIVE)
-    sql = f"SELECT id, owner FROM jobs WHERE {column} = ? AND state IN ({', '.join('?' * len(states))}){more}"
-    return first_row(connection, sql, job, *states)
 
 
 def require_made_here(row: Row) -> None:
@@ -155,8 +106,10 @@ def require_made_here(row: Row) -> None:
 
 
 def require_no_push(connection: Transaction, job: str) -> None:
-    """Raise Conflict while a job's model is being pushed."""
-    push = _under_way(connection, "source", job=job)
+    """Raise Conflict while a job's model is being pushed: two pushes at a time would mix their commits."""
+    states = ("queued", *ACTIVE)
+    sql = f"SELECT id, owner FROM jobs WHERE source = ? AND state IN ({', '.join('?' * len(states))})"
+    push = first_row(connection, sql, job, *states)
     if push is not None and push["owner"] != row_of(connection, job)["owner"]:
         raise Conflict(f"the model of job {job} is being pushed by an admin; wait for that")
     if push is not None:
@@ -174,7 +127,6 @@ def cancelled_columns(row: Row) -> dict[str, Any]:
 
 
 def retried_columns(row: Row) -> dict[str, Any]:
-    """Return the columns of a job that is tried again. One of a sweep is given scores anew when it starts."""
+    """Return the columns of a job that is tried again."""
     from_start = {"cleaned": 0, "reevaluate": None} if row["cleaned"] else {}
-    reads = row["reads"] if row["work"] else None
-    return from_start | {"error": None, "ran_before": row["ran_seconds"], "reads": reads}
+    return from_start | {"error": None, "ran_before": row["ran_seconds"]}

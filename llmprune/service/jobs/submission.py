@@ -18,6 +18,7 @@ from llmprune.common.printing import printable
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.results.formatting import plural
+from llmprune.service.artifacts.parts import Use
 from llmprune.service.jobs.database import DatabaseUnavailable
 from llmprune.service.jobs.hub_token import drop_token, keep_token
 from llmprune.service.jobs.job import Job, JobRequest, NewJob, State
@@ -103,7 +104,7 @@ def new_job(submission: Submission, caller: Caller, *, settings: Settings, jobs:
         key=submission.key,
         digest=submission.digest(),
         notify=_targets(submission, settings),
-        base=base.id if base else None,
+        uses=(Use(base.id, "model"),) if base else (),
         scores=key_of_scores(admitted.recipe),
     )
 
@@ -124,6 +125,7 @@ def submit_push(push: PushSubmission, caller: Caller, *, settings: Settings, job
         request=request,
         key=push.key,
         digest=push.digest(),
+        uses=(Use(source.id, "run"),),
     )
     return queue_new(settings, push.hub_token, jobs=jobs, new=new)
 

@@ -129,7 +129,8 @@ def find_sweep(database: Database, sweep: str) -> Sweep | None:
     if not rows:
         return None
     columns = ", ".join(f"jobs.{column}" for column in SUMMARY_COLUMNS.split(", "))
-    sql = f"SELECT point, reads, {columns} FROM sweep_jobs JOIN jobs ON jobs.id = job WHERE sweep = ? ORDER BY place"
+    reads = "(SELECT used FROM uses WHERE uses.job = jobs.id AND part = 'scores') AS reads"
+    sql = f"SELECT point, {reads}, {columns} FROM sweep_jobs JOIN jobs ON jobs.id = job WHERE sweep = ? ORDER BY place"
     jobs = [
         SweepJob(point=tuple(json.loads(row["point"])), job=summary_of(row), scores_of=row["reads"])
         for row in database.read(sql, (sweep,))

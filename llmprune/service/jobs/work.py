@@ -7,14 +7,13 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from llmprune.recipe.recover import Count
-
-Needs = Literal["model", "scores", "nothing"]  # of the run folder that the work reads
+from llmprune.service.artifacts.parts import Part
 
 
 class _Work(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    needs: ClassVar[Needs] = "model"
+    needs: ClassVar[Part | None] = "run"  # of the run folder of the job; None: nothing
     title: ClassVar[str]  # begins the name of the job
 
 
@@ -54,7 +53,7 @@ class Bench(_Work):
 class Size(_Work):
     """Prune to another size from the scores of the job: the base model is not scored again."""
 
-    needs: ClassVar[Needs] = "scores"
+    needs: ClassVar[Part | None] = "scores"
     title: ClassVar[str] = "Size"
     kind: Literal["size"] = "size"
     keep: float | None = Field(
@@ -98,7 +97,7 @@ class Sparsify(_Work):
 class Repeat(_Work):
     """Run the job's recipe again from the beginning."""
 
-    needs: ClassVar[Needs] = "nothing"
+    needs: ClassVar[Part | None] = None
     title: ClassVar[str] = "Again"
     kind: Literal["repeat"] = "repeat"
 

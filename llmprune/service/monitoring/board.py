@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from llmprune.service.jobs.job import ACTIVE, JobSummary, job_of
+from llmprune.service.jobs.job import ACTIVE, JOB_COLUMNS, JobSummary, job_of
 from llmprune.service.jobs.run_times import known_run_times
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.monitoring.queue_estimate import QueuePlace, QueueState, places_of
@@ -46,7 +46,7 @@ class QueueBoard:
     def _state(self) -> QueueState:
         read = self.jobs.database.read
         running = self.jobs.in_states(*ACTIVE)
-        waiting = [job_of(row) for row in read(f"SELECT * {_ORDER} LIMIT ?", (_MOST_JOBS,))]
+        waiting = [job_of(row) for row in read(f"SELECT {JOB_COLUMNS} {_ORDER} LIMIT ?", (_MOST_JOBS,))]
         seconds = {job: times.last for job, times in known_run_times(self.jobs.database, [*running, *waiting]).items()}
         for job in running:
             if job.run_seconds_left is not None:

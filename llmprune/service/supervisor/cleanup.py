@@ -2,8 +2,7 @@
 
 Only what can be made again is deleted: partial models of runs that ended without a result, the oldest first, then
 models of finished runs, the oldest first; approved and uploaded models are kept. Reports, scores, cuts and recipes are
-kept, so that a run can be repeated. A model that is being pushed, or that a follow-up reads, is kept until that has
-ended.
+kept, so that a run can be repeated. A model that another job needs is kept until that job has ended.
 
 The quota also counts what jobs without a token of their own pulled from the hub. No model is deleted because of these
 downloads: above the quota no job starts, and once no job runs all downloads are deleted. Weights that several jobs
@@ -16,24 +15,22 @@ import os
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from llmprune.service.artifacts.manifest import STORED, keep_manifest, local_manifest, without, write_manifest
 from llmprune.service.artifacts.store import ArtifactStore
-from llmprune.service.jobs.bases import bases_in_use
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.disk_use import forget_disk_use, jobs_to_measure, write_disk_use
-from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, JobQuery, JobSummary
+from llmprune.service.jobs.job import ACTIVE, FINISHED
 from llmprune.service.jobs.model_rows import kept_models
 from llmprune.service.jobs.other_machines import removals, removed
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import NoSuchJob
+from llmprune.service.jobs.uses import jobs_in_use
 from llmprune.service.settings import Settings
 
 PARTIAL_MODELS = ("model.partial", "dense.partial")
 MODEL = "model"
-_PAGE_SIZE = 500
 
 
 def used_bytes(folder: Path) -> int:
@@ -53,26 +50,29 @@ def used_bytes(folder: Path) -> int:
     return total
 
 
-def clean_up(settings: Settings, jobs: JobStore) -> None:
-    """Delete old products until the quota holds or nothing is left that may be deleted."""
+def clean_up(settings: Settings, jobs: JobStore) -> bool:
+    """Delete old products until the quota holds or nothing is left that may be deleted.
+
+    Return whether the jobs still take more than the quota, so that no job may start.
+    """
     if settings.disk_quota is None and settings.keep_days is None:
-        return
+        return False
     _empty_trash(settings, jobs)
-    ended = sorted(_ended(jobs), key=lambda job: (job.state in FINISHED, job.finished or 0.0))
     if settings.keep_days is not None:
-        limit = time.time() - settings.keep_days * 86_400
-        for job in ended:
-            if (job.finished or 0.0) < limit:
-                remove_products(settings, jobs, job=job)
+        for job in _removable(jobs.database, before=time.time() - settings.keep_days * 86_400):
+            remove_products(settings, jobs, job=job)
     if settings.disk_quota is None:
-        return
-    used, pulled = _counted_bytes(settings), used_bytes(settings.hub_home)
-    for job in ended:
+        return False
+    pulled = used_bytes(settings.hub_home)
+    used = _job_bytes(settings) + pulled
+    for job in _removable(jobs.database) if used - pulled > settings.disk_quota else ():
+        used -= remove_products(settings, jobs, job=job)
         if used - pulled <= settings.disk_quota:
             break
-        used -= remove_products(settings, jobs, job=job)
     if used > settings.disk_quota and not jobs.in_states(*ACTIVE):
         shutil.rmtree(settings.hub_home, ignore_errors=True)
+        used -= pulled
+    return used > settings.disk_quota
 
 
 def measure_jobs(settings: Settings, jobs: JobStore) -> None:
@@ -99,14 +99,16 @@ def remove_deleted(settings: Settings, database: Database) -> None:
 
 
 def over_quota(settings: Settings) -> bool:
-    """Return whether the jobs take more than the quota, so that no job may start."""
-    return settings.disk_quota is not None and _counted_bytes(settings) > settings.disk_quota
+    """Return whether the jobs and their downloads take more than the quota."""
+    return (
+        settings.disk_quota is not None and _job_bytes(settings) + used_bytes(settings.hub_home) > settings.disk_quota
+    )
 
 
-def _counted_bytes(settings: Settings) -> int:
-    """Return the bytes of jobs and their downloads, without job table and service logs, which are never deleted."""
+def _job_bytes(settings: Settings) -> int:
+    """Return the bytes of all jobs, in the data folder and in the artefact store."""
     stored = sum(stored_bytes(place.parent) for place in (settings.data_dir / "jobs").glob(f"*/{STORED}"))
-    return used_bytes(settings.data_dir / "jobs") + used_bytes(settings.hub_home) + stored
+    return used_bytes(settings.data_dir / "jobs") + stored
 
 
 def stored_bytes(folder: Path) -> int:
@@ -115,15 +117,15 @@ def stored_bytes(folder: Path) -> int:
     return manifest.bytes if manifest is not None else 0
 
 
-def remove_products(settings: Settings, jobs: JobStore, *, job: JobSummary) -> int:
+def remove_products(settings: Settings, jobs: JobStore, *, job: str) -> int:
     """Delete the model of an ended job and its partial models; return the bytes freed.
 
     They are moved into the trash in the transaction that marks the job, so that no follow-up can begin to read them
     meanwhile, and a service that is killed deletes them when it starts again.
     """
     names = (*PARTIAL_MODELS, MODEL)
-    places = [place for name in names if (place := settings.run_folder(job.id) / name).is_dir()]
-    trash = settings.trash / job.id
+    places = [place for name in names if (place := settings.run_folder(job) / name).is_dir()]
+    trash = settings.trash / job
     if not places and not _stored_products(settings, job):
         return 0
 
@@ -132,31 +134,31 @@ def remove_products(settings: Settings, jobs: JobStore, *, job: JobSummary) -> i
         for place in places:
             place.rename(trash / place.name)
 
-    if not jobs.clean(job.id, move_away):
+    if not jobs.clean(job, move_away):
         return 0
     freed = _remove_stored(settings, job)
-    forget_disk_use(jobs.database, job.id)
+    forget_disk_use(jobs.database, job)
     freed += _own_bytes(trash)
     shutil.rmtree(trash, ignore_errors=True)
     return freed
 
 
-def _stored_products(settings: Settings, job: JobSummary) -> dict[str, int]:
+def _stored_products(settings: Settings, job: str) -> dict[str, int]:
     """Return the objects of a job's model in the artefact store, with their bytes."""
-    before = local_manifest(settings.folder(job.id)) if settings.artifacts else None
+    before = local_manifest(settings.folder(job)) if settings.artifacts else None
     if before is None:
         return {}
     left = without(before, (*PARTIAL_MODELS, MODEL))
     return {key: size for key, size in before.objects.items() if key not in left.objects}
 
 
-def _remove_stored(settings: Settings, job: JobSummary) -> int:
+def _remove_stored(settings: Settings, job: str) -> int:
     """Remove the model of an ended job from the artefact store; return the bytes freed."""
-    folder, dropped = settings.folder(job.id), _stored_products(settings, job)
+    folder, dropped = settings.folder(job), _stored_products(settings, job)
     before = local_manifest(folder)
     if dropped and before is not None and settings.artifacts is not None:
         store, left = ArtifactStore(settings.artifacts), without(before, (*PARTIAL_MODELS, MODEL))
-        write_manifest(store, job.id, manifest=left)
+        write_manifest(store, job, manifest=left)
         keep_manifest(folder, left)
         store.remove([*dropped])
     return sum(dropped.values())
@@ -176,13 +178,15 @@ def _own_bytes(folder: Path) -> int:
     return sum(file.st_blocks * 512 for file in files if file.st_nlink == 1)
 
 
-def _ended(jobs: JobStore) -> list[JobSummary]:
-    found: list[JobSummary] = []
-    kept = jobs.in_use() | kept_models(jobs.database) | bases_in_use(jobs.database)
-    query = JobQuery(viewer=None, states=ENDED, limit=_PAGE_SIZE)
-    while True:
-        page = jobs.page(query)
-        found += [job for job in page.jobs if not job.cleaned and job.id not in kept]
-        if page.next is None:
-            return found
-        query = replace(query, before=page.next)
+def _removable(database: Database, *, before: float | None = None) -> list[str]:
+    """Return the ended jobs whose products may be deleted: those without a result first, then the oldest.
+
+    ``before``: only jobs that ended before this time. Read from an index of the jobs that were not cleaned yet.
+    """
+    older, limit = ("", ()) if before is None else ("AND finished < ? ", (before,))
+    kept = jobs_in_use(database) | kept_models(database)
+    sql = (
+        f"SELECT id FROM jobs WHERE cleaned = 0 AND source IS NULL AND finished IS NOT NULL {older}"
+        f"ORDER BY CASE WHEN state IN ({', '.join('?' * len(FINISHED))}) THEN 1 ELSE 0 END, finished"
+    )
+    return [row["id"] for row in database.read(sql, (*limit, *FINISHED)) if row["id"] not in kept]

@@ -20,7 +20,7 @@ from llmprune.service.jobs.quotas import room_for
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.attempts import launch_of, prepare
-from llmprune.service.supervisor.cleanup import clean_up, measure_jobs, over_quota, remove_deleted
+from llmprune.service.supervisor.cleanup import clean_up, measure_jobs, remove_deleted
 from llmprune.service.supervisor.devices import Machine, Start
 from llmprune.service.supervisor.interval import Interval
 from llmprune.service.supervisor.isolation import Isolation
@@ -190,9 +190,8 @@ class Supervisor:
                 self._isolated(found.job, partial(self._kill, found.job))
 
     def _clean_up(self) -> None:
-        clean_up(self.settings, self.jobs)
+        self._over_quota = clean_up(self.settings, self.jobs)
         measure_jobs(self.settings, self.jobs)
-        self._over_quota = over_quota(self.settings)
 
     def _queue_returned(self, job: Job) -> None:
         """Queue a job again for which a cluster had no capacity for a long time."""
