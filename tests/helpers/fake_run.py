@@ -4,9 +4,9 @@ Lines ``# fake KEY VALUE`` of the recipe set its behaviour: ``layers``, ``pause`
 (exit code), ``say`` (printed text), ``deaf`` (1: ignores SIGTERM), ``leave`` (1: leaves a grandchild in a session of
 its own), ``hoard`` (megabytes of memory), ``flood`` (megabytes of log), ``push_pause`` and ``push_exit`` (of a push of
 its model), ``more_pause`` and ``more_exit`` (of all that works on its model), ``verdict`` (of its gate, with exit
-code 3), ``samples`` (of its task, which has 1,000), ``figure`` (perplexity), ``page`` and ``crash`` (texts in the
-report and in the last message), ``scores`` (1: has the scores of a run from its beginning), ``report`` and ``told``
-(whole texts of the report and of the progress file).
+code 3), ``samples`` (of its task, which has 1,000), ``figure`` (perplexity), ``config`` (1: its model has one),
+``page`` and ``crash`` (texts in the report and in the last message), ``scores`` (1: has the scores of a run from its
+beginning), ``report`` and ``told`` (whole texts of the report and of the progress file).
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def main() -> None:
     if sys.argv[1] == "reevaluate":
         return evaluate_more(Path(sys.argv[2]), int(sys.argv[4]))
     recipe, folder = Path(sys.argv[2]), Path(sys.argv[4])
+    for base in re.findall(r'^model\.id="(/.+)"$', "\n".join(sys.argv), re.MULTILINE):
+        assert (Path(base) / "config.json").is_file(), base
     text = recipe.read_text(encoding="utf-8")
     behaviour = behaviour_of(text)
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,9 +78,15 @@ def behaviour_of(text: str) -> dict[str, str]:
     return dict(re.findall(r"^# fake (\w+) (.+)$", text, re.MULTILINE))
 
 
+def behaviour_at(folder: Path) -> dict[str, str]:
+    """Return the behaviour that a job's recipe sets; of a fetched run folder there is no recipe."""
+    path = folder / "recipe.yaml"
+    return behaviour_of(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def push(source: Path, options: dict[str, str]) -> None:
     """Write the record of a push without a hub."""
-    behaviour = behaviour_of((source.parent / "recipe.yaml").read_text(encoding="utf-8"))
+    behaviour = behaviour_at(source.parent)
     folder = Path(options["save"]).parent
     folder.mkdir(parents=True, exist_ok=True)
     token = Path(os.environ["HF_TOKEN_PATH"]).read_text(encoding="ascii")
@@ -95,7 +103,7 @@ def push(source: Path, options: dict[str, str]) -> None:
 
 def work_on(parent: Path, options: dict[str, str]) -> None:
     """Time or evaluate the model of another job; its recipe's ``more_pause`` and ``more_exit`` hold here too."""
-    behaviour = behaviour_of((parent.parent / "recipe.yaml").read_text(encoding="utf-8"))
+    behaviour = behaviour_at(parent.parent)
     assert (parent / "model" / "model.safetensors").is_file()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"working on {parent}", flush=True)
@@ -139,12 +147,14 @@ def finish(folder: Path, text: str) -> None:
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model" / "model.safetensors").write_bytes(hashlib.sha256(text.encode()).digest() * 64)
     said = behaviour_of(text).get("page", "")
+    if "config" in behaviour_of(text):
+        (folder / "model" / "config.json").write_text("{}")
     (folder / "report.html").write_text(f"<!doctype html><title>report</title><p>the report {said}")
 
 
 def evaluate_more(folder: Path, limit: int) -> None:
     """Write a report on more samples of the same model."""
-    behaviour = behaviour_of((folder.parent / "recipe.yaml").read_text(encoding="utf-8"))
+    behaviour = behaviour_at(folder.parent)
     assert (folder / "model" / "model.safetensors").is_file()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"evaluating {limit} samples", flush=True)

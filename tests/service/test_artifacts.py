@@ -8,22 +8,17 @@ import json
 import logging
 import tarfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.ray_cluster import Node, SimulatedCluster
-from helpers.service import RECIPE, YAML, ServiceHarness, answer_requests, recipe
+from helpers.ray_cluster import Node
+from helpers.service import YAML, ServiceHarness, recipe
+from helpers.stored_service import Setting, make
 
-from llmprune.service.artifacts import mirror
-from llmprune.service.artifacts.manifest import Manifest, local_manifest, newest_manifest
-from llmprune.service.artifacts.store import ArtifactStore
-from llmprune.service.jobs.job import ENDED
+from llmprune.service.artifacts.manifest import local_manifest
 from llmprune.service.supervisor.cleanup import clean_up, measure_jobs, stored_bytes, used_bytes
-from llmprune.service.supervisor.launchers import ray
-from llmprune.service.supervisor.launchers.ray_api import RayTiming
 from llmprune.service.supervisor.supervisor import Supervisor
 
 
@@ -46,54 +41,6 @@ def s3() -> Iterator[str]:
         s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
         yield "s3://bucket/prefix"
     server.stop()
-
-
-@dataclass
-class Setting:
-    """A service, its store, and a cluster of two nodes that see nothing of the service."""
-
-    harness: ServiceHarness
-    cluster: SimulatedCluster
-    store: ArtifactStore
-
-    def submit(self, gpus: int = 0, **behaviour: object) -> str:
-        """Submit a job for the cluster and return its id."""
-        return str(self.harness.submit(recipe(**behaviour), launcher="ray", gpus=gpus)["id"])
-
-    def until_ended(self, job: str) -> dict[str, Any]:
-        """Run rounds until the job has ended."""
-        return self.harness.until(job, lambda found: found["state"] in ENDED, 60, pause=0.1)
-
-    def wait(self, reached: Callable[[], object]) -> None:
-        """Run rounds until a condition holds."""
-        deadline = time.monotonic() + 60
-        while not reached():
-            assert time.monotonic() < deadline
-            self.harness.supervisor.round()
-            time.sleep(0.1)
-
-    def manifest(self, job: str) -> Manifest | None:
-        """Return the newest manifest of a job in the store."""
-        return newest_manifest(self.store, job)
-
-    def layers(self, job: str) -> dict[str, bytes]:
-        """Return the layers that the newest manifest lists."""
-        found = self.manifest(job)
-        files = found.files if found else ()
-        return {file.name: self.store.read(file.key) or b"" for file in files if "/layer-" in file.name}
-
-
-def make(folder: Path, url: str, patch: pytest.MonkeyPatch) -> Iterator[Setting]:
-    """Make a service with a store."""
-    cluster = SimulatedCluster([Node(folder / "one"), Node(folder / "two", gpus=1)])
-    answer_requests(patch, cluster)
-    patch.setattr(ray, "_STORE_PAUSE", 0.1)
-    patch.setattr(mirror, "_ASK_EVERY", 0.1)
-    patch.setitem(ray.Ray.__init__.__kwdefaults__, "timing", RayTiming(poll_every=0.05, pause=0.1, nodes_every=0.1))
-    yield Setting(
-        ServiceHarness(folder, ray="http://head:8265", artifacts=url, memory_limit=None), cluster, ArtifactStore(url)
-    )
-    cluster.close()
 
 
 @pytest.fixture
@@ -219,13 +166,11 @@ def test_the_clean_up_and_a_push_of_a_stored_model(shared: Setting) -> None:
     push = harness.http.post(f"/v1/jobs/{job}/push", json={"repo_id": "o/m"}, headers={"X-Hub-Token": "hf_push"})
     assert push.status_code == 201, push.text
     assert shared.until_ended(push.json()["id"])["state"] == "succeeded"
-    assert (harness.run_folder(job) / "model" / "model.safetensors").stat().st_size == 2048
+    assert not [*harness.run_folder(job).glob("model"), *harness.settings.folder(push.json()["id"]).glob("fetched")]
     folder = harness.settings.folder(job)
     assert stored_bytes(folder) > 2048
     measure_jobs(harness.settings, harness.service.jobs)
     assert disk_of(harness, job) == stored_bytes(folder) + used_bytes(folder)
-    (harness.run_folder(job) / "model" / "config.json").write_text("{}")
-    assert f"the model of job {job} is not sent" in refused(shared, text=RECIPE.replace("org/model", f"job://{job}"))
     small = harness.settings.model_copy(update={"disk_quota": 1})
     clean_up(small, harness.service.jobs)
     assert harness.job(job)["cleaned"]
@@ -242,10 +187,10 @@ def disk_of(harness: ServiceHarness, job: str) -> int:
     return int(harness.service.database.read("SELECT bytes FROM job_disk WHERE job = ?", (job,))[0]["bytes"])
 
 
-def refused(setting: Setting, headers: dict[str, str] | None = None, *, text: str | None = None, **params: Any) -> str:
+def refused(setting: Setting, headers: dict[str, str] | None = None, **params: Any) -> str:
     """Return why a submission for the cluster is refused."""
     answer = setting.harness.http.post(
-        "/v1/jobs", content=text or recipe(), params={"launcher": "ray", **params}, headers=YAML | (headers or {})
+        "/v1/jobs", content=recipe(), params={"launcher": "ray", **params}, headers=YAML | (headers or {})
     )
     assert answer.status_code == 422
     return answer.text

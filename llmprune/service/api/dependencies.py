@@ -85,6 +85,10 @@ class Service:
         """
         if examined.recipe is None:
             return {"problems": []}
+        base = self.models(caller).base_of(examined.recipe.model.id)
+        if base is not None and self.models(caller).is_only_stored(base.id):
+            where = f"model.id: the model of job {base.id} is in the artefact store and is fetched when a job starts"
+            return {"problems": [f"{where}; submit the recipe without a plan"]}
         found = self.planner.plan(examined.text, examined.overrides, caller=caller.name, wrong=examined.wrong)
         answer: dict[str, Any] = self.paths.hide_in(found)
         return answer

@@ -26,8 +26,11 @@ from pathlib import Path
 from pydantic import BaseModel
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from llmprune.common.errors import LLMPruneError
 from llmprune.results.products import LOCK
+from llmprune.service.artifacts.fetch import fetch_use, fetched_folder, relocated
 from llmprune.service.artifacts.manifest import Manifest, fetch, keep_manifest, local_manifest, newest_manifest
+from llmprune.service.artifacts.parts import Use
 from llmprune.service.artifacts.publisher import Publisher, Reporter, Superseded, recipe_key, stop_key
 from llmprune.service.artifacts.store import ArtifactStore, StoreUnreachable
 from llmprune.service.environment import inherited
@@ -52,7 +55,7 @@ class NodeTask(BaseModel):
     keep_hub: bool
     log_limit: int
     store: str | None = None  # URL; None: the node sees the data folder
-    reads: tuple[str, ...] = ()  # other jobs whose run folders the command reads
+    uses: tuple[Use, ...] = ()  # files of other jobs that the command needs
     patience: float = 600.0  # seconds that the store may be away at the start and at the end
 
 
@@ -132,24 +135,35 @@ class _StoredAttempt:
         return True
 
     def _prepare(self) -> bool:
-        """Fetch recipe and run folders; return False where the attempt was cancelled before it began."""
+        """Fetch recipe and run folders; return False where the attempt was cancelled, or cannot have what it needs."""
         if self.store.read(stop_key(self.task.job, self.task.attempt)) is not None:
             return False
         recipe = self.store.read(recipe_key(self.task.job))
         (self.folder / "recipe.yaml").write_bytes(recipe or b"")
         for name in ("log.txt", "progress.json"):
             (self.folder / name).unlink(missing_ok=True)
-        self._fetch(self.task.job)
+        self._fetch_own()
         self.publisher.last = newest_manifest(self.store, self.task.job)
-        for job in self.task.reads:
-            self._fetch(job)
+        return self._fetch_uses()
+
+    def _fetch_uses(self) -> bool:
+        """Fetch what the command needs of other jobs; where the store lacks it, say so in the log and return False."""
+        try:
+            for use in self.task.uses:
+                fetch_use(self.store, use, folder=self.folder)
+        except StoreUnreachable:
+            raise
+        except LLMPruneError as error:
+            with (self.folder / "log.txt").open("a") as log:
+                log.write(f"llmprune: {error}\n")
+            self.reporter.report()
+            return False
         return True
 
-    def _fetch(self, job: str) -> None:
-        """Make a run folder what the newest manifest lists, unless it is here and as new."""
-        folder, newest = self.home / "jobs" / job, newest_manifest(self.store, job)
-        run_folder = folder / "run"
-        here = local_manifest(folder)
+    def _fetch_own(self) -> None:
+        """Make the run folder what the newest manifest lists, unless it is here and as new."""
+        run_folder, newest = self.folder / "run", newest_manifest(self.store, self.task.job)
+        here = local_manifest(self.folder)
         if newest is None or (here is not None and run_folder.is_dir() and _place(here) >= _place(newest)):
             return
         shutil.rmtree(run_folder, ignore_errors=True)
@@ -157,9 +171,9 @@ class _StoredAttempt:
         if damaged:
             shutil.rmtree(run_folder, ignore_errors=True)
             with (self.folder / "log.txt").open("a") as log:
-                log.write(f"the artefact store lacks {damaged[0]} of job {job}: it starts from the beginning\n")
+                log.write(f"the artefact store lacks {damaged[0]} of this job: it starts from the beginning\n")
         else:
-            keep_manifest(folder, newest)
+            keep_manifest(self.folder, newest)
 
     def _attempt(self) -> int:
         """Run the command while two threads publish what it writes."""
@@ -168,7 +182,7 @@ class _StoredAttempt:
         environment = {name: self._here(value) for name, value in self.task.environment.items()}
         with (self.folder / "log.txt").open("ab") as log:
             run = subprocess.Popen(
-                [self._here(part) for part in self.task.command],
+                [self._here(part) for part in relocated(self.task.command, self._places())],
                 cwd=working_dir, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=inherited(os.environ, self.task.keep_hub) | environment,
             )  # fmt: skip
@@ -185,6 +199,11 @@ class _StoredAttempt:
         if self._superseded:
             raise Superseded(f"a later attempt at job {self.task.job} has begun")
         return 128 - code if code < 0 else code
+
+    def _places(self) -> dict[str, str]:
+        """Return the run folders that were fetched for the command, by their places in the service's data folder."""
+        jobs = Path(self.task.data_dir) / "jobs"
+        return {str(jobs / use.job / "run"): str(fetched_folder(self.folder, use)) for use in self.task.uses}
 
     def _here(self, text: str) -> str:
         """Return a text with this node's folder in place of the service's data folder."""

@@ -17,4 +17,5 @@ class Use:
 
     def includes(self, name: str) -> bool:
         """Return whether a file belongs to the part. ``name``: its path in the run folder."""
-        return self.part == "run" or name.startswith("model/") == (self.part == "model")
+        first = name.split("/")[0]
+        return not first.endswith(".partial") and (self.part == "run" or (first == "model") == (self.part == "model"))

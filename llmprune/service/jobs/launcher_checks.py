@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from llmprune.service.jobs.job import Job
 from llmprune.service.jobs.other_machines import node_gpus
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings
@@ -15,27 +14,18 @@ NO_TOKEN = (
 
 
 def has_data_folder(launcher: str, settings: Settings) -> bool:
-    """Return whether the machines of a launcher have the data folder, with hub tokens and models of jobs."""
+    """Return whether the machines of a launcher have the data folder, with hub tokens of jobs."""
     return settings.artifacts is None or launcher not in remote_launchers(settings)
 
 
-def launcher_problems(
-    launcher: str, gpus: int, *, has_token: bool, base: Job | None, settings: Settings, jobs: JobStore
-) -> list[str]:
+def launcher_problems(launcher: str, gpus: int, *, has_token: bool, settings: Settings, jobs: JobStore) -> list[str]:
     """Return what the machines of an offered launcher cannot do for a job."""
     problems = []
     most = _most_gpus(launcher, settings, jobs=jobs)
     if most is not None and gpus > most:
         problems.append(f"gpus: {gpus} asked and {LAUNCHERS[launcher].gpu_host} has {most}; ask for fewer")
-    if has_data_folder(launcher, settings):
-        return problems
-    if has_token:
+    if has_token and not has_data_folder(launcher, settings):
         problems.append(NO_TOKEN)
-    if base is not None:
-        problems.append(
-            f"model.id: the model of job {base.id} is not sent to machines without the service's data folder; "
-            "choose the launcher local"
-        )
     return problems
 
 

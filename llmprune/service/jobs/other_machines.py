@@ -1,4 +1,4 @@
-"""Tables of jobs on other machines: lost nodes, sizes of clusters, objects to remove from the artefact store."""
+"""Tables of jobs on other machines: lost nodes, sizes of clusters, objects in the artefact store."""
 
 from __future__ import annotations
 
@@ -61,3 +61,20 @@ def removed(database: Database, job: str) -> None:
     """Record that a deleted job has no more objects."""
     with database.write() as connection:
         connection.execute("DELETE FROM artifact_removals WHERE job = ?", (job,))
+
+
+def note_lent(database: Database, job: str) -> None:
+    """Record that the store has, or begins to have, files of a job of the service's machine."""
+    with database.write() as connection:
+        connection.execute("INSERT INTO lent_artifacts (job) VALUES (?) ON CONFLICT DO NOTHING", (job,))
+
+
+def lent_jobs(database: Database) -> list[str]:
+    """Return the jobs of the service's machine whose files are in the store."""
+    return [row["job"] for row in database.read("SELECT job FROM lent_artifacts ORDER BY job")]
+
+
+def returned(database: Database, job: str) -> None:
+    """Record that the files of a job were removed from the store."""
+    with database.write() as connection:
+        connection.execute("DELETE FROM lent_artifacts WHERE job = ?", (job,))

@@ -18,6 +18,7 @@ from llmprune.common.printing import printable
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.results.formatting import plural
+from llmprune.service.artifacts.fetch import drop_fetched
 from llmprune.service.artifacts.parts import Use
 from llmprune.service.jobs.database import DatabaseUnavailable
 from llmprune.service.jobs.hub_token import drop_token, keep_token
@@ -171,9 +172,10 @@ def queue_again(
 
 
 def cancel(job: Job, settings: Settings, *, jobs: JobStore) -> Job:
-    """Cancel a job; the token of one that has not started is deleted. Raises Conflict."""
+    """Cancel a job; what was stored for one that has not started is deleted. Raises Conflict."""
     cancelled = jobs.cancel(job.id)
     if cancelled.ended:
+        drop_fetched(settings.folder(job.id))
         drop_token(settings.folder(job.id), settings.log(job.id))
     return cancelled
 
@@ -230,9 +232,7 @@ def job_request(
         problems.append(f"launcher: {submission.launcher!r} is not offered; choose {', '.join(offered)}")
     else:
         has_token = bool(submission.hub_token)
-        problems += launcher_problems(
-            submission.launcher, gpus, has_token=has_token, base=base, settings=settings, jobs=jobs
-        )
+        problems += launcher_problems(submission.launcher, gpus, has_token=has_token, settings=settings, jobs=jobs)
     named = recipe.devices
     needed = 0 if named == "all" else named if isinstance(named, int) else max(named) + 1
     if needed > gpus:

@@ -46,7 +46,7 @@ def require_files(connection: Transaction, use: Use) -> None:
 
 
 def take_scores(connection: Transaction, job: str, *, of: str) -> None:
-    """Record that a job of a sweep begins with the scores of another one, which may still run, unless it was deleted."""
+    """Record that a job of a sweep begins with the scores of another one, unless that was deleted; it may still run."""
     sql = "INSERT INTO uses (job, used, part) SELECT ?, id, 'scores' FROM jobs WHERE id = ? ON CONFLICT DO NOTHING"
     connection.execute(sql, (job, of))
 

@@ -34,7 +34,7 @@ def launch_of(job: Job, settings: Settings) -> Launch:
         },
         keep_hub=lent,
         log_limit=settings.log_limit,
-        reads=tuple(one for one in (job.source, job.reads) if one is not None),
+        uses=job.uses,
     )
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from llmprune.common.errors import LLMPruneError
+from llmprune.service.artifacts.fetch import drop_fetched
 from llmprune.service.jobs.hub_token import drop_token
 from llmprune.service.jobs.job import ACTIVE, Job, Outcome
 from llmprune.service.jobs.open_database import open_database
@@ -72,7 +73,7 @@ class Supervisor:
         if self._measure.is_due(now):
             self._isolation.attempt("measuring memory and logs", self._end_overuse)
         if self._clean.is_due(now):
-            self._isolation.attempt("listing the nodes of clusters", self._remote_jobs.look_at_clusters)
+            self._isolation.attempt("looking at other machines", self._remote_jobs.look_at_machines)
             self._isolation.attempt("removing artefacts", partial(remove_deleted, self.settings, self.jobs.database))
             self._isolation.attempt("the clean-up", self._clean_up)
         if not self._over_quota:
@@ -110,7 +111,7 @@ class Supervisor:
         self.launchers[job.launcher].stop(self._launch(job), force=True)
 
     def _give_up(self, job: Job, reason: str) -> None:
-        self._drop_token(job)
+        self._drop_loans(job)
         self.jobs.give_up(job.id, reason)
 
     def _queue_ended(self, job: Job, ended: list[str]) -> None:
@@ -229,6 +230,7 @@ class Supervisor:
         if job.launcher not in self._remote:
             self._kill(job)  # processes that the run may have left
         truncate_log(launch.log, self.settings.log_limit)
+        drop_fetched(launch.folder)
         drop_token(launch.folder, launch.log)
         ended = EndedAttempt(
             job=job,
@@ -249,7 +251,7 @@ class Supervisor:
         for name in self._remote & {job.launcher for job in waiting}:
             self._isolation.attempt(f"asking {name} for its capacity", partial(self._ask_capacity, name, capacity))
         waiting = [job for job in waiting if not job.unreadable or self._isolated(job, lambda: None)]
-        waiting, sources = self._score_sharing.choose([job for job in waiting if self._remote_jobs.fits(job)])
+        waiting, sources = self._score_sharing.choose([job for job in waiting if self._remote_jobs.can_start(job)])
         running = self.jobs.in_states(*ACTIVE)
         room = room_for(self.jobs.database, self.settings, waiting=waiting, running=running)
         for start in self.machine.startable(waiting, running, remote_capacity=capacity, room=room):
@@ -284,10 +286,11 @@ class Supervisor:
 
     def _fail(self, job: Job, code: int | None, *, error: str) -> None:
         """Fail a job that did not run."""
-        self._drop_token(job)
+        self._drop_loans(job)
         self.jobs.end(job.id, Outcome("failed", code, error))
 
-    def _drop_token(self, job: Job) -> None:
+    def _drop_loans(self, job: Job) -> None:
+        drop_fetched(self.settings.folder(job.id))
         with suppress(OSError):  # the job's folder may be the cause of the failure
             drop_token(self.settings.folder(job.id), self.settings.log(job.id))
 

@@ -15,5 +15,9 @@ INSERT INTO uses (job, used, part)
 DROP TABLE bases;
 DROP INDEX jobs_by_reads;
 ALTER TABLE jobs DROP COLUMN reads;
+-- Jobs of the service's machine whose files are in the artefact store while jobs on other machines need them.
+CREATE TABLE lent_artifacts (
+    job TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE
+);
 -- Ended jobs that may have a model to clean up, by their age.
 CREATE INDEX jobs_to_clean ON jobs (finished) WHERE cleaned = 0 AND source IS NULL AND finished IS NOT NULL;

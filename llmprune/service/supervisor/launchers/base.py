@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from llmprune.common.errors import LLMPruneError
+from llmprune.service.artifacts.parts import Use
 from llmprune.service.settings import Settings
 
 
@@ -28,7 +29,7 @@ class Launch:
     environment: Mapping[str, str]
     keep_hub: bool = False  # use the hub token and cache of the user who started the service
     log_limit: int = 256 * 10**6  # bytes of the log above which the job is ended
-    reads: tuple[str, ...] = ()  # other jobs whose run folders the attempt reads
+    uses: tuple[Use, ...] = ()  # files of other jobs that the attempt needs
 
     @property
     def log(self) -> Path:

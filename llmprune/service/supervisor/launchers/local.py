@@ -73,14 +73,15 @@ class Local(Launcher):
         signal_all(launch.job, signal.SIGKILL if force else signal.SIGTERM)
 
     def _whole_command(self, launch: Launch) -> tuple[str, ...]:
-        """Return the command line, behind a program that fetches what other machines made and the attempt reads."""
+        """Return the command line, behind a program that fetches what the attempt needs and only the store has."""
         command = self.command_of(launch)
-        if self.store is None or not launch.reads:
+        if self.store is None or not launch.uses:
             return command
         task = FetchTask(
             store=self.store,
             data_dir=str(launch.folder.parents[1]),
-            jobs=launch.reads,
+            job=launch.job,
+            uses=launch.uses,
             command=command,
             environment=_own_variables(launch),
             keep_hub=launch.keep_hub,
@@ -89,7 +90,7 @@ class Local(Launcher):
 
     def _environment(self, launch: Launch) -> Mapping[str, str]:
         """Return the environment of an attempt; the program that fetches removes the store's credentials itself."""
-        if self.store is not None and launch.reads:
+        if self.store is not None and launch.uses:
             return {**os.environ, **_own_variables(launch)}
         return inherited(os.environ, launch.keep_hub) | _own_variables(launch)
 

@@ -188,7 +188,7 @@ class Ray(Launcher):
             keep_hub=launch.keep_hub,
             log_limit=launch.log_limit,
             store=self.store.url if self.store is not None else None,
-            reads=launch.reads,
+            uses=launch.uses,
         )
 
     def _state(self, launch: Launch, details: Details) -> AttemptState:

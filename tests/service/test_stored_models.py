@@ -1,0 +1,175 @@
+"""Jobs that need the files of others, where the artefact store stands between two machines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.service import RECIPE, YAML, recipe
+from helpers.stored_service import Setting, make
+
+from llmprune.common.errors import LLMPruneError
+from llmprune.service.artifacts.fetch import fetch_use, fetched_folder, is_here, relocated
+from llmprune.service.artifacts.manifest import local_manifest
+from llmprune.service.artifacts.parts import Use
+from llmprune.service.artifacts.publisher import Publisher
+from llmprune.service.artifacts.store import ArtifactStore, StoreUnreachable
+from llmprune.service.supervisor.supervisor import Supervisor
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    """A service whose store is a folder."""
+    folder = tmp_path_factory.mktemp("stored")
+    with pytest.MonkeyPatch.context() as patch:
+        yield from make(folder, f"file://{folder / 'store'}", patch)
+
+
+@pytest.fixture(scope="module")
+def stored(setting: Setting) -> str:
+    """A finished job whose model only the store has, as after a run on a node."""
+    harness = setting.harness
+    job: str = harness.submit(recipe(config=1))["id"]
+    assert setting.until_ended(job)["state"] == "succeeded"
+    Publisher(setting.store, job, 1, harness.settings.folder(job)).publish()
+    shutil.rmtree(harness.run_folder(job) / "model")
+    with harness.service.database.write() as connection:
+        connection.execute("UPDATE jobs SET launcher = 'ray' WHERE id = ?", (job,))
+    return job
+
+
+def on_base(job: str) -> str:
+    """Return a recipe that starts from the model of a job."""
+    return RECIPE.replace("org/model", f"job://{job}")
+
+
+def arguments(setting: Setting, job: str) -> list[str]:
+    """Return the arguments that a fake run got."""
+    found: list[str] = json.loads((setting.harness.run_folder(job) / "arguments.json").read_text())["argv"]
+    return found
+
+
+def test_a_job_of_this_machine_starts_from_a_stored_model(setting: Setting, stored: str) -> None:
+    """Base and follow-up get the files in the folder of their own job, which does not keep them."""
+    harness = setting.harness
+    job = harness.submit(on_base(stored))
+    assert job["base"] == stored
+    assert setting.until_ended(job["id"])["state"] == "succeeded"
+    own = fetched_folder(harness.settings.folder(job["id"]), Use(stored, "model"))
+    assert f'model.id="{own / "model"}"' in arguments(setting, job["id"])
+    work = {"work": {"kind": "evaluate", "tasks": ["arc_easy"]}}
+    more = harness.http.post(f"/v1/jobs/{stored}/follow-ups", json=work).json()["id"]
+    assert setting.until_ended(more)["state"] == "succeeded"
+    assert (harness.run_folder(more) / "model" / "model.safetensors").stat().st_size == 2048
+    assert not [*harness.run_folder(stored).glob("model"), *harness.settings.data_dir.glob("jobs/*/fetched")]
+    planned = harness.http.post("/v1/recipes/plan", content=on_base(stored), headers=YAML)
+    assert (planned.status_code, "is fetched when a job starts" in planned.text) == (422, True), planned.text
+
+
+def test_a_job_elsewhere_starts_from_a_model_of_this_machine(setting: Setting) -> None:
+    """The model is uploaded for the job that waits for it, and removed when no job needs it any more."""
+    harness = setting.harness
+    base = harness.submit(recipe(config=1, n=1))["id"]
+    assert setting.until_ended(base)["state"] == "succeeded"
+    job = harness.submit(on_base(base), launcher="ray")["id"]
+    harness.supervisor.round()
+    assert harness.job(job)["step"] == f"waits until the files of job {base} are in the artefact store"
+    ended = setting.until_ended(job)
+    assert (ended["state"], ended["attempts"]) == ("succeeded", 1), ended["error"]
+    node = setting.cluster.node_of(job)
+    assert node is not None
+    assert f'model.id="{node.folder / "jobs" / job / "fetched" / base / "run" / "model"}"' in arguments(setting, job)
+    assert not list(node.folder.glob(f"jobs/*/fetched/{base}"))
+    harness.supervisor = Supervisor(harness.settings)  # its first round cleans up
+    setting.wait(lambda: not setting.store.keys(f"{base}/"))
+    assert local_manifest(harness.settings.folder(base)) is None
+    assert (harness.run_folder(base) / "model" / "model.safetensors").is_file()
+
+
+def test_a_store_that_does_not_answer_is_said(setting: Setting, stored: str, tmp_path: Path) -> None:
+    """The job fails with the reason and the remedy; a retry with the store succeeds; cancelled, nothing is left."""
+    harness, store = setting.harness, Path(setting.store.url.removeprefix("file://"))
+    store.rename(tmp_path / "aside")
+    store.write_text("a file where the folder was")
+    job = harness.submit(on_base(stored) + "# away\n")["id"]
+    ended = setting.until_ended(job)
+    store.unlink()
+    (tmp_path / "aside").rename(store)
+    assert ended["state"] == "failed"
+    assert f"files of job {stored} are only there: retry when it has them" in ended["error"]
+    left = harness.settings.folder(job) / "fetched" / stored
+    assert not left.exists()
+    assert harness.http.post(f"/v1/jobs/{job}/retry").status_code == 200
+    left.mkdir(parents=True)  # of an attempt that ended with the service
+    assert harness.http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
+    assert not left.exists()
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> ArtifactStore:
+    """A store with the run folder of a job."""
+    run = tmp_path / "source" / "run"
+    (run / "model").mkdir(parents=True)
+    for name in ("run.json", "report.json", "model/a", "model/b"):
+        (run / name).write_text(f"contents of {name}")
+    store = ArtifactStore(f"file://{tmp_path / 'store'}")
+    Publisher(store, "job", 1, run.parent).publish()
+    return store
+
+
+def names(folder: Path) -> list[str]:
+    """Return the names of the files under a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_fetch_that_is_killed_continues(
+    published: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole files are kept, half a file is fetched anew; each part is fetched alone; damaged contents are refused."""
+    asked: list[str] = []
+    download = ArtifactStore.download
+
+    def killed(store: ArtifactStore, key: str, path: Path) -> bool:
+        asked.append(key)
+        if len(asked) == 2:
+            path.write_text("half")
+            raise KeyboardInterrupt
+        return download(store, key, path)
+
+    monkeypatch.setattr(ArtifactStore, "download", killed)
+    use, own = Use("job", "model"), tmp_path / "own"
+    with pytest.raises(KeyboardInterrupt):
+        fetch_use(published, use, folder=own)
+    fetch_use(published, use, folder=own)
+    target = fetched_folder(own, use)
+    assert names(target) == ["model/a", "model/b"]
+    assert (target / "model" / "b").read_text() == "contents of model/b"
+    assert len(asked) == 3  # the first file once
+    fetch_use(published, Use("job", "scores"), folder=tmp_path / "scores")
+    assert names(fetched_folder(tmp_path / "scores", use)) == ["report.json", "run.json"]
+    published.write(asked[0], b"other contents")
+    with pytest.raises(LLMPruneError, match="lacks model/a of job job"):
+        fetch_use(published, use, folder=tmp_path / "other")
+    with pytest.raises(LLMPruneError, match=r"shows no files.*of job unknown"):
+        fetch_use(published, Use("unknown", "run"), folder=own)
+    with pytest.raises(StoreUnreachable, match="retry when it has them"):
+        fetch_use(ArtifactStore("file:///proc/none"), use, folder=tmp_path / "third")
+
+
+def test_what_is_here_is_not_fetched(published: ArtifactStore, tmp_path: Path) -> None:
+    """A job that lacks one file of the needed part is fetched; paths are replaced in JSON too."""
+    source = tmp_path / "source"
+    assert is_here(source, Use("job", "run"))
+    (source / "run" / "model" / "b").write_text("short")
+    assert not is_here(source, Use("job", "model"))
+    assert is_here(source, Use("job", "scores"))
+    assert not is_here(tmp_path / "nowhere", Use("job", "scores"))
+    places: dict[str, str] = {"/data/größe/jobs/a/run": "/data/größe/jobs/b/fetched/a/run"}
+    words: list[Any] = ["push", "/data/größe/jobs/a/run", json.dumps("/data/größe/jobs/a/run/model"), "/data/größe"]
+    assert relocated(words, places) == (
+        "push", "/data/größe/jobs/b/fetched/a/run", json.dumps("/data/größe/jobs/b/fetched/a/run/model"), "/data/größe",
+    )  # fmt: skip
