@@ -23,6 +23,7 @@ from llmprune.service.jobs.users import Users
 from llmprune.service.listening import listening
 from llmprune.service.logs import audit_command, kept, log_with_time
 from llmprune.service.settings import Settings, is_loopback
+from llmprune.service.upgrade import bring_up_to_date
 
 if TYPE_CHECKING:
     import uvicorn
@@ -123,7 +124,7 @@ def serve(
         with usable(settings):
             database = open_database(settings)
             held.enter_context(database.only_service())
-            database.migrate()
+            bring_up_to_date(database, settings)
         require_token(settings, Tokens(database))
         with listening(settings.host, settings.port, backlog=BACKLOG) as sockets:
             log_with_time()

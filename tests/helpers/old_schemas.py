@@ -35,9 +35,9 @@ def write(numbers: Collection[int]) -> None:
             connection.executescript(step.sql)
             if step.number == 1:
                 _add_jobs(connection)
+            _fill_empty_tables(connection)
             if step.number == 20:
                 _add_links(connection)
-            _fill_empty_tables(connection)
             path = FOLDER / f"{step.number:04}.sql"
             if step.number in numbers and not path.exists():
                 text = "\n".join([*connection.iterdump(), f"PRAGMA user_version = {step.number};"])

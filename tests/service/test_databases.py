@@ -32,6 +32,7 @@ from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
 from llmprune.service.jobs.uses import jobs_in_use
 from llmprune.service.jobs.work import Bench
+from llmprune.service.notifications.cipher import TargetCipher, encrypt_targets
 from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.notifications.targets import Target
 from llmprune.service.supervisor.__main__ import _stop
@@ -65,9 +66,14 @@ def add(jobs: JobStore, number: int, *, key: str | None = None, **changes: Any) 
     return job.id, is_new
 
 
-def test_run_times_and_notifications_are_the_same(connect: Callable[[], Database]) -> None:
+def test_run_times_and_notifications_are_the_same(connect: Callable[[], Database], tmp_path: Path) -> None:
     """What an end writes besides the job: its time for the next one of its kind, and what is to be sent."""
-    jobs, outbox = JobStore(connect()), Outbox(connect())
+    jobs, outbox = JobStore(connect()), Outbox(connect(), TargetCipher(tmp_path))
+    with connect().write() as connection:  # as an earlier version wrote it
+        connection.execute("INSERT INTO notify_defaults VALUES ('ann', 'webhook', 'https://example.org/secret')")
+    encrypt_targets(connect(), outbox.cipher)
+    assert "secret" not in connect().read("SELECT target FROM notify_defaults")[0]["target"]
+    assert outbox.defaults("ann").targets == (Target("webhook", "https://example.org/secret"),)
     outbox.set_defaults("ann", [Target("email", "ann@example.org")])
     for number, seconds in enumerate((20.0, 5.0)):
         job, _ = add(jobs, number)
@@ -86,7 +92,7 @@ def test_run_times_and_notifications_are_the_same(connect: Callable[[], Database
     assert outbox.deliveries(due[1].body["data"]["id"]) == []
     assert len(outbox.due(time.time() + 11, limit=8)) == 1
     jobs.delete(job)
-    assert outbox.targets(job) == ()
+    assert outbox.targets(job).targets == ()
 
 
 def test_the_job_table_answers_the_same(connect: Callable[[], Database]) -> None:

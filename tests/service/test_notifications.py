@@ -5,31 +5,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import ipaddress
 import json
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
+from helpers.notifying import deliver, end, make_due, states
 from helpers.receivers import Hooks, Mailbox, hook_server, mail_server, make_certificate
 from helpers.service import ServiceHarness, recipe
 
-from llmprune.common.errors import RecipeError
-from llmprune.service.cli.notification_options import notification_settings
 from llmprune.service.jobs import store
 from llmprune.service.jobs.job import Outcome
 from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.notifications import webhook
-from llmprune.service.notifications.addresses import refusal_of
-from llmprune.service.notifications.deliverer import Deliverer
+from llmprune.service.notifications.cipher import TargetCipher
 from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.notifications.settings import NotificationSettings
-from llmprune.service.notifications.targets import Target, problem_of
-from llmprune.service.notifications.webhook import DeliveryError, secret_of
+from llmprune.service.notifications.targets import Target
+from llmprune.service.notifications.webhook import DeliveryError
 
 
 @pytest.fixture(scope="module")
@@ -65,31 +60,6 @@ def fresh(hooks: Hooks, mailbox: Mailbox) -> None:
     hooks.got.clear()
     mailbox.got.clear()
     hooks.statuses, mailbox.refuse = [204], None
-
-
-def deliver(harness: ServiceHarness) -> int:
-    """Send what is due, as a supervisor that has just started; return how many were tried."""
-    with ThreadPoolExecutor(2) as senders:
-        return Deliverer(harness.settings).round(senders)
-
-
-def make_due(harness: ServiceHarness, **columns: Any) -> None:
-    """Set columns of the pending notifications, which are then due."""
-    columns = {"due": 0.0} | columns
-    names = ", ".join(f"{name} = ?" for name in columns)
-    with harness.service.database.write() as connection:
-        connection.execute(f"UPDATE outbox SET {names} WHERE state = 'pending'", [*columns.values()])
-
-
-def end(harness: ServiceHarness, job: str, state: Any = "failed", error: str | None = None) -> None:
-    """Start and end a job without running it."""
-    harness.service.jobs.start(job, [])
-    harness.service.jobs.end(job, Outcome(state, 1, error), ran_seconds=12.0)
-
-
-def states(harness: ServiceHarness, job: str) -> list[tuple[str, int]]:
-    """Return state and tries of the deliveries of a job."""
-    return [(one.state, one.tries) for one in harness.service.outbox.deliveries(job)]
 
 
 def test_a_finished_run_is_told_once_with_a_signature(harness: ServiceHarness, hooks: Hooks) -> None:
@@ -223,65 +193,6 @@ def test_tls_is_checked_for_hooks_and_mail(tmp_path: Path, monkeypatch: pytest.M
         assert hooks.got[0][1]["host"] == f"localhost:{hooks.port}"
 
 
-PRIVATE = (
-    "127.0.0.1", "10.1.2.3", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "::1", "fe80::1", "fc00::1",
-    "::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::1",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("address", PRIVATE)
-def test_no_private_address_is_public(address: str) -> None:
-    """Neither in IPv4, IPv6, nor one within the other."""
-    assert refusal_of(ipaddress.ip_address(address))
-    assert refusal_of(ipaddress.ip_address("93.184.216.34")) is None
-    host = f"[{address}]" if ":" in address else address
-    assert problem_of(Target("webhook", f"https://{host}/"), settings=NotificationSettings())
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["https://0x7f.1/", "https://2130706433/", "https://017700000001/", "http://example.org/", "ftp://example.org/",
-     "https://user:pw@example.org/", "https://example.org:99999/", "https:///x", "https://a b/", "javascript:1",
-     "https://[::1", f"https://example.org/{'x' * 2000}"],
-)  # fmt: skip
-def test_a_wrong_url_is_refused_with_the_remedy(url: str) -> None:
-    """Other notations of loopback, plain http, other schemes, passwords, and what is no URL."""
-    assert problem_of(Target("webhook", url), settings=NotificationSettings())
-    assert problem_of(Target("webhook", "https://example.org:8443/x"), settings=NotificationSettings()) is None
-
-
-def test_a_name_that_changes_its_address_is_called_at_the_checked_one(
-    hooks: Hooks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is resolved once; one private address among several refuses it, and the answer names none of them."""
-    loopback, public = ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("93.184.216.34")
-    asked: list[str] = []
-
-    def resolve(host: str, port: int) -> list[Any]:
-        asked.append(host)
-        return [public, loopback]
-
-    monkeypatch.setattr(webhook, "resolved", resolve)
-    with pytest.raises(DeliveryError, match="no public address") as refused:
-        webhook.post(f"https://rebinding.example:{hooks.port}/", b"", headers={}, settings=NotificationSettings())
-    assert "127" not in str(refused.value)
-    assert (asked, hooks.got) == (["rebinding.example"], [])
-    monkeypatch.setattr(webhook, "resolved", lambda host, port: [loopback])
-    listed = NotificationSettings(webhooks="listed", webhook_hosts=(f"inner.example:{hooks.port}",))
-    webhook.post(f"http://inner.example:{hooks.port}/", b"{}", headers={}, settings=listed)
-    assert hooks.got[0][1]["host"] == f"inner.example:{hooks.port}"
-    assert problem_of(Target("webhook", "http://inner.example:1/"), settings=listed)
-
-
-def test_a_slow_receiver_is_left(hooks: Hooks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole exchange has a limit, however often the receiver sends a byte."""
-    monkeypatch.setattr(webhook, "_DEADLINE", 0.1)
-    monkeypatch.setattr(hooks, "pause", 0.4)
-    settings = NotificationSettings(webhook_hosts=("127.0.0.1",))
-    with pytest.raises(DeliveryError, match="it took too long"):
-        webhook.post(f"http://127.0.0.1:{hooks.port}/", b"{}", headers={}, settings=settings)
-
-
 def test_defaults_are_for_new_jobs_that_name_no_target(harness: ServiceHarness, hooks: Hooks) -> None:
     """They are kept by user; a test goes to them; a job may have other ones or none."""
     url = f"http://127.0.0.1:{hooks.port}/mine"
@@ -293,11 +204,11 @@ def test_defaults_are_for_new_jobs_that_name_no_target(harness: ServiceHarness, 
     assert json.loads(hooks.got[0][2])["type"] == "test"
     by_default = harness.submit(recipe())["id"]
     own = harness.submit(recipe(), headers={"X-Notify-URL": f"http://127.0.0.1:{hooks.port}/own"})["id"]
-    assert {one.target for one in harness.service.outbox.targets(by_default)} == {url, "ann@example.org"}
-    assert len(harness.service.outbox.targets(own)) == 1
+    assert {one.target for one in harness.service.outbox.targets(by_default).targets} == {url, "ann@example.org"}
+    assert len(harness.service.outbox.targets(own).targets) == 1
     form = {"urls": "", "emails": ""}
     assert harness.http.post(f"/jobs/{by_default}/notifications", data=form, follow_redirects=False).status_code == 303
-    assert harness.service.outbox.targets(by_default) == ()
+    assert harness.service.outbox.targets(by_default).targets == ()
     wrong = harness.http.post("/notifications", data={"urls": "ftp://x", "emails": "bob@other.org"})
     assert wrong.status_code == 422
     assert "ftp://x" in wrong.text
@@ -305,34 +216,11 @@ def test_defaults_are_for_new_jobs_that_name_no_target(harness: ServiceHarness, 
     harness.service.outbox.set_defaults("local", ())
 
 
-def test_others_neither_see_nor_change_the_targets_of_a_job(tmp_path: Path) -> None:
-    """A reader of a shared job does not learn who is told; each user has a secret of their own."""
-    harness = ServiceHarness(tmp_path)
-    ann, bob = ({"Authorization": f"Bearer {harness.service.tokens.create(name, 'user')}"} for name in ("ann", "bob"))
-    url = {"X-Notify-URL": "https://example.org/secret"}
-    job = harness.submit(recipe(), headers=ann | url, shared=True)["id"]
-    private = harness.submit(recipe(), headers=ann)["id"]
-    address = f"/v1/jobs/{job}/notifications"
-    assert harness.http.get(address, headers=ann).json()["targets"]["urls"] == ["https://example.org/secret"]
-    assert harness.http.get(address, headers=bob).status_code == 403
-    assert harness.http.put(address, headers=bob, json={}).status_code == 403
-    assert harness.http.get(f"/v1/jobs/{private}/notifications", headers=bob).status_code == 404
-    assert "secret" not in harness.http.get(f"/jobs/{job}", headers=bob | {"Accept": "text/html"}).text
-    secrets = {harness.http.get("/v1/notifications", headers=who).json()["secret"] for who in (ann, bob)}
-    assert len(secrets) == 2
-    assert secret_of(harness.settings.data_dir, "ann") in secrets
-    assert (harness.settings.data_dir / "webhook-key").stat().st_mode & 0o077 == 0
-    many = {"urls": [f"https://example.org/{number}" for number in range(5)], "emails": []}
-    assert harness.http.put(address, headers=ann, json=many).status_code == 200
-    six = many | {"emails": ["a@example.org"]}
-    assert harness.http.put(address, headers=ann, json=six).status_code == 422
-
-
 def test_one_user_cannot_fill_the_outbox_or_the_mailbox_of_others(tmp_path: Path) -> None:
     """At most two deliveries of a user are under way at a time, and an hour has a limit of e-mail."""
     database = SqliteDatabase(tmp_path / "x.sqlite3")
     database.migrate()
-    outbox = Outbox(database)
+    outbox = Outbox(database, TargetCipher(tmp_path))
     outbox.set_defaults("ann", [Target("email", f"{number}@example.org") for number in range(5)])
     outbox.set_defaults("bob", [Target("email", "bob@example.org")])
     for owner in ("ann", "bob"):
@@ -350,24 +238,3 @@ def test_one_user_cannot_fill_the_outbox_or_the_mailbox_of_others(tmp_path: Path
     assert [one.owner for one in outbox.due(now, limit=8)] == ["bob"]
     outbox.forget_old(now + 40 * 86_400)
     assert len(outbox.due(now + 40 * 86_400, limit=8)) == 3
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"smtp": "mail.example.org"}, "give a URL"), ({"smtp": "smtp://x:99999"}, "give a URL"),
-        ({"smtp": "smtp://ann:pw@x", "mail_from": "a@b.c"}, "--smtp-password-file"),
-        ({"smtp": "smtp://ann@x", "mail_from": "a@b.c"}, "--smtp-password-file"),
-        ({"smtp": "smtp+plain://ann@x", "mail_from": "a@b.c"}, "without encryption"),
-        ({"smtp": "smtps://x"}, "--mail-from"), ({"public_url": "pruner"}, "--public-url"),
-        ({"smtp": "smtps://x", "mail_from": "a@b.c", "smtp_password_file": Path("/nowhere")}, "cannot be read"),
-    ],
-)  # fmt: skip
-def test_wrong_options_of_serve_are_refused(options: dict[str, Any], words: str) -> None:
-    """With the remedy, before the service starts."""
-    with pytest.raises(RecipeError, match=words):
-        notification_settings(**options)
-    right = notification_settings(
-        smtp="smtps://mail.example.org", mail_from="pruner@Example.org", webhook_hosts=["A:1"]
-    )
-    assert (right.mail_domains, right.webhook_hosts) == (("example.org",), ("a:1",))

@@ -39,16 +39,17 @@ from llmprune.service.api.requests_log import RequestsLogMiddleware
 from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.api.stored_files import StoredFiles
 from llmprune.service.environment import hub_variables, inherited
-from llmprune.service.jobs.library import Library
 from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.jobs.uploads import Uploads
 from llmprune.service.monitoring.board import QueueBoard
+from llmprune.service.notifications.cipher import TargetCipher
 from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.oidc.provider import Provider
 from llmprune.service.planner.planner import Planner
 from llmprune.service.settings import Settings
+from llmprune.service.upgrade import bring_up_to_date
 from llmprune.service.web import documentation, routes
 
 DESCRIPTION = """Pruning jobs over HTTP. A submitted recipe becomes a job, which runs as `llmprune run` in a process of
@@ -61,8 +62,7 @@ def create_app(
     """Make the service on the data folder of the settings. ``wake`` wakes the supervisor when the job table changes."""
     settings.prepare()
     database = open_database(settings)
-    database.migrate()
-    Library(database).complete()
+    bring_up_to_date(database, settings)
     Uploads(database, settings).remove_broken()
     service = Service(
         settings=settings,
@@ -74,7 +74,7 @@ def create_app(
         hash_queue=RecipeQueue(),
         wake=wake,
         paths=ServerPaths.of(settings),
-        outbox=Outbox(database),
+        outbox=Outbox(database, TargetCipher(settings.data_dir)),
         queue_board=QueueBoard(settings, jobs, paused=lambda: status.paused(app.state.service)),
         stored_files=StoredFiles.of(settings),
     )

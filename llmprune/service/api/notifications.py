@@ -7,9 +7,9 @@ from fastapi import APIRouter
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.jobs.tokens import Caller
+from llmprune.service.notifications.key_file import secret_of
 from llmprune.service.notifications.targets import checked_targets
 from llmprune.service.notifications.values import JobNotifications, Targets, UserNotifications
-from llmprune.service.notifications.webhook import secret_of
 
 router = APIRouter(prefix="/v1", tags=["notifications"])
 
@@ -51,13 +51,20 @@ def test_my_notifications(service: TheService, caller: TheCaller) -> UserNotific
 
 def notifications_of(service: Service, job: str) -> JobNotifications:
     """Return the notifications of a job."""
-    return JobNotifications(targets=Targets.of(service.outbox.targets(job)), deliveries=service.outbox.deliveries(job))
+    saved = service.outbox.targets(job)
+    return JobNotifications(
+        targets=Targets.of(saved.targets),
+        unreadable=saved.unreadable,
+        deliveries=service.outbox.deliveries(job),
+    )
 
 
 def notifications_for(service: Service, caller: Caller) -> UserNotifications:
     """Return the notifications of a user's new jobs."""
+    saved = service.outbox.defaults(caller.name)
     return UserNotifications(
-        targets=Targets.of(service.outbox.defaults(caller.name)),
+        targets=Targets.of(saved.targets),
+        unreadable=saved.unreadable,
         secret=secret_of(service.settings.data_dir, caller.name),
         tests=service.outbox.tests(caller.name),
     )

@@ -98,6 +98,10 @@ class Database(ABC):
     def apply(self, sql: str, version: int) -> None:
         """Execute the statements of a migration and store its number, in one transaction."""
 
+    @abstractmethod
+    def rewrite(self, tables: Sequence[str]) -> None:
+        """Write tables anew, so that no earlier value is left in the database's files."""
+
     @contextmanager
     def only_service(self) -> Iterator[None]:
         """Keep other services from this database. Raises OutputError where another one uses it."""

@@ -27,7 +27,7 @@ from llmprune.results.evaluation_figures import Verdict
 from llmprune.service.artifacts.parts import Use
 from llmprune.service.jobs.database import Row
 from llmprune.service.jobs.work import Work
-from llmprune.service.notifications.targets import Target
+from llmprune.service.notifications.targets import StoredTarget
 
 State = Literal["queued", "running", "cancelling", "cancelled", "failed", "gate_not_met", "gate_undecided", "succeeded"]
 ACTIVE: tuple[State, ...] = ("running", "cancelling")
@@ -130,7 +130,7 @@ class NewJob:
     request: JobRequest
     key: str | None = None
     digest: str = ""
-    notify: tuple[Target, ...] | None = None
+    notify: tuple[StoredTarget, ...] | None = None
     uses: tuple[Use, ...] = ()  # files of other jobs that it needs
     scores: str | None = None  # equal for jobs that need the same scores; see shared_scores.py
 

@@ -108,6 +108,12 @@ class PostgresqlDatabase(Database):
             connection.execute("DELETE FROM schema_version")
             connection.execute("INSERT INTO schema_version VALUES (%s)", (version,))
 
+    def rewrite(self, tables: Sequence[str]) -> None:
+        """Write tables anew."""
+        with self.using() as connection:
+            for table in tables:
+                connection.execute(f"VACUUM FULL {table}".encode())
+
     @contextmanager
     def only_service(self) -> Iterator[None]:
         """Keep other services from this database. Raises OutputError where another one uses it."""

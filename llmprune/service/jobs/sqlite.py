@@ -66,6 +66,13 @@ class SqliteDatabase(Database):
         with _own_errors():
             self.connection().executescript(f"BEGIN IMMEDIATE; {sql}; PRAGMA user_version = {version}; COMMIT;")
 
+    def rewrite(self, tables: Sequence[str]) -> None:
+        """Write the whole file anew: SQLite has one for all tables."""
+        del tables
+        with _own_errors(), self._writing:
+            self.connection().execute("VACUUM")
+            self.connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
     def copy_to(self, target: sqlite3.Connection) -> None:
         """Copy the database, as it is at one instant, while others read and write."""
         with _own_errors():

@@ -31,7 +31,8 @@ from llmprune.service.jobs.shared_scores import key_of_scores
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
 from llmprune.service.jobs.tokens import Caller
-from llmprune.service.notifications.targets import Target, checked_targets
+from llmprune.service.notifications.cipher import TargetCipher
+from llmprune.service.notifications.targets import StoredTarget, checked_targets
 from llmprune.service.recipe_policy.policy import admit
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.launchers import offered_launchers
@@ -180,10 +181,11 @@ def cancel(job: Job, settings: Settings, *, jobs: JobStore) -> Job:
     return cancelled
 
 
-def _targets(submission: Submission, settings: Settings) -> tuple[Target, ...] | None:
-    """Return the targets that are told when the job ends; None where the submission names none. Raises RecipeError."""
+def _targets(submission: Submission, settings: Settings) -> tuple[StoredTarget, ...] | None:
+    """Return the targets of a submission, encrypted; None where it names none. Raises RecipeError."""
     urls, emails = submission.notify_urls, submission.notify_emails
-    return checked_targets(urls, emails, settings=settings.notifications) or None
+    targets = checked_targets(urls, emails, settings=settings.notifications)
+    return tuple(map(TargetCipher(settings.data_dir).encrypt, targets)) or None
 
 
 def _require_token(hub_token: str | None) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.jobs.database import DatabaseError
 from llmprune.service.jobs.open_database import open_database
+from llmprune.service.notifications.cipher import KeyLost, TargetCipher
+from llmprune.service.notifications.key_file import secret_of
 from llmprune.service.notifications.mail import send_mail
 from llmprune.service.notifications.outbox import Outbox, Pending
-from llmprune.service.notifications.webhook import DeliveryError, post, secret_of, signed_headers
+from llmprune.service.notifications.webhook import DeliveryError, post, signed_headers
 from llmprune.service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ class Deliverer:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.outbox = Outbox(open_database(settings))
+        self.outbox = Outbox(open_database(settings), TargetCipher(settings.data_dir))
         self._paths = ServerPaths.of(settings)
         self._forgot = float("-inf")
 
@@ -63,19 +65,24 @@ class Deliverer:
             reason = self._paths.hide(str(error))
             given_up = self.outbox.failed(pending, reason, permanent=error.permanent)
             end = "given up" if given_up else "trying again later"
-            logger.warning("a notification to %s failed (%s); %s", pending.target.shown, reason, end)
+            shown = self.outbox.cipher.shown(pending.target)
+            logger.warning("a notification to %s failed (%s); %s", shown, reason, end)
         else:
             self.outbox.delivered(pending)
 
     def _deliver(self, pending: Pending) -> None:
         """Send one notification. Raises DeliveryError."""
         settings, body = self.settings.notifications, self._shown(pending)
-        if pending.target.kind == "email":
-            return send_mail(pending.target.target, pending.id, body=body, settings=settings)
+        try:
+            target = self.outbox.cipher.decrypt(pending.target)
+        except KeyLost as error:
+            raise DeliveryError(str(error), permanent=True) from error
+        if target.kind == "email":
+            return send_mail(target.target, pending.id, body=body, settings=settings)
         content = json.dumps(body).encode()
         secret = secret_of(self.settings.data_dir, pending.owner)
         headers = signed_headers(pending.id, content, secret=secret, now=int(time.time()))
-        return post(pending.target.target, content, headers=headers, settings=settings)
+        return post(target.target, content, headers=headers, settings=settings)
 
     def _shown(self, pending: Pending) -> dict[str, Any]:
         """Return the body as it is sent: the same at every try, without paths of the server, with a link to the job."""

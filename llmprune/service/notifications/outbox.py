@@ -10,11 +10,13 @@ import json
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from llmprune.service.jobs.database import Database, Row, Transaction
-from llmprune.service.notifications.targets import Target
+from llmprune.service.notifications.cipher import KeyLost, TargetCipher
+from llmprune.service.notifications.targets import StoredTarget, Target
 from llmprune.service.notifications.values import Delivery
 
 GIVE_UP_AFTER = 24 * 3600.0  # seconds
@@ -34,44 +36,56 @@ class Pending:
 
     id: str
     owner: str
-    target: Target
+    target: StoredTarget
     body: Mapping[str, Any]
     tries: int
     created: float
 
 
+@dataclass(frozen=True)
+class SavedTargets:
+    """Targets that are saved. ``unreadable``: number of webhooks whose key was lost."""
+
+    targets: tuple[Target, ...]
+    unreadable: int = 0
+
+    @property
+    def masked_urls(self) -> list[str]:
+        """Webhooks for forms, without their paths."""
+        return [target.masked for target in self.targets if target.kind == "webhook"]
+
+
 class Outbox:
     """Targets of jobs, defaults of users, and the notifications to send."""
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    def __init__(self, database: Database, cipher: TargetCipher) -> None:
+        self.database, self.cipher = database, cipher
 
-    def targets(self, job: str) -> tuple[Target, ...]:
+    def targets(self, job: str) -> SavedTargets:
         """Return the targets of a job."""
-        rows = self.database.read("SELECT kind, target FROM notify_targets WHERE job = ? ORDER BY kind, target", (job,))
-        return tuple(Target(row["kind"], row["target"]) for row in rows)
+        rows = self.database.read("SELECT kind, target FROM notify_targets WHERE job = ?", (job,))
+        return self._saved(_stored(rows))
 
     def set_targets(self, job: str, targets: Iterable[Target]) -> None:
         """Replace the targets of a job."""
         with self.database.write() as connection:
             connection.execute("DELETE FROM notify_targets WHERE job = ?", (job,))
-            write_targets(connection, job, targets=targets)
+            write_targets(connection, job, targets=map(self.cipher.encrypt, targets))
 
-    def defaults(self, owner: str) -> tuple[Target, ...]:
+    def defaults(self, owner: str) -> SavedTargets:
         """Return the targets of new jobs of a user that name none."""
-        sql = "SELECT kind, target FROM notify_defaults WHERE owner = ? ORDER BY kind, target"
-        return tuple(Target(row["kind"], row["target"]) for row in self.database.read(sql, (owner,)))
+        return self._saved(self._stored_defaults(owner))
 
     def set_defaults(self, owner: str, targets: Iterable[Target]) -> None:
         """Replace the defaults of a user."""
         with self.database.write() as connection:
             connection.execute("DELETE FROM notify_defaults WHERE owner = ?", (owner,))
-            for target in targets:
-                connection.execute("INSERT INTO notify_defaults VALUES (?, ?, ?)", (owner, target.kind, target.target))
+            for target in map(self.cipher.encrypt, targets):
+                connection.execute("INSERT INTO notify_defaults VALUES (?, ?, ?)", (owner, target.kind, target.text))
 
     def send_test(self, owner: str) -> int:
         """Queue a test to the defaults of a user; return their number."""
-        targets = self.defaults(owner)
+        targets = self._stored_defaults(owner)
         with self.database.write() as connection:
             _enqueue(connection, targets, owner=owner, job=None, body={"type": "test", "data": {"owner": owner}})
         return len(targets)
@@ -79,12 +93,12 @@ class Outbox:
     def deliveries(self, job: str) -> list[Delivery]:
         """Return the deliveries of a job, the newest first."""
         sql = "SELECT * FROM outbox WHERE job = ? ORDER BY created DESC, id LIMIT 50"
-        return [_shown(row) for row in self.database.read(sql, (job,))]
+        return [self._shown(row) for row in self.database.read(sql, (job,))]
 
     def tests(self, owner: str) -> list[Delivery]:
         """Return the last tests of a user, the newest first."""
         sql = "SELECT * FROM outbox WHERE job IS NULL AND owner = ? ORDER BY created DESC, id LIMIT 5"
-        return [_shown(row) for row in self.database.read(sql, (owner,))]
+        return [self._shown(row) for row in self.database.read(sql, (owner,))]
 
     def due(self, now: float, *, limit: int) -> list[Pending]:
         """Return notifications that are due, at most two of one owner."""
@@ -99,7 +113,7 @@ class Outbox:
             if row["kind"] == "email" and self._mails_of(row["owner"], now) >= _MOST_MAILS:
                 continue
             by_owner[row["owner"]] = by_owner.get(row["owner"], 0) + 1
-            target = Target(row["kind"], row["target"])
+            target = StoredTarget(row["kind"], row["target"])
             body = json.loads(row["body"])
             chosen.append(Pending(row["id"], row["owner"], target, body, row["tries"], row["created"]))
         return chosen
@@ -120,6 +134,20 @@ class Outbox:
         with self.database.write() as connection:
             connection.execute("DELETE FROM outbox WHERE state <> 'pending' AND ended < ?", (now - _KEEP,))
 
+    def _stored_defaults(self, owner: str) -> list[StoredTarget]:
+        return _stored(self.database.read("SELECT kind, target FROM notify_defaults WHERE owner = ?", (owner,)))
+
+    def _saved(self, stored: Sequence[StoredTarget]) -> SavedTargets:
+        found: list[Target] = []
+        for one in stored:
+            with suppress(KeyLost):
+                found.append(self.cipher.decrypt(one))
+        return SavedTargets(tuple(sorted(found)), unreadable=len(stored) - len(found))
+
+    def _shown(self, row: Row) -> Delivery:
+        values = {name: row[name] for name in Delivery.model_fields}
+        return Delivery(**values | {"target": self.cipher.shown(StoredTarget(row["kind"], row["target"]))})
+
     def _mails_of(self, owner: str, now: float) -> int:
         sql = (
             "SELECT count(*) AS n FROM outbox WHERE owner = ? AND state = 'delivered' AND ended > ? AND kind = 'email'"
@@ -135,10 +163,10 @@ class Outbox:
             )
 
 
-def write_targets(connection: Transaction, job: str, *, targets: Iterable[Target]) -> None:
+def write_targets(connection: Transaction, job: str, *, targets: Iterable[StoredTarget]) -> None:
     """Write the targets of a job."""
     for target in targets:
-        connection.execute("INSERT INTO notify_targets VALUES (?, ?, ?)", (job, target.kind, target.target))
+        connection.execute("INSERT INTO notify_targets VALUES (?, ?, ?)", (job, target.kind, target.text))
 
 
 def write_default_targets(connection: Transaction, job: str, *, owner: str) -> None:
@@ -158,12 +186,11 @@ def notify_end(connection: Transaction, row: Mapping[str, Any] | Row) -> None:
         data["figures"] = json.loads(row["figures"]) if row["figures"] else None
     except (ValueError, TypeError):
         data["figures"] = None
-    targets = [Target(one["kind"], one["target"]) for one in rows]
-    _enqueue(connection, targets, owner=row["owner"], job=row["id"], body={"type": "job.ended", "data": data})
+    _enqueue(connection, _stored(rows), owner=row["owner"], job=row["id"], body={"type": "job.ended", "data": data})
 
 
 def _enqueue(
-    connection: Transaction, targets: Sequence[Target], *, owner: str, job: str | None, body: Mapping[str, Any]
+    connection: Transaction, targets: Sequence[StoredTarget], *, owner: str, job: str | None, body: Mapping[str, Any]
 ) -> None:
     now = time.time()
     sql = "SELECT count(*) AS n FROM outbox WHERE owner = ? AND state = 'pending'"
@@ -175,12 +202,11 @@ def _enqueue(
             "INSERT INTO outbox (id, job, owner, kind, target, body, state, error, created, due, ended) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                f"msg_{secrets.token_hex(12)}", job, owner, target.kind, target.target, json.dumps(body),
+                f"msg_{secrets.token_hex(12)}", job, owner, target.kind, target.text, json.dumps(body),
                 "given up" if is_full else "pending", error, now, now, now if is_full else None,
             ),
         )  # fmt: skip
 
 
-def _shown(row: Row) -> Delivery:
-    values = {name: row[name] for name in Delivery.model_fields}
-    return Delivery(**values | {"target": Target(row["kind"], row["target"]).shown})
+def _stored(rows: Iterable[Row]) -> list[StoredTarget]:
+    return [StoredTarget(row["kind"], row["target"]) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from llmprune.service.notifications.settings import NotificationSettings
 Kind = Literal["webhook", "email"]
 MOST_TARGETS = 5  # of one job
 MAX_URL = 2_000  # characters
+_MASK = "/…"  # stands for the path of a URL; no URL contains it
 _MAX_ADDRESS = 254  # characters, RFC 5321
 _ADDRESS = re.compile(
     r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@((?:[a-z0-9-]{1,63}\.)*[a-z0-9-]{1,63})", re.ASCII | re.IGNORECASE
@@ -34,6 +36,22 @@ class Target:
         """The target for logs and lists: of a URL only the host, because its path may be a secret."""
         return f"{_parts(self.target).hostname}/…" if self.kind == "webhook" else self.target
 
+    @property
+    def masked(self) -> str:
+        """The target for forms: a URL without its path, but with a mark that tells those of one host apart."""
+        if self.kind != "webhook":
+            return self.target
+        parts, mark = _parts(self.target), hashlib.sha256(self.target.encode()).hexdigest()[:6]
+        return f"{parts.scheme}://{parts.netloc}{_MASK}{mark}"
+
+
+@dataclass(frozen=True)
+class StoredTarget:
+    """A target as the database has it; see ``notifications/cipher.py``."""
+
+    kind: Kind
+    text: str  # the address, or the encrypted URL
+
 
 def checked_targets(
     urls: Iterable[str], emails: Iterable[str], *, settings: NotificationSettings
@@ -47,6 +65,16 @@ def checked_targets(
     if problems:
         raise RecipeError(problems, "submission")
     return targets
+
+
+def unmasked(lines: Iterable[str], saved: Iterable[Target]) -> list[str]:
+    """Return the URLs of a form, with the saved ones in place of their masked forms. Raises RecipeError."""
+    known, found = {target.masked: target.target for target in saved}, []
+    for line in lines:
+        if _MASK in line and line not in known:
+            raise RecipeError(f"notify_url {printable(line[:100])!r}: it is not saved any more; give the whole URL")
+        found.append(known.get(line, line))
+    return found
 
 
 def problem_of(target: Target, *, settings: NotificationSettings) -> str | None:

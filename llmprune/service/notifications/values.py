@@ -43,10 +43,16 @@ class Targets(BaseModel):
         return cls(urls=found["webhook"], emails=found["email"])
 
 
+_UNREADABLE = Field(
+    0, description="Number of webhooks that cannot be read, because the service's key file was lost; save them again."
+)
+
+
 class JobNotifications(BaseModel):
     """Places that are told when a job ends, and what was sent to them."""
 
     targets: Targets
+    unreadable: int = _UNREADABLE
     deliveries: list[Delivery] = Field(description="The newest first.")
 
 
@@ -54,5 +60,6 @@ class UserNotifications(BaseModel):
     """Notifications of the caller's new jobs."""
 
     targets: Targets = Field(description="For new jobs that name no targets.")
+    unreadable: int = _UNREADABLE
     secret: str = Field(description="Signs the webhooks of the caller's jobs, as standardwebhooks.com describes.")
     tests: list[Delivery] = Field(description="Tests, the newest first.")

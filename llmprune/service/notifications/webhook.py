@@ -10,24 +10,20 @@ import base64
 import hashlib
 import hmac
 import http.client
-import os
-import secrets
 import socket
 import ssl
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from llmprune import __version__
 from llmprune.common.printing import printable
 from llmprune.service.notifications.addresses import Address, refusal_of, resolved
+from llmprune.service.notifications.key_file import SECRET_PREFIX
 from llmprune.service.notifications.settings import NotificationSettings
 from llmprune.service.notifications.targets import Target, host_is_listed, port_of, problem_of
 
-KEY = "webhook-key"  # file in the data folder
-_PREFIX = "whsec_"
 _TIMEOUT = 10.0  # seconds for one answer of the network
 _DEADLINE = 30.0  # seconds for all of it
 _GONE = 410  # the receiver wants no more
@@ -41,15 +37,9 @@ class DeliveryError(Exception):
         self.permanent = permanent
 
 
-def secret_of(data_dir: Path, owner: str) -> str:
-    """Return the secret that signs the webhooks of a user, derived from the service's key."""
-    derived = hmac.digest(_key(data_dir), f"webhook {owner}".encode(), "sha256")
-    return _PREFIX + base64.b64encode(derived).decode()
-
-
 def signed_headers(message: str, body: bytes, *, secret: str, now: int) -> dict[str, str]:
     """Return the headers of a message: its id, its time in seconds since 1970, the signature of these and the body."""
-    key = base64.b64decode(secret.removeprefix(_PREFIX))
+    key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
     content = b".".join((message.encode(), str(now).encode(), body))
     signature = base64.b64encode(hmac.digest(key, content, hashlib.sha256)).decode()
     return {"webhook-id": message, "webhook-timestamp": str(now), "webhook-signature": f"v1,{signature}"}
@@ -127,18 +117,3 @@ def _checked_addresses(url: SplitResult, settings: NotificationSettings) -> list
         reason = f"{host} is not called, because it has no public address"
         raise DeliveryError(f"{reason}; the operator may allow it by serve --webhook-host")
     return addresses
-
-
-def _key(data_dir: Path) -> bytes:
-    """Return the service's key, made at the first call; only this user can read its file."""
-    path = data_dir / KEY
-    if not path.exists():
-        partial = data_dir / f".{KEY}.{secrets.token_hex(4)}"
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):  # another process was first
-            os.link(partial, path)
-        partial.unlink()
-    return path.read_bytes()

@@ -39,4 +39,5 @@ def notification_values(service: Service, job: Job, *, caller: Caller) -> dict[s
         return {"notified": None}
     settings = service.settings.notifications
     offered = {"webhooks": settings.webhooks != "off", "mail": settings.smtp is not None}
-    return {"notified": notifications_of(service, job.id), **offered}
+    notified, masked = notifications_of(service, job.id), service.outbox.targets(job.id).masked_urls
+    return {"notified": notified, "masked_urls": masked, **offered}

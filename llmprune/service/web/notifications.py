@@ -12,7 +12,7 @@ from llmprune.common.errors import RecipeError
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.notifications import notifications_for, send_test
 from llmprune.service.jobs.tokens import Caller
-from llmprune.service.notifications.targets import checked_targets, split_lines
+from llmprune.service.notifications.targets import checked_targets, split_lines, unmasked
 from llmprune.service.web.responses import page, page_router
 
 router = page_router()
@@ -34,7 +34,8 @@ def save_targets(
     """Save the targets of the caller's new jobs, or show what is wrong with them."""
     given = split_lines(urls), split_lines(emails)
     try:
-        targets = checked_targets(*given, settings=service.settings.notifications)
+        whole = unmasked(given[0], service.outbox.defaults(caller.name).targets)
+        targets = checked_targets(whole, given[1], settings=service.settings.notifications)
     except RecipeError as error:
         return _page(request, service, caller=caller, given=given, problems=error.problems)
     service.outbox.set_defaults(caller.name, targets)
@@ -54,7 +55,8 @@ def save_job_targets(
 ) -> Response:
     """Save the targets of a job and return to its page."""
     found = service.own_job(job, caller)
-    targets = checked_targets(split_lines(urls), split_lines(emails), settings=service.settings.notifications)
+    given = unmasked(split_lines(urls), service.outbox.targets(job).targets)
+    targets = checked_targets(given, split_lines(emails), settings=service.settings.notifications)
     service.outbox.set_targets(found.id, targets)
     return RedirectResponse(f"/jobs/{job}#notify", 303)
 
@@ -70,7 +72,7 @@ def _page(
     settings, mine = service.settings.notifications, notifications_for(service, caller)
     values: dict[str, Any] = {
         "mine": mine,
-        "urls": given[0] if given else mine.targets.urls,
+        "urls": given[0] if given else service.outbox.defaults(caller.name).masked_urls,
         "emails": given[1] if given else mine.targets.emails,
         "problems": problems,
         "webhooks": settings.webhooks != "off",

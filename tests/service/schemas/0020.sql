@@ -153,14 +153,14 @@ CREATE TABLE notify_defaults (  -- for new jobs that name no targets
     target TEXT NOT NULL,
     PRIMARY KEY (owner, kind, target)
 );
-INSERT INTO "notify_defaults" VALUES('notify_defaults owner','webhook','notify_defaults target');
+INSERT INTO "notify_defaults" VALUES('ann','webhook','https://hooks.example.org/secret-of-a-hook');
 CREATE TABLE notify_targets (
     job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
     kind TEXT NOT NULL CHECK (kind IN ('webhook', 'email')),
     target TEXT NOT NULL,
     PRIMARY KEY (job, kind, target)
 );
-INSERT INTO "notify_targets" VALUES('000000000000','webhook','notify_targets target');
+INSERT INTO "notify_targets" VALUES('000000000000','webhook','https://hooks.example.org/secret-of-a-hook');
 CREATE TABLE outbox (  -- kept when the job is deleted: what has ended is still to be told
     id TEXT PRIMARY KEY,  -- sent along, so that a receiver can drop what comes twice
     job TEXT,  -- NULL: a test
@@ -175,7 +175,7 @@ CREATE TABLE outbox (  -- kept when the job is deleted: what has ended is still 
     due REAL NOT NULL,  -- when it is tried next
     ended REAL
 );
-INSERT INTO "outbox" VALUES('outbox id','outbox job','outbox owner','webhook','outbox target','outbox body','pending',1,'outbox error',1.5,1.5,1.5);
+INSERT INTO "outbox" VALUES('outbox id','outbox job','ann','webhook','https://hooks.example.org/secret-of-a-hook','outbox body','pending',1,'outbox error',1.5,1.5,1.5);
 CREATE TABLE run_times (
     kind TEXT PRIMARY KEY,
     runs INTEGER NOT NULL,
