@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +15,10 @@ from helpers.commands import command
 from helpers.postgresql import PostgresqlServer, server
 from helpers.service import RECIPE, YAML, ServiceHarness
 
-from llmprune.common.errors import OutputError, RecipeError
+from llmprune.common.errors import OutputError
 from llmprune.service.artifacts.parts import Use
-from llmprune.service.cli.database_option import database_url
 from llmprune.service.jobs import schema, service_lock
 from llmprune.service.jobs.database import Database, DatabaseUnavailable, IntegrityError
-from llmprune.service.jobs.hub_token import has_token
 from llmprune.service.jobs.job import Figures, JobQuery, JobRequest, NewJob, Outcome
 from llmprune.service.jobs.postgresql import PostgresqlDatabase
 from llmprune.service.jobs.quotas import Quotas
@@ -226,27 +222,6 @@ def test_lost_connections_are_opened_again(postgresql: PostgresqlServer, tmp_pat
     assert harness.job(job)["state"] == "succeeded"
 
 
-class LostAnswer(JobStore):
-    """A job table whose answer to a submission is lost after it was written."""
-
-    def add(self, *arguments: Any, **settings: Any) -> Any:
-        """Queue the job, and lose the answer."""
-        super().add(*arguments, **settings)
-        raise DatabaseUnavailable("the database cannot be reached at the moment", reason="lost")
-
-
-def test_a_job_whose_answer_was_lost_keeps_its_folder(tmp_path: Path) -> None:
-    """A submission that got a 503 may be queued: its hub token stays, and the same key finds it."""
-    harness = ServiceHarness(tmp_path)
-    headers = YAML | {"Idempotency-Key": "k", "X-Hub-Token": "hf_secret"}
-    harness.app.state.service = replace(harness.service, jobs=LostAnswer(harness.service.database))
-    assert harness.http.post("/v1/jobs", content=RECIPE, headers=headers).status_code == 503
-    harness.app.state.service = harness.service
-    answer = harness.http.post("/v1/jobs", content=RECIPE, headers=headers)
-    assert harness.service.jobs.counts(viewer=None)["queued"] == 1
-    assert has_token(harness.settings.folder(answer.json()["id"]))
-
-
 def test_one_service_on_a_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A second service is refused, and a lock whose connection was lost is taken again."""
     monkeypatch.setattr(service_lock, "_CHECK_EVERY", 0.02)
@@ -268,29 +243,6 @@ def test_one_service_on_a_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         assert command("token", "list", "--data-dir", tmp_path / "data", "--database", url).code == 0
     while holders():  # the server ends a closed connection a moment later
         pass
-
-
-def test_a_password_stays_out_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A password is refused on the command line, and kept out of the address that comes from the variable."""
-    monkeypatch.setenv("PGPASSWORD", "")
-    with pytest.raises(RecipeError, match="every user of this machine can read a password") as refused:
-        database_url("postgresql://ann:s3cret@host/jobs")
-    assert "s3cret" not in str(refused.value)
-    monkeypatch.setenv("LLMPRUNE_DATABASE", "postgresql://ann:s3cret@host/jobs")
-    address = database_url(None)
-    assert address is not None
-    assert ("s3cret" in address, "host=host" in address, os.environ["PGPASSWORD"]) == (False, True, "s3cret")
-    for wrong in ("mysql://host/jobs", "postgresql://host/jobs?colour=red"):
-        with pytest.raises(RecipeError, match="give"):
-            database_url(wrong)
-
-
-def test_a_missing_client_is_an_error_with_its_install_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without psycopg the option is refused with the command that installs it."""
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    monkeypatch.delitem(sys.modules, "llmprune.service.jobs.postgresql")
-    outcome = command("token", "list", "--data-dir", tmp_path, "--database", "postgresql://host/jobs")
-    assert (outcome.code, "pip install 'llmprune[postgresql]'" in outcome.err) == (2, True), outcome.err
 
 
 def test_what_is_read_is_answered_the_same(connect: Callable[[], Database]) -> None:

@@ -92,6 +92,18 @@ def create_app(
     app.state.provider = Provider(settings.oidc) if settings.oidc else None
     app.state.metrics = Metrics(service.jobs)
     app.state.metrics.registry.register(MachineCollector(service))
+    _include_routes(app)
+    error_responses.install(app)
+    _complete_document(app)
+    app.add_middleware(AuthMiddleware, settings=settings, tokens=service.tokens)
+    app.add_middleware(RequestsLogMiddleware)
+    app.add_middleware(MetricsMiddleware, metrics=app.state.metrics)
+    app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
+    return app
+
+
+def _include_routes(app: FastAPI) -> None:
+    """Add the routes of the API and the pages."""
     token = Depends(
         HTTPBearer(auto_error=False, description="A token of llmprune token create, or of the Account page.")
     )
@@ -102,13 +114,6 @@ def create_app(
     app.include_router(status.public_router)
     routes.install(app)
     app.include_router(documentation.router)
-    error_responses.install(app)
-    _complete_document(app)
-    app.add_middleware(AuthMiddleware, settings=settings, tokens=service.tokens)
-    app.add_middleware(RequestsLogMiddleware)
-    app.add_middleware(MetricsMiddleware, metrics=app.state.metrics)
-    app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
-    return app
 
 
 def _planner(settings: Settings) -> Planner:

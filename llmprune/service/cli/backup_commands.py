@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmprune.service.cli.database_option import DatabaseUrl, database_url
-from llmprune.service.cli.serve import DataDir
+from llmprune.service.cli.serve_options import DataDir
 
 if TYPE_CHECKING:
     from llmprune.service.backup.archive import Manifest

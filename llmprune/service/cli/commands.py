@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,15 +83,19 @@ def submit(
         "notify_urls": notify_url,
         "notify_emails": notify_email,
     }
-    from llmprune.service.cli.local_paths import paths_of_this_machine
-
-    for note in paths_of_this_machine(text, overrides or (), server=server):
-        typer.echo(f"llmprune: note: {printable(note)}", err=True)
+    _note_local_paths(text, overrides or (), server=server)
     with client_of(server, token_file) as client:
         job = client.submit(recipe, overrides or (), hub_token=hub_token, shared=shared, **settings)
         typer.echo(printable(job.id))
         if follow:
             watch_job(job)
+
+
+def _note_local_paths(recipe: str, overrides: Sequence[str], *, server: str) -> None:
+    from llmprune.service.cli.local_paths import paths_of_this_machine
+
+    for note in paths_of_this_machine(recipe, overrides, server=server):
+        typer.echo(f"llmprune: note: {printable(note)}", err=True)
 
 
 def jobs(

@@ -11,7 +11,7 @@ import typer
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
 from llmprune.service.cli.database_option import DatabaseUrl, database_url
-from llmprune.service.cli.serve import DataDir
+from llmprune.service.cli.serve_options import DataDir
 
 if TYPE_CHECKING:
     from llmprune.service.jobs.quotas import OwnQuotas
