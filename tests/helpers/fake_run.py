@@ -32,7 +32,7 @@ def main() -> None:
     if sys.argv[1] == "reevaluate":
         return evaluate_more(Path(sys.argv[2]), int(sys.argv[4]))
     recipe, folder = Path(sys.argv[2]), Path(sys.argv[4])
-    for base in re.findall(r'^model\.id="(/.+)"$', "\n".join(sys.argv), re.MULTILINE):
+    for base in re.findall(r'^model\.id="(/.+/run/model)"$', "\n".join(sys.argv), re.MULTILINE):
         assert (Path(base) / "config.json").is_file(), base
     text = recipe.read_text(encoding="utf-8")
     behaviour = behaviour_of(text)

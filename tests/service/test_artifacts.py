@@ -166,7 +166,8 @@ def test_the_clean_up_and_a_push_of_a_stored_model(shared: Setting) -> None:
     push = harness.http.post(f"/v1/jobs/{job}/push", json={"repo_id": "o/m"}, headers={"X-Hub-Token": "hf_push"})
     assert push.status_code == 201, push.text
     assert shared.until_ended(push.json()["id"])["state"] == "succeeded"
-    assert not [*harness.run_folder(job).glob("model"), *harness.settings.folder(push.json()["id"]).glob("fetched")]
+    harness.supervisor.round()
+    assert not list(harness.run_folder(job).glob("model"))
     folder = harness.settings.folder(job)
     assert stored_bytes(folder) > 2048
     measure_jobs(harness.settings, harness.service.jobs)

@@ -6,15 +6,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers.service import RECIPE, YAML, recipe
 from helpers.stored_service import Setting, make
 
 from llmprune.common.errors import LLMPruneError
-from llmprune.service.artifacts.fetch import fetch_use, fetched_folder, is_here, relocated
-from llmprune.service.artifacts.manifest import local_manifest
+from llmprune.service.artifacts.fetch import fetch_use, is_here, remove_fetched
+from llmprune.service.artifacts.manifest import keep_manifest, local_manifest
 from llmprune.service.artifacts.parts import Use
 from llmprune.service.artifacts.publisher import Publisher
 from llmprune.service.artifacts.store import ArtifactStore, StoreUnreachable
@@ -54,18 +53,19 @@ def arguments(setting: Setting, job: str) -> list[str]:
 
 
 def test_a_job_of_this_machine_starts_from_a_stored_model(setting: Setting, stored: str) -> None:
-    """Base and follow-up get the files in the folder of their own job, which does not keep them."""
+    """Base and follow-up find the files where reports name them; when no job needs them, they are removed."""
     harness = setting.harness
     job = harness.submit(on_base(stored))
     assert job["base"] == stored
     assert setting.until_ended(job["id"])["state"] == "succeeded"
-    own = fetched_folder(harness.settings.folder(job["id"]), Use(stored, "model"))
-    assert f'model.id="{own / "model"}"' in arguments(setting, job["id"])
+    assert f'model.id="{harness.run_folder(stored) / "model"}"' in arguments(setting, job["id"])
     work = {"work": {"kind": "evaluate", "tasks": ["arc_easy"]}}
     more = harness.http.post(f"/v1/jobs/{stored}/follow-ups", json=work).json()["id"]
     assert setting.until_ended(more)["state"] == "succeeded"
     assert (harness.run_folder(more) / "model" / "model.safetensors").stat().st_size == 2048
+    harness.supervisor.round()
     assert not [*harness.run_folder(stored).glob("model"), *harness.settings.data_dir.glob("jobs/*/fetched")]
+    assert (harness.run_folder(stored) / "report.json").is_file()
     planned = harness.http.post("/v1/recipes/plan", content=on_base(stored), headers=YAML)
     assert (planned.status_code, "is fetched when a job starts" in planned.text) == (422, True), planned.text
 
@@ -82,8 +82,8 @@ def test_a_job_elsewhere_starts_from_a_model_of_this_machine(setting: Setting) -
     assert (ended["state"], ended["attempts"]) == ("succeeded", 1), ended["error"]
     node = setting.cluster.node_of(job)
     assert node is not None
-    assert f'model.id="{node.folder / "jobs" / job / "fetched" / base / "run" / "model"}"' in arguments(setting, job)
-    assert not list(node.folder.glob(f"jobs/*/fetched/{base}"))
+    assert f'model.id="{node.folder / "used" / base / "run" / "model"}"' in arguments(setting, job)
+    assert not (node.folder / "used" / base).exists()
     harness.supervisor = Supervisor(harness.settings)  # its first round cleans up
     setting.wait(lambda: not setting.store.keys(f"{base}/"))
     assert local_manifest(harness.settings.folder(base)) is None
@@ -101,12 +101,17 @@ def test_a_store_that_does_not_answer_is_said(setting: Setting, stored: str, tmp
     (tmp_path / "aside").rename(store)
     assert ended["state"] == "failed"
     assert f"files of job {stored} are only there: retry when it has them" in ended["error"]
-    left = harness.settings.folder(job) / "fetched" / stored
-    assert not left.exists()
     assert harness.http.post(f"/v1/jobs/{job}/retry").status_code == 200
-    left.mkdir(parents=True)  # of an attempt that ended with the service
+    left = harness.run_folder(stored) / "model" / ".model.safetensors.fetched"
+    left.parent.mkdir()
+    left.touch()  # of a fetch that was killed together with the supervisor
+    (harness.settings.folder(stored) / "fetched").touch()
+    harness.supervisor = Supervisor(harness.settings)
+    harness.supervisor._fetched.remove_unused()
+    assert left.exists()  # the job waits for it
     assert harness.http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
-    assert not left.exists()
+    harness.supervisor.round()
+    assert not left.parent.exists()
 
 
 @pytest.fixture
@@ -141,35 +146,31 @@ def test_a_fetch_that_is_killed_continues(
         return download(store, key, path)
 
     monkeypatch.setattr(ArtifactStore, "download", killed)
-    use, own = Use("job", "model"), tmp_path / "own"
+    use, target = Use("job", "model"), tmp_path / "own" / "run"
     with pytest.raises(KeyboardInterrupt):
-        fetch_use(published, use, folder=own)
-    fetch_use(published, use, folder=own)
-    target = fetched_folder(own, use)
+        fetch_use(published, use, run_folder=target)
+    keep_manifest(target.parent, fetch_use(published, use, run_folder=target))
     assert names(target) == ["model/a", "model/b"]
     assert (target / "model" / "b").read_text() == "contents of model/b"
     assert len(asked) == 3  # the first file once
-    fetch_use(published, Use("job", "scores"), folder=tmp_path / "scores")
-    assert names(fetched_folder(tmp_path / "scores", use)) == ["report.json", "run.json"]
+    fetch_use(published, Use("job", "scores"), run_folder=target)
+    assert names(target) == ["model/a", "model/b", "report.json", "run.json"]
+    remove_fetched(target.parent)
+    assert names(target) == ["report.json", "run.json"]
     published.write(asked[0], b"other contents")
     with pytest.raises(LLMPruneError, match="lacks model/a of job job"):
-        fetch_use(published, use, folder=tmp_path / "other")
+        fetch_use(published, use, run_folder=tmp_path / "other")
     with pytest.raises(LLMPruneError, match=r"shows no files.*of job unknown"):
-        fetch_use(published, Use("unknown", "run"), folder=own)
+        fetch_use(published, Use("unknown", "run"), run_folder=target)
     with pytest.raises(StoreUnreachable, match="retry when it has them"):
-        fetch_use(ArtifactStore("file:///proc/none"), use, folder=tmp_path / "third")
+        fetch_use(ArtifactStore("file:///proc/none"), use, run_folder=tmp_path / "third")
 
 
 def test_what_is_here_is_not_fetched(published: ArtifactStore, tmp_path: Path) -> None:
-    """A job that lacks one file of the needed part is fetched; paths are replaced in JSON too."""
+    """A job that lacks one file of the needed part is fetched."""
     source = tmp_path / "source"
     assert is_here(source, Use("job", "run"))
     (source / "run" / "model" / "b").write_text("short")
     assert not is_here(source, Use("job", "model"))
     assert is_here(source, Use("job", "scores"))
     assert not is_here(tmp_path / "nowhere", Use("job", "scores"))
-    places: dict[str, str] = {"/data/größe/jobs/a/run": "/data/größe/jobs/b/fetched/a/run"}
-    words: list[Any] = ["push", "/data/größe/jobs/a/run", json.dumps("/data/größe/jobs/a/run/model"), "/data/größe"]
-    assert relocated(words, places) == (
-        "push", "/data/größe/jobs/b/fetched/a/run", json.dumps("/data/größe/jobs/b/fetched/a/run/model"), "/data/größe",
-    )  # fmt: skip

@@ -134,13 +134,18 @@ def fetch(
         if path.is_file() and path.stat().st_size == file.bytes and digest_of(path)[1] == file.sha256:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.fetched")
+        partial = partial_of(path)
         if store.download(file.key, partial) and digest_of(partial) == (file.bytes, file.sha256):
             partial.replace(path)
         else:
             partial.unlink(missing_ok=True)
             damaged.append(file.name)
     return damaged
+
+
+def partial_of(path: Path) -> Path:
+    """Return the place of a file that is being downloaded."""
+    return path.with_name(f".{path.name}.fetched")
 
 
 def without(manifest: Manifest, names: Iterable[str]) -> Manifest:

@@ -10,6 +10,7 @@ node's credentials for the store come from its own environment and never reach t
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -20,15 +21,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from pydantic import BaseModel
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from llmprune.common.errors import LLMPruneError
 from llmprune.results.products import LOCK
-from llmprune.service.artifacts.fetch import fetch_use, fetched_folder, relocated
+from llmprune.service.artifacts.fetch import exclusive, fetch_use
 from llmprune.service.artifacts.manifest import Manifest, fetch, keep_manifest, local_manifest, newest_manifest
 from llmprune.service.artifacts.parts import Use
 from llmprune.service.artifacts.publisher import Publisher, Reporter, Superseded, recipe_key, stop_key
@@ -107,6 +109,7 @@ class _StoredAttempt:
         self.reporter = Reporter(store, task.job, task.attempt, self.folder, task.log_limit)
         self._over = threading.Event()
         self._superseded = False
+        self._users: dict[str, IO[str]] = {}  # locked files, by the job whose files are used
 
     def run(self) -> int:
         """Fetch, run and publish; return the exit code of the run."""
@@ -116,7 +119,8 @@ class _StoredAttempt:
             self._insist(self._begin)
         except StoreUnreachable as error:
             return _without_store(error, self.folder)
-        with _locked(self.home / "jobs" / f"{self.task.job}.lock"):
+        with _locked(self.home / "jobs" / f"{self.task.job}.lock"), ExitStack() as left:
+            left.callback(self._leave_uses)
             try:
                 if not self._insist(self._prepare):
                     return 1
@@ -150,7 +154,7 @@ class _StoredAttempt:
         """Fetch what the command needs of other jobs; where the store lacks it, say so in the log and return False."""
         try:
             for use in self.task.uses:
-                fetch_use(self.store, use, folder=self.folder)
+                self._fetch_use(use)
         except StoreUnreachable:
             raise
         except LLMPruneError as error:
@@ -182,7 +186,7 @@ class _StoredAttempt:
         environment = {name: self._here(value) for name, value in self.task.environment.items()}
         with (self.folder / "log.txt").open("ab") as log:
             run = subprocess.Popen(
-                [self._here(part) for part in relocated(self.task.command, self._places())],
+                [self._here(part) for part in self.task.command],
                 cwd=working_dir, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=inherited(os.environ, self.task.keep_hub) | environment,
             )  # fmt: skip
@@ -200,14 +204,34 @@ class _StoredAttempt:
             raise Superseded(f"a later attempt at job {self.task.job} has begun")
         return 128 - code if code < 0 else code
 
-    def _places(self) -> dict[str, str]:
-        """Return the run folders that were fetched for the command, by their places in the service's data folder."""
-        jobs = Path(self.task.data_dir) / "jobs"
-        return {str(jobs / use.job / "run"): str(fetched_folder(self.folder, use)) for use in self.task.uses}
+    def _fetch_use(self, use: Use) -> None:
+        """Fetch files of another job, which stay as long as an attempt on this node needs them."""
+        folder = self._used(use.job)
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        user = folder.with_suffix(".users").open("a")
+        fcntl.flock(user, fcntl.LOCK_SH)  # released by _leave_uses, or when this process ends
+        self._users[use.job] = user
+        with exclusive(folder.with_suffix(".fetch")):
+            fetch_use(self.store, use, run_folder=folder / "run")
+
+    def _leave_uses(self) -> None:
+        """Delete the files of other jobs that no attempt on this node needs any more."""
+        for job, user in self._users.items():
+            with user, suppress(BlockingIOError):
+                fcntl.flock(user, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(self._used(job), ignore_errors=True)
+        self._users.clear()
+
+    def _used(self, job: str) -> Path:
+        return self.home / "used" / job
 
     def _here(self, text: str) -> str:
-        """Return a text with this node's folder in place of the service's data folder."""
-        return text.replace(self.task.data_dir, str(self.home))
+        """Return a text with this node's folders in place of the service's data folder."""
+        data_dir = self.task.data_dir
+        used = [(f"{data_dir}/jobs/{use.job}/run", str(self._used(use.job) / "run")) for use in self.task.uses]
+        for old, new in (*used, (data_dir, str(self.home))):
+            text = text.replace(old, new).replace(json.dumps(old)[1:-1], json.dumps(new)[1:-1])  # overrides are JSON
+        return text
 
     def _repeat(self, work: Callable[[], None], run: subprocess.Popen[bytes]) -> None:
         """Do work again and again until the run is over, more rarely while the store is away."""

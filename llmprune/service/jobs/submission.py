@@ -18,7 +18,6 @@ from llmprune.common.printing import printable
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.results.formatting import plural
-from llmprune.service.artifacts.fetch import drop_fetched
 from llmprune.service.artifacts.parts import Use
 from llmprune.service.jobs.database import DatabaseUnavailable
 from llmprune.service.jobs.hub_token import drop_token, keep_token
@@ -173,10 +172,9 @@ def queue_again(
 
 
 def cancel(job: Job, settings: Settings, *, jobs: JobStore) -> Job:
-    """Cancel a job; what was stored for one that has not started is deleted. Raises Conflict."""
+    """Cancel a job; the token of one that has not started is deleted. Raises Conflict."""
     cancelled = jobs.cancel(job.id)
     if cancelled.ended:
-        drop_fetched(settings.folder(job.id))
         drop_token(settings.folder(job.id), settings.log(job.id))
     return cancelled
 

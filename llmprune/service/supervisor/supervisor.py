@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 from llmprune.common.errors import LLMPruneError
-from llmprune.service.artifacts.fetch import drop_fetched
 from llmprune.service.jobs.hub_token import drop_token
 from llmprune.service.jobs.job import ACTIVE, Job, Outcome
 from llmprune.service.jobs.open_database import open_database
@@ -23,6 +22,7 @@ from llmprune.service.settings import Settings
 from llmprune.service.supervisor.attempts import launch_of, prepare
 from llmprune.service.supervisor.cleanup import clean_up, measure_jobs, remove_deleted
 from llmprune.service.supervisor.devices import Machine, Start
+from llmprune.service.supervisor.fetched_files import FetchedFiles
 from llmprune.service.supervisor.interval import Interval
 from llmprune.service.supervisor.isolation import Isolation
 from llmprune.service.supervisor.launchers import make_launchers
@@ -54,12 +54,12 @@ class Supervisor:
         self._remote = {name for name, launcher in self.launchers.items() if not launcher.on_this_machine}
         self._score_sharing = ScoreSharing(settings, self.jobs)
         self._remote_jobs = RemoteJobs(settings, self.jobs, launchers=self.launchers)
+        self._fetched = FetchedFiles(settings, self.jobs)
         self._seen: set[tuple[str, int]] = set()  # attempts that this supervisor started or saw alive
         self._stopped_at: dict[str, float] = {}  # time.monotonic() of the SIGTERM, by job
         self._ran: dict[str, float] = {}  # seconds that are not in the table yet, by job
         self._overuse: dict[str, str] = {}  # the limit because of which a job was ended, by job
-        self._over_quota = False
-        self._last_round = time.monotonic()
+        self._over_quota, self._last_round = False, time.monotonic()
         self._heartbeat, self._clean, self._measure = map(Interval, (WRITE_EVERY, CLEAN_UP_EVERY, MEASURE_EVERY))
 
     def round(self) -> None:
@@ -76,6 +76,7 @@ class Supervisor:
             self._isolation.attempt("looking at other machines", self._remote_jobs.look_at_machines)
             self._isolation.attempt("removing artefacts", partial(remove_deleted, self.settings, self.jobs.database))
             self._isolation.attempt("the clean-up", self._clean_up)
+        self._isolation.attempt("removing fetched files", self._fetched.remove_unused)
         if not self._over_quota:
             self._isolation.attempt("starting jobs", self._start_waiting)
 
@@ -111,7 +112,7 @@ class Supervisor:
         self.launchers[job.launcher].stop(self._launch(job), force=True)
 
     def _give_up(self, job: Job, reason: str) -> None:
-        self._drop_loans(job)
+        self._drop_token(job)
         self.jobs.give_up(job.id, reason)
 
     def _queue_ended(self, job: Job, ended: list[str]) -> None:
@@ -230,7 +231,6 @@ class Supervisor:
         if job.launcher not in self._remote:
             self._kill(job)  # processes that the run may have left
         truncate_log(launch.log, self.settings.log_limit)
-        drop_fetched(launch.folder)
         drop_token(launch.folder, launch.log)
         ended = EndedAttempt(
             job=job,
@@ -267,6 +267,7 @@ class Supervisor:
         launch = self._launch(started)
         try:
             launcher = self._launcher(started)
+            self._fetched.note(started)
             prepare(started, launch.folder)
             launcher.start(launch)
             if launcher.on_this_machine:  # on another machine the next poll shows whether it has arrived
@@ -286,11 +287,10 @@ class Supervisor:
 
     def _fail(self, job: Job, code: int | None, *, error: str) -> None:
         """Fail a job that did not run."""
-        self._drop_loans(job)
+        self._drop_token(job)
         self.jobs.end(job.id, Outcome("failed", code, error))
 
-    def _drop_loans(self, job: Job) -> None:
-        drop_fetched(self.settings.folder(job.id))
+    def _drop_token(self, job: Job) -> None:
         with suppress(OSError):  # the job's folder may be the cause of the failure
             drop_token(self.settings.folder(job.id), self.settings.log(job.id))
 

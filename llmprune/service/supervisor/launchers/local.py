@@ -80,7 +80,6 @@ class Local(Launcher):
         task = FetchTask(
             store=self.store,
             data_dir=str(launch.folder.parents[1]),
-            job=launch.job,
             uses=launch.uses,
             command=command,
             environment=_own_variables(launch),
