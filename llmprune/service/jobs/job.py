@@ -233,7 +233,7 @@ class Job(JobSummary):
     overrides: tuple[str, ...]
     push: Hub | None = Field(description="Settings of the push; null: it is no push.")
     reads: str | None = Field(description="Id of the job whose run folder it reads; null: of none.")
-    base: str | None = Field(description="Id of the job whose model it starts from; null: of none.")
+    base: str | None = Field(None, description="Id of the job whose model it starts from; null: of none.")
     work: Work | None = Field(description="Kind of work of a follow-up, and its settings; null: it is none.")
 
     @property
