@@ -267,10 +267,10 @@ CREATE TABLE uses (
     used TEXT NOT NULL,
     part TEXT NOT NULL CHECK (part IN ('model', 'scores', 'run')),
     PRIMARY KEY (job, used)
-);
-INSERT INTO "uses" VALUES('000000000003','000000000005','run');
+) WITHOUT ROWID;
 INSERT INTO "uses" VALUES('000000000000','000000000005','scores');
 INSERT INTO "uses" VALUES('000000000001','000000000005','model');
+INSERT INTO "uses" VALUES('000000000003','000000000005','run');
 CREATE INDEX events_by_job ON events (job, id);
 CREATE INDEX jobs_by_source ON jobs (source, seq) WHERE source IS NOT NULL;
 CREATE INDEX jobs_by_owner_and_arrival ON jobs (owner, seq);

@@ -4,7 +4,7 @@ CREATE TABLE uses (
     used TEXT NOT NULL,
     part TEXT NOT NULL CHECK (part IN ('model', 'scores', 'run')),
     PRIMARY KEY (job, used)
-);
+) WITHOUT ROWID;
 CREATE INDEX uses_by_used ON uses (used);
 INSERT INTO uses (job, used, part) SELECT id, source, 'run' FROM jobs WHERE source IS NOT NULL;
 INSERT INTO uses (job, used, part)
