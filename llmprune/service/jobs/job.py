@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from llmprune.publish.published import Published
 from llmprune.recipe.hub import Hub
 from llmprune.results.evaluation_figures import Verdict
-from llmprune.service.artifacts.parts import Use
+from llmprune.service.artifacts.parts import Part, Use
 from llmprune.service.jobs.database import Row
 from llmprune.service.jobs.work import Work
 from llmprune.service.notifications.targets import StoredTarget
@@ -239,7 +239,7 @@ class Job(JobSummary):
     @property
     def uses(self) -> tuple[Use, ...]:
         """Files of other jobs that it needs until it has ended."""
-        own = "scores" if self.source is None else "run"  # a job of a sweep takes scores, a push sends a run
+        own: Part = "scores" if self.source is None else "run"  # a job of a sweep takes scores, a push sends a run
         part = own if self.work is None else self.work.needs
         read = () if self.reads is None or part is None else (Use(self.reads, part),)
         return read if self.base is None else (*read, Use(self.base, "model"))

@@ -26,7 +26,7 @@ from llmprune.service.supervisor.fetched_files import FetchedFiles
 from llmprune.service.supervisor.interval import Interval
 from llmprune.service.supervisor.isolation import Isolation
 from llmprune.service.supervisor.launchers import make_launchers
-from llmprune.service.supervisor.launchers.base import Launch, Launcher, NotNow
+from llmprune.service.supervisor.launchers.base import Launcher, NotNow
 from llmprune.service.supervisor.outcomes import GATE_NOT_MET, RECIPE_WRONG, EndedAttempt, outcome_of
 from llmprune.service.supervisor.overuse import overuse, truncate_log
 from llmprune.service.supervisor.progress import read_progress
@@ -109,7 +109,7 @@ class Supervisor:
         self._isolation.attempt(f"failing job {job.id}", partial(self._give_up, job, reason))
 
     def _kill(self, job: Job) -> None:
-        self.launchers[job.launcher].stop(self._launch(job), force=True)
+        self.launchers[job.launcher].stop(launch_of(job, self.settings), force=True)
 
     def _give_up(self, job: Job, reason: str) -> None:
         self._drop_token(job)
@@ -117,7 +117,7 @@ class Supervisor:
 
     def _queue_ended(self, job: Job, ended: list[str]) -> None:
         """Queue a job again once its processes have ended, and add it to ``ended``."""
-        attempt = self.launchers[job.launcher].poll(self._launch(job))
+        attempt = self.launchers[job.launcher].poll(launch_of(job, self.settings))
         if attempt.state == "running":
             return
         ended.append(job.id)
@@ -139,7 +139,7 @@ class Supervisor:
         """Poll a running job and act on its state. ``elapsed``: seconds since the last round."""
         if job.launcher not in self.launchers:
             return self._fail(job, None, error=_not_offered(job))
-        launch = self._launch(job)
+        launch = launch_of(job, self.settings)
         attempt = self.launchers[job.launcher].poll(launch)
         if attempt.state == "unknown":
             return None
@@ -175,7 +175,7 @@ class Supervisor:
 
     def _end_processes(self, job: Job) -> None:
         """Send SIGTERM once, and SIGKILL after the grace."""
-        launcher, launch = self.launchers[job.launcher], self._launch(job)
+        launcher, launch = self.launchers[job.launcher], launch_of(job, self.settings)
         since = self._stopped_at.get(job.id)
         if since is None:
             self._stopped_at[job.id] = time.monotonic()
@@ -227,7 +227,7 @@ class Supervisor:
         ran = job.ran_seconds + self._ran.pop(job.id, 0.0)
         if (job.id, job.attempts) in self._seen:
             ran += elapsed
-        launch = self._launch(job)
+        launch = launch_of(job, self.settings)
         if job.launcher not in self._remote:
             self._kill(job)  # processes that the run may have left
         truncate_log(launch.log, self.settings.log_limit)
@@ -264,7 +264,7 @@ class Supervisor:
         started = self.jobs.start(start.job.id, start.devices, scores_of=scores_of)
         if started is None:
             return
-        launch = self._launch(started)
+        launch = launch_of(started, self.settings)
         try:
             launcher = self._launcher(started)
             self._fetched.note(started)
@@ -293,9 +293,6 @@ class Supervisor:
     def _drop_token(self, job: Job) -> None:
         with suppress(OSError):  # the job's folder may be the cause of the failure
             drop_token(self.settings.folder(job.id), self.settings.log(job.id))
-
-    def _launch(self, job: Job) -> Launch:
-        return launch_of(job, self.settings)
 
 
 def _not_offered(job: Job) -> str:

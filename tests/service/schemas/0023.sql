@@ -8,6 +8,12 @@ CREATE TABLE clusters (
     node_gpus INTEGER NOT NULL
 );
 INSERT INTO "clusters" VALUES('clusters launcher',1);
+CREATE TABLE deleted_users (
+    name TEXT PRIMARY KEY,
+    subject TEXT,  -- SHA-256 of issuer and subject; NULL: never signed in at the provider
+    deleted REAL NOT NULL
+);
+INSERT INTO "deleted_users" VALUES('deleted_users name','deleted_users subject',1.5);
 CREATE TABLE drafts (
     owner TEXT PRIMARY KEY,
     recipe TEXT NOT NULL,
@@ -193,6 +199,11 @@ CREATE TABLE sessions (
     expires REAL NOT NULL
 );
 INSERT INTO "sessions" VALUES('sessions dig','sessions digest','tokens name','tokens diges','',-43198.5,1.5);
+CREATE TABLE shared_scores (  -- jobs of a sweep that need the same scores
+    job TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
+    score_group TEXT NOT NULL
+);
+INSERT INTO "shared_scores" VALUES('000000000000','shared_scores score_group');
 CREATE TABLE submitted_jobs (
     owner TEXT NOT NULL,
     day INTEGER NOT NULL,  -- days since 1970, UTC
@@ -303,10 +314,12 @@ CREATE INDEX drafts_by_time ON drafts (saved);
 CREATE INDEX outbox_by_state ON outbox (state, due);
 CREATE INDEX outbox_by_job ON outbox (job, created);
 CREATE INDEX outbox_by_owner ON outbox (owner, state, ended);
+CREATE INDEX deleted_users_by_subject ON deleted_users (subject);
+CREATE INDEX shared_scores_by_group ON shared_scores (score_group);
 CREATE INDEX uses_by_used ON uses (used);
 CREATE INDEX jobs_to_clean ON jobs (finished) WHERE cleaned = 0 AND source IS NULL AND finished IS NOT NULL;
 DELETE FROM "sqlite_sequence";
 INSERT INTO "sqlite_sequence" VALUES('jobs',6);
 INSERT INTO "sqlite_sequence" VALUES('events',6);
 COMMIT;
-PRAGMA user_version = 21;
+PRAGMA user_version = 23;
