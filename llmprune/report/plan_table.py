@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from llmprune.planning.plan import Plan
     from llmprune.planning.vocabulary import VocabularyPlan
 
+_BUSY = 1.2  # times as long as on a machine that does nothing else
+
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print sizes before and after, requirements of the run, and notes."""
@@ -202,8 +204,9 @@ def _time_lines(plan: Plan) -> Iterator[str]:
         f"Time: about {rough_duration(found.total)}{unknown}; {found.dominant} takes longest "
         f"({steps[found.dominant] / found.total:.0%}): {listed}"
     )
+    beside = f"; other programs make it {found.slowdown:.1f} times as long" if found.slowdown >= _BUSY else ""
     among = "one process" if found.processes == 1 else f"{found.processes} processes"
     yield (
         f"The time is an estimate, from the operations of each step and the measured speed of {found.device} "
-        f"({format_count(found.rates.products)} operations/s), for {among} and files in the page cache"
+        f"({format_count(found.rates.products)} operations/s), for {among} and files in the page cache{beside}"
     )

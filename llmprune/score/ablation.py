@@ -140,7 +140,8 @@ def evenly_spaced_subset(windows_NL: Tensor, number: int) -> tuple[Tensor, Tenso
 class AblatedModels:
     """Costs of a decoder without one more of its layers, by an ablation criterion; see ``LayerCosts``.
 
-    ``repair``: refits the layer before an ablated one; None: the other layers do not change.
+    ``repair``: refits the layer before an ablated one; None: the other layers do not change. ``title``: of its reports
+    of progress.
     """
 
     def __init__(
@@ -150,8 +151,9 @@ class AblatedModels:
         *,
         calibration: CalibrationBatches,
         repair: AblationRepair | None = None,
+        title: str = "ablation: leaving layers out",
     ) -> None:
-        self.decoder, self.criterion, self.repair = decoder, criterion, repair
+        self.decoder, self.criterion, self.repair, self._title = decoder, criterion, repair, title
         self._start = calibration.forward(decoder)  # before the first layer; copies of it advance
         self._dense: HiddenStates | None = None  # after the last layer; known after the first round
         self._removed = 0
@@ -166,7 +168,7 @@ class AblatedModels:
         current = self._start.on(self._start.copy())
         if self.repair:
             self.repair.start_round()
-        for index in track(kept, "ablation: leaving layers out"):
+        for index in track(kept, self._title):
             with self.decoder.layer(index) as layer:
                 if self.repair:
                     self.repair.apply(index, layer)

@@ -171,7 +171,7 @@ def write_report(folder: Path, behaviour: dict[str, str], samples: int, code: st
     """Write the report of a run, with a gate where it has one."""
     size = {"parameters": 100, "bytes": 400, "layers": 4}
     smaller = {"parameters": 60, "bytes": 240, "layers": 3}
-    perplexity = {"dense": 10.0, "pruned": behaviour.get("figure", 11.0)}
+    perplexity = {"dense": 10.0, "cut": None, "pruned": behaviour.get("figure", 11.0), "tokens": 9, "source": "text"}
     report = {"dense": size, "pruned": smaller, "perplexity": perplexity, "speed": None}
     verdict = "pass" if code == "0" else behaviour.get("verdict", "fail")
     bar = {"name": "mean", "minimum": 0.9, "measured": 0.9, "interval": None, "verdict": verdict}
@@ -187,7 +187,9 @@ def write_report(folder: Path, behaviour: dict[str, str], samples: int, code: st
     report |= {"mean_retention": 0.9, "gate": gate if "verdict" in behaviour or code == "3" else None}
     report |= {"files": {"report": behaviour.get("page", "")}}
     report |= {"provenance": {"commit": "c0ffee"}}
-    report |= {"recipe": {"evaluation": {"limit": samples}}, "tasks": [{"task": "one", "documents": 1000}]}
+    task = {"task": "one", "metric": "acc", "dense": 0.5, "pruned": 0.45, "retention": 0.9, "documents": 1000}
+    task |= {"samples": samples, "lost": 5, "gained": 0}
+    report |= {"recipe": {"evaluation": {"limit": samples}}, "tasks": [task]}
     (folder / "report.json").write_text(behaviour.get("report", json.dumps(report)))
 
 

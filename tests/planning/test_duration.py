@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.recipes import BASE
 from helpers.tiny import structure_of
 
 from llmprune.common.console import PlainConsole
 from llmprune.planning import timing
-from llmprune.planning.duration import rates
+from llmprune.planning.duration import measured, rates
 from llmprune.planning.duration.estimate import Durations, durations, parts_with
 from llmprune.planning.duration.operations import Work
 from llmprune.planning.duration.parts import Part
 from llmprune.planning.duration.rates import Rates
+from llmprune.planning.duration.slowdown import slowdown
 from llmprune.planning.plan import Plan
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import EPOCHS
@@ -27,7 +29,7 @@ from llmprune.testing import tiny_config
 TOKENS = 6 * 32
 ATTENTION = 2 * (32 * 32 * 2 + 32 * 16 * 2) + 4 * 32 * 32  # four projections; scores and sums over 32 tokens
 MLP = 2 * 3 * 32 * 96
-GIVEN = Rates(products=2e9, plain_products=1e9, sums=5e8, stream=1e10, copies=1e9, files=1e8, call=1e-6)
+GIVEN = Rates(products=2e9, plain_products=1e9, sums=5e8, stream=1e10, narrow=5e9, copies=1e9, files=1e8, call=1e-6)
 NOTHING = "refit: false\ndepth: {layers: [3]}\nevaluation: {generation: false}\n"
 
 
@@ -227,13 +229,38 @@ def test_measured_rates_are_positive() -> None:
     assert all(value > 0 for value in found.model_dump().values())
 
 
-def test_a_plan_of_the_service_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no durations until a run has measured the device, then those of the kept rates."""
-    plan = _plan(tmp_path, "depth: {remove: 1}")
+def test_a_busy_machine_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs take their share of the processors; a GPU is not shared with them."""
+    monkeypatch.setattr("os.getloadavg", lambda: (3.0, 9.0, 9.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert slowdown(torch.device("cpu")) == 2.0
+    assert slowdown(torch.device("cuda")) == 1.0
+    monkeypatch.setattr("os.getloadavg", lambda: (0.1, 9.0, 9.0))
+    assert slowdown(torch.device("cpu")) == 1.0
+    part = Part(step="one", name="one", work=Work(products=2e9))
+    found = durations([part], GIVEN, device="cpu", processes=1, slowdown=2.5)
+    assert (found.total, found.slowdown) == (2.5, 2.5)
+
+
+def test_a_plan_of_the_service_measures_a_cpu_and_expects_what_earlier_runs_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU is measured for the first plan; a GPU only by a run; a run's times correct the next plan of its model."""
+    plan, recipe = _plan(tmp_path, "depth: {remove: 1}"), Recipe.parse(f"{BASE}depth: {{remove: 1}}\n")
     monkeypatch.setattr(rates, "rates_file", lambda: tmp_path / "rates.json")
-    assert timing.with_known_durations(plan).durations is None
-    assert not (tmp_path / "rates.json").exists()
-    timed = timing.with_durations(plan)
-    assert timed.durations is not None
-    assert timing.with_known_durations(plan).durations == timed.durations
-    assert Plan.model_validate_json(timed.model_dump_json()) == timed
+    monkeypatch.setattr(rates, "measure", lambda *_, **__: GIVEN)
+    monkeypatch.setattr(timing, "slowdown", lambda _: 1.0)
+    monkeypatch.setattr(measured, "_path", lambda: tmp_path / "measured_times.json")
+    with monkeypatch.context() as on_gpu:
+        on_gpu.setattr(timing, "local_device", lambda: torch.device("meta"))
+        assert timing.with_expected_durations(plan, recipe).durations is None
+    first = timing.with_expected_durations(plan, recipe).durations
+    assert first is not None
+    assert first.parts == durations(plan.work.parts, GIVEN, device="cpu", processes=1).parts
+    verified = next(part for part in first.parts if part.name == "verification").seconds
+    assert verified is not None
+    measured._keep(measured._name(first, recipe), first.expected(), times={"verification": 3 * verified}, settings="")
+    second = timing.with_expected_durations(plan, recipe).durations
+    assert second is not None
+    assert second.total == pytest.approx(first.total + 2 * verified, abs=0.01)

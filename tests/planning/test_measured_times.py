@@ -16,7 +16,7 @@ from llmprune.planning.duration.measured import expecting_durations
 from llmprune.planning.duration.rates import Rates
 from llmprune.recipe.recipe import Recipe
 
-RATES = Rates(products=2e9, plain_products=1e9, sums=5e8, stream=1e10, copies=1e9, files=1e8, call=1e-6)
+RATES = Rates(products=2e9, plain_products=1e9, sums=5e8, stream=1e10, narrow=5e9, copies=1e9, files=1e8, call=1e-6)
 PARTS = (
     PartDuration(step="pass 1", name="pass 1: scoring layers", seconds=10.0, items=4),
     PartDuration(step="evaluation", name="tasks: dense", seconds=None),

@@ -29,13 +29,17 @@ class PartDuration(Figures):
 
 
 class Durations(Figures):
-    """Estimated durations of a run's parts, in their order, and the device that they were estimated for."""
+    """Estimated durations of a run's parts, in their order, and the device that they were estimated for.
+
+    ``slowdown``: factor on the time of a machine that does nothing else, for the programs that run beside.
+    """
 
     parts: tuple[PartDuration, ...]
     total: float  # seconds of all parts that have an estimate
     dominant: str | None  # the step that takes longest of those with an estimate
     device: str
     processes: int
+    slowdown: float = 1.0
     rates: Rates
 
     @property
@@ -112,43 +116,66 @@ def parts_with(work: RunWork, *, measures_forward: bool, checks_calibration: boo
 
 
 def durations(
-    parts: Sequence[Part], rates: Rates, *, device: str, processes: int, loading: float | None = None
+    parts: Sequence[Part],
+    rates: Rates,
+    *,
+    device: str,
+    processes: int,
+    slowdown: float = 1.0,
+    loading: float | None = None,
 ) -> Durations:
     """Return the durations of the parts of a run.
 
-    ``loading``: seconds in which a process loads the libraries, None where it was not measured.
+    ``slowdown``: by other programs on the machine. ``loading``: seconds in which a process loads the libraries, None
+    where it was not measured.
     """
     loading = LOADING if loading is None else loading
+
+    def estimate(part: Part) -> float | None:
+        if part.work is None:
+            return None
+        among = processes if part.shared else 1
+        return round(seconds_of(part.work, rates, processes=among, loading=loading, slowdown=slowdown), 3)
+
     found = tuple(
         PartDuration(
             step=part.step,
             name=part.name,
-            seconds=None
-            if part.work is None
-            else round(seconds_of(part.work, rates, processes=processes if part.shared else 1, loading=loading), 3),
+            seconds=estimate(part),
             items=part.items,
         )
         for part in parts
     )
-    steps = _by_step(found)
+    total, dominant = summed(found)
     return Durations(
         parts=found,
-        total=round(sum(steps.values()), 3),
-        dominant=max(steps, key=steps.__getitem__, default=None),
+        total=total,
+        dominant=dominant,
         device=device,
         processes=processes,
+        slowdown=slowdown,
         rates=rates,
     )
 
 
-def seconds_of(work: Work, rates: Rates, *, processes: int, loading: float) -> float:
-    """Return the seconds that a part takes where so many processes divide its tokens."""
+def summed(parts: Sequence[PartDuration]) -> tuple[float, str | None]:
+    """Return the seconds of all parts that have an estimate, and the step that takes longest of them."""
+    steps = _by_step(parts)
+    return round(sum(steps.values()), 3), max(steps, key=steps.__getitem__, default=None)
+
+
+def seconds_of(work: Work, rates: Rates, *, processes: int, loading: float, slowdown: float = 1.0) -> float:
+    """Return the seconds that a part takes where so many processes divide its tokens.
+
+    ``slowdown``: of all but files, by other programs.
+    """
     divided = (
         work.products / rates.products
         + work.plain_products / rates.plain_products
         + work.sums / rates.sums
         + work.stream / rates.stream
+        + work.narrow / rates.narrow
         + work.calls * rates.call
     )
-    alone = work.solves / rates.sums + work.weights / rates.copies + work.files / rates.files
-    return divided / processes + alone + work.starts * loading + work.seconds
+    alone = work.solves / rates.sums + work.weights / rates.copies + work.starts * loading
+    return (divided / processes + alone) * slowdown + work.files / rates.files + work.seconds

@@ -14,6 +14,7 @@ GENERATED_AT_A_TIME = 16  # windows of the calibration
 KEPT_TOGETHER = 64  # windows for the training after the cut, half of them at a time: a batch of 8 takes as long
 
 _CALLS_OF_GENERATE = 200  # operations that generating one token starts outside the layers
+_CALLS_OF_CACHE = 20  # of a layer, to write to the cache, repeat its heads and make the mask
 
 
 def self_generated_parts(recipe: Recipe, models: PlannedModels) -> list[Part]:
@@ -40,12 +41,14 @@ def generating(models: PlannedModels, costs: tuple[LayerCost, ...], *, steps: in
 def decoding(models: PlannedModels, costs: tuple[LayerCost, ...], *, steps: int, prompts: Tokens) -> Work:
     """Return the work of ``steps`` new tokens after each prompt: every step of a batch reads the weights.
 
-    One value is read for every two operations on a token.
+    One value is read for every two operations on a token. A product with a few tokens reads weights several times
+    slower than memory allows, because its kernels rearrange them first.
     """
     head, token = head_operations(models.dense), Tokens(prompts.windows, 1, prompts.batch_size)
     read = (sum(cost.mixer + cost.mlp for cost in costs) + head) / 2 * models.itemsize
     one = plain(forward_work(costs, token)) + Work(plain_products=head * token.count)
-    return (one + Work(stream=token.batches * read, calls=token.batches * _CALLS_OF_GENERATE)) * steps
+    calls = _CALLS_OF_GENERATE + len(costs) * _CALLS_OF_CACHE
+    return (one + Work(narrow=token.batches * read, calls=token.batches * calls)) * steps
 
 
 def plain(work: Work) -> Work:

@@ -23,7 +23,7 @@ from llmprune.common.errors import DiskError
 from llmprune.common.files import write_text
 from llmprune.common.progress import expecting
 from llmprune.common.time_left import ExpectedPart
-from llmprune.planning.duration.estimate import Durations
+from llmprune.planning.duration.estimate import Durations, summed
 from llmprune.planning.duration.rates import rates_file
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures import Figures
@@ -84,6 +84,19 @@ def expecting_durations(durations: Durations | None, recipe: Recipe) -> Iterator
             forecast.finish()
         finally:
             _keep(name, parts, times=forecast.times, settings=settings)
+
+
+def as_measured(durations: Durations, recipe: Recipe) -> Durations:
+    """Return the durations with the seconds that earlier runs of the recipe's model let expect."""
+    known = _read().get(_name(durations, recipe))
+    if known is None:
+        return durations
+    expected = known.applied(durations.expected(), settings=_settings(recipe))
+    parts = tuple(
+        part.model_copy(update={"seconds": one.expected}) for part, one in zip(durations.parts, expected, strict=True)
+    )
+    total, dominant = summed(parts)
+    return durations.model_copy(update={"parts": parts, "total": total, "dominant": dominant})
 
 
 def _keep(name: str, parts: tuple[ExpectedPart, ...], *, times: dict[str, float], settings: str) -> None:

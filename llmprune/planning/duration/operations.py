@@ -33,6 +33,7 @@ class Work:
     sums: float = 0.0  # float32 operations that the processes divide: sums over tokens
     solves: float = 0.0  # float32 operations that every process makes, on matrices of the size of a layer's
     stream: float = 0.0  # bytes of activations that are read and written
+    narrow: float = 0.0  # bytes of weights that products with a few tokens read, besides their operations
     weights: float = 0.0  # bytes of weights that every process brings to its device
     files: float = 0.0  # bytes written to files
     calls: float = 0.0  # operations started

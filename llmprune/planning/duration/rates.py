@@ -29,6 +29,7 @@ from llmprune.results.figures import Figures
 
 _SMALLEST, _LARGEST = 256, 2048  # rows and columns of the matrix that is multiplied with
 _LEAST_TOKENS, _MOST_TOKENS = 64, 8192
+_FEW_TOKENS = 8  # of a narrow product
 _LONG_ENOUGH = 0.02  # seconds of one measurement
 _REPEATS = 3
 _STREAM_BYTES, _FILE_BYTES = 2**26, 2**23
@@ -42,6 +43,7 @@ class Rates(Figures):
     plain_products: float  # the same, computed by transformers' own model
     sums: float  # operations a second of float32 products
     stream: float  # bytes a second that an elementwise operation reads and writes
+    narrow: float  # bytes of weights a second that a product with a few tokens reads, besides its operations
     copies: float  # bytes a second from the CPU's memory to the device; on a CPU as ``stream``
     files: float  # bytes a second that are written to a file
     call: float  # seconds to start one operation
@@ -107,12 +109,13 @@ def measure(device: torch.device, dtype: torch.dtype, *, size: int) -> Rates:
     with quick_products():
         products = _products(device, dtype, size=size)
     emulated = device.type == "cpu" and is_emulated(dtype)
-    stream = _stream(device)
+    stream, plain = _stream(device), _products(device, dtype, size=size) if emulated else products
     return Rates(
         products=products,
-        plain_products=_products(device, dtype, size=size) if emulated else products,
+        plain_products=plain,
         sums=products if dtype == torch.float32 else _products(device, torch.float32, size=size),
         stream=stream,
+        narrow=_narrow(device, dtype, size=size, products=plain),
         copies=stream if device.type == "cpu" else _copies(device),
         files=_files(),
         call=_call(device),
@@ -131,6 +134,20 @@ def _products(device: torch.device, dtype: torch.dtype, *, size: int) -> float:
         tokens *= 2 if seconds > _LONG_ENOUGH / 4 else 4
 
 
+def _narrow(device: torch.device, dtype: torch.dtype, *, size: int, products: float) -> float:
+    """Return the bytes of weights a second of linear layers with a few tokens, beside the time of their operations.
+
+    There are as many matrices as no cache holds, as in a model.
+    """
+    matrix = torch.randn(size, size, device=device, dtype=torch.float32).to(dtype)
+    count = max(_STREAM_BYTES // (matrix.nbytes), 1)
+    weights = [matrix.clone() for _ in range(count)]
+    input_TX = torch.ones(_FEW_TOKENS, size, device=device, dtype=dtype)
+    seconds = _seconds(device, lambda: [linear(input_TX, weight_XX) for weight_XX in weights])
+    read, computed = count * matrix.nbytes, 2 * _FEW_TOKENS * size * size * count / products
+    return read / max(seconds - computed, seconds / 10)
+
+
 def _stream(device: torch.device) -> float:
     value = torch.ones(_STREAM_BYTES // 4, device=device)
     result = torch.empty_like(value)
@@ -144,12 +161,16 @@ def _copies(device: torch.device) -> float:
 
 def _files() -> float:
     content = bytes(_FILE_BYTES)
-    with tempfile.TemporaryFile() as file:
-        began = time.perf_counter()
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        return _FILE_BYTES / (time.perf_counter() - began)
+
+    def write() -> float:
+        with tempfile.TemporaryFile() as file:
+            began = time.perf_counter()
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            return time.perf_counter() - began
+
+    return _FILE_BYTES / min(write() for _ in range(_REPEATS))
 
 
 def _call(device: torch.device) -> float:

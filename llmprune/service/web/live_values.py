@@ -11,6 +11,7 @@ from llmprune.service.api.notifications import notifications_of
 from llmprune.service.jobs.job import Job, JobSummary
 from llmprune.service.jobs.tokens import Caller
 from llmprune.service.monitoring.queue_estimate import QueuePlace
+from llmprune.service.monitoring.run_progress import RunProgress
 from llmprune.service.supervisor.launchers import remote_launchers
 from llmprune.service.web.run_charts import histories, timeline_rows
 
@@ -18,7 +19,16 @@ from llmprune.service.web.run_charts import histories, timeline_rows
 def live_values(service: Service, job: Job) -> dict[str, Any]:
     """Return the values of the progress."""
     progress = live_progress(service, job)
-    return {"progress": progress, "rows": timeline_rows(progress)}
+    step = next((one.words for one in progress.steps if one.state == "current"), job.step)
+    return {"progress": progress, "rows": timeline_rows(progress), "share": _share(job, progress), "step": step}
+
+
+def _share(job: Job, progress: RunProgress) -> float:
+    """Return the fraction of a job that is done: of its time where the rest is known, else of its steps."""
+    left = progress.left
+    if left is None or left.seconds is None or left.kind == "at least" or not job.ran_seconds:
+        return job.fraction
+    return job.ran_seconds / (job.ran_seconds + left.seconds)
 
 
 def places_of(service: Service, jobs: Iterable[JobSummary]) -> dict[str, QueuePlace]:
