@@ -45,7 +45,7 @@ from llmprune.results.search_figures import SearchFigures
 from llmprune.score.ablation import AblatedModels
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.search.judging import Judge
-from llmprune.search.layer_order import removal_order
+from llmprune.search.layer_order import removal_order, score_order
 from llmprune.search.rounds import Rounds, Tried
 from llmprune.search.trials import Trials
 
@@ -135,9 +135,14 @@ class _Step:
 
     @property
     def _refit(self) -> Refit | None:
-        """The repair in closed form alone: layers are not trained for every shape that is tried."""
-        refit = self.context.recipe.refit
+        """The repair in closed form alone: layers are not trained for every shape that is tried. None: no repair."""
+        refit = None if self._quick else self.context.recipe.refit
         return refit and refit.model_copy(update={"block": False})
+
+    @property
+    def _quick(self) -> bool:
+        budget = self.context.recipe.budget
+        return budget is not None and budget.quick
 
     @property
     def _speed(self) -> SpeedOf | None:
@@ -162,6 +167,9 @@ class _Step:
         assert self.search.scores.layers is not None, "layers that may be removed are scored"
         scores_N, ordering = self.search.scores.layers, schedule_of(inputs).ordering
         judged = self.search.judged_N.tolist()
+        may_keep = may_remain(self.space.anatomy, rounds, keep_pattern=False)
+        if self._quick:
+            return score_order(scores_N, rounds=rounds, may_keep=may_keep)
 
         def make(path: Path) -> tuple[int, ...]:
             with measure_step(folder.steps, "layer order", decoder=inputs.dense):
@@ -171,8 +179,8 @@ class _Step:
 
         def find(batch_size: int) -> tuple[int, ...]:
             batches = order_batches(self.context, batch_size=batch_size)
-            costs = AblatedModels(inputs.dense, Divergence(windows=len(batches.windows_NL)), calibration=batches)
-            may_keep = may_remain(self.space.anatomy, rounds, keep_pattern=False)
+            criterion = Divergence(windows=len(batches.windows_NL))
+            costs = AblatedModels(inputs.dense, criterion, calibration=batches, title="layer order: leaving layers out")
             return removal_order(costs, scores_N, rounds=rounds, tried=TRIED_LAYERS, may_keep=may_keep)
 
         return folder.produce(

@@ -89,7 +89,8 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember], *, 
     beyond = [
         _tried(record, one, member=member, further=axis) for member in members for axis, one in member.further.items()
     ]
-    numbers, refit = [len(member.tried) for member in members], record.context.recipe.refit
+    numbers, recipe = [len(member.tried) for member in members], record.context.recipe
+    refit = None if schedule.quick else recipe.refit
     passes = schedule.forward_passes(numbers, further=len(beyond), refit=refit)
     passes += schedule.order_passes(whole.layers, removed=len(record.order))
     return SearchFigures(

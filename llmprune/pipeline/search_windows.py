@@ -28,7 +28,9 @@ from llmprune.search.repaired import RepairWindows
 
 def schedule_of(inputs: RunInputs) -> Schedule:
     """Return the schedule of a search on the calibration windows."""
-    return Schedule.of(sources_of(inputs).bincount().tolist(), inputs.windows.shape[1], processes=world_size())
+    budget, by_source = inputs.recipe.budget, sources_of(inputs).bincount().tolist()
+    quick = budget is not None and budget.quick
+    return Schedule.of(by_source, inputs.windows.shape[1], processes=world_size(), quick=quick)
 
 
 def sources_of(inputs: RunInputs) -> Tensor:

@@ -19,6 +19,7 @@ from llmprune.recipe.width import Multiple
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _COUNT = "a fraction of the dense model's such as 0.75, or a number such as 6e9 or 6B"
 _BYTES = "a fraction of the dense model's such as 0.75, or a size such as 12GB"
+_QUICK_SHAPES = 6
 _OF_SPEED = ("batch_size", "prompt_tokens", "new_tokens", "speed_table")
 
 
@@ -159,6 +160,11 @@ class Budget(Section):
     )
     axes: Axes | None = Field(None, description="What may be removed; left out: all that the model allows.")
     shapes: Annotated[int, Field(ge=2, le=200)] = Field(20, description="Most shapes that are tried for a size.")
+    quick: bool = Field(
+        False,
+        description="A first look in a fraction of the time: at most 6 shapes are tried, each is judged as it is cut, "
+        "without a repair, and layers are removed in the order of their own scores. The chosen shape may lose more.",
+    )
 
     @property
     def limits(self) -> dict[str, tuple[float | int, ...]]:
@@ -168,6 +174,11 @@ class Budget(Section):
         return {
             name: value if isinstance(value, tuple) else (value,) for name, value in given.items() if value is not None
         }
+
+    @property
+    def most_shapes(self) -> int:
+        """Most shapes that are tried for a size."""
+        return min(self.shapes, _QUICK_SHAPES) if self.quick else self.shapes
 
     @property
     def family(self) -> str | None:

@@ -32,7 +32,7 @@ class Schedule:
 
     ``windows``: all of them; ``judged``: those that shapes are judged on, and ``repeated`` of them once more with the
     first half twice, one of each source; ``repair``: those that the repairs of the second round are solved on, and
-    twice as many in the last round.
+    twice as many in the last round. ``quick``: the scores alone order the layers.
     """
 
     windows: int
@@ -41,15 +41,16 @@ class Schedule:
     repeated: int
     repair: int
     processes: int = 1
+    quick: bool = False
 
     @classmethod
-    def of(cls, by_source: Sequence[int], length: int, *, processes: int = 1) -> Schedule:
+    def of(cls, by_source: Sequence[int], length: int, *, processes: int = 1, quick: bool = False) -> Schedule:
         """Return the schedule for calibration windows. ``by_source``: number of windows of each source."""
         windows, least = sum(by_source), least_judged(len(by_source), processes=processes)
         judging = [judged_of_source(number, least=least) for number in by_source]
         judged, repeated = sum(judging), sum(number > 0 for number in judging)
         wanted = max(min(ceil(_REPAIR_TOKENS / length), windows // _MOST_TO_REPAIR), windows // _REPAIR_PART, processes)
-        return cls(windows, length, judged, repeated, max(min(wanted, windows - judged), 1), processes)
+        return cls(windows, length, judged, repeated, max(min(wanted, windows - judged), 1), processes, quick)
 
     @property
     def judged_tokens(self) -> int:
@@ -77,6 +78,8 @@ class Schedule:
 
         A model without a layer shares what comes before that layer, on average half of the passes.
         """
+        if self.quick:
+            return 0.0
         windows = self.ordering + ceil(self.ordering / REPEATED_TO_ORDER)
         part = windows * min(ORDER_TOKENS, self.length) / (self.windows * self.length)
         return part * removed * (1 + min(TRIED_LAYERS, layers) / 2)

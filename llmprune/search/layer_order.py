@@ -18,6 +18,23 @@ from llmprune.common.errors import NumericalError
 from llmprune.score.ablation import LayerCosts
 
 
+def score_order(scores_N: Tensor, *, rounds: int, may_keep: Callable[[set[int]], bool]) -> tuple[int, ...]:
+    """Return the first ``rounds`` layers to remove by their own scores, the lowest first; nothing is judged.
+
+    ``may_keep``: True for layers that a model may consist of. Fewer are returned where no further layer may be removed.
+    """
+    scores = scores_N.tolist()
+    kept = set(range(len(scores)))
+    order: list[int] = []
+    for _ in range(rounds):
+        allowed = [layer for layer in kept if may_keep(kept - {layer})]
+        if not allowed:
+            break
+        order.append(min(allowed, key=lambda layer: (scores[layer], layer)))
+        kept.remove(order[-1])
+    return tuple(order)
+
+
 def removal_order(
     costs: LayerCosts, scores_N: Tensor, *, rounds: int, tried: int, may_keep: Callable[[set[int]], bool]
 ) -> tuple[int, ...]:

@@ -113,6 +113,20 @@ def test_a_member_is_what_its_recipe_makes_alone(
     assert states(tmp_path / "alone" / "model") == states(member / "model")
 
 
+def test_a_quick_search_judges_shapes_as_they_are_cut(workspace: Path, tmp_path: Path) -> None:
+    """At most six shapes are tried, once each; layers go in the order of their own scores, without a file of it."""
+    budget = {"parameters": SIZES[1], "tolerance": 0.2, "quick": True}
+    recipe = recipe_of(workspace, SIZES[1], name="quick.yaml", budget=budget)
+    done = command("search", recipe, "--output", tmp_path)
+    assert done.code == 0, done.err
+    found = found_in(tmp_path)
+    rivals = [one for one in found.tried if one.further is None]
+    assert len(rivals) <= 6
+    assert {one.rounds for one in found.tried} == {1}
+    assert found.chosen_shape(0).score == min(one.score for one in rivals)
+    assert not (tmp_path / "layer-order.json").exists()
+
+
 def test_a_run_continues_from_its_search(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``llmprune search`` stops before the cut; the run on the same folder scores and searches nothing again."""
     verify_here(monkeypatch)

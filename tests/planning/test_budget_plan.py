@@ -78,6 +78,20 @@ def test_a_plan_lists_the_candidates_and_the_cost_of_the_search(
     assert f"those of one candidate: {found.nominal}" in shown
 
 
+def test_a_quick_search_repairs_nothing_and_orders_by_scores(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At most six shapes are judged once, and no pass orders the layers."""
+    plan = _plan(folder, "{parameters: 0.6, tolerance: 0.1, quick: true}")
+    assert plan.budget is not None
+    search = plan.budget.search
+    assert (search.rounds[0] <= 6, search.rounds[1:], search.order_passes) == (True, (), 0.0)
+    whole = _plan(folder, "{parameters: 0.6, tolerance: 0.1}").budget
+    assert whole is not None
+    assert search.forward_passes < whole.search.forward_passes / 2
+    assert "layer order" not in [part.step for part in plan.work.parts]
+    print_plan(plan, PlainConsole())
+    assert "of them repaired" not in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_plan_of_a_family_is_that_of_its_largest_model(
     folder: Path, base: Base, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmprune.common.errors import NumericalError
-from llmprune.search.layer_order import removal_order
+from llmprune.search.layer_order import removal_order, score_order
 
 
 class Costs:
@@ -37,6 +37,13 @@ def test_neighbours_are_judged_together() -> None:
     """Layer 2 is the second cheapest alone, but not once layer 1 is gone."""
     costs = Costs([5, 1, 2, 3, 9], together={(1, 2): 10.0})
     assert removal_order(costs, torch.zeros(5), rounds=2, tried=4, may_keep=lambda _: True) == (1, 3)
+
+
+def test_a_quick_order_is_that_of_the_scores() -> None:
+    """The lowest score goes first, of layers that may go; fewer are removed where no other may."""
+    scores = torch.tensor([3.0, 1.0, 2.0, 0.5])
+    assert score_order(scores, rounds=2, may_keep=lambda _: True) == (3, 1)
+    assert score_order(scores, rounds=4, may_keep=lambda kept: 3 in kept and len(kept) > 1) == (1, 2)
 
 
 def test_only_the_cheapest_are_judged_again() -> None:

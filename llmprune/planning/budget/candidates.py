@@ -139,8 +139,8 @@ def _is_met_alone(space: SearchSpace, limits: Limits, *, speed: SpeedOf | None) 
 
 
 def _thinned(found: Sequence[Place], space: SearchSpace) -> set[Place]:
-    """Return at most ``budget.shapes`` of the places."""
-    most = space.budget.shapes
+    """Return at most as many of the places as the budget tries."""
+    most = space.budget.most_shapes
     if len(found) <= most:
         return set(found)
     chosen = set(sorted(_one_sided(found, space))[:most])

@@ -33,7 +33,8 @@ class SearchCost(Figures):
 
 def search_cost(space: SearchSpace, tried: Sequence[Sequence[Candidate]], *, recipe: Recipe) -> SearchCost:
     """Return the cost of a search. ``tried``: candidates for each model of the family."""
-    schedule, refit = _schedule(recipe.calibration), recipe.refit
+    quick = space.budget.quick
+    schedule, refit = _schedule(recipe.calibration, quick=quick), None if quick else recipe.refit
     numbers, further = [len(some) for some in tried], len(space.axes) * len(tried)
     later = (sum(min(number, most) for number in numbers) for most in (schedule.rounds if refit else ()))
     layers, fewest = space.dense.layers, min(one.shape.layers for some in tried for one in some)
@@ -60,6 +61,6 @@ def require_windows_to_search(calibration: Calibration) -> None:
         )
 
 
-def _schedule(calibration: Calibration) -> Schedule:
+def _schedule(calibration: Calibration, *, quick: bool = False) -> Schedule:
     windows = [source.windows for source in calibration_sources(calibration)]
-    return Schedule.of(windows, calibration.shape()[1], processes=world_size())
+    return Schedule.of(windows, calibration.shape()[1], processes=world_size(), quick=quick)
