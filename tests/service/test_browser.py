@@ -48,6 +48,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium h
 QUICKSTART = os.environ.get("LLMPRUNE_BROWSER_QUICKSTART") == "1"
 
 
+TASKS = Path(__file__).parents[2] / "eval" / "tasks"
 EITHER = (sys.executable, str(Path(__file__).parents[1] / "helpers" / "either_run.py"))
 
 
@@ -61,7 +62,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Set
         save_model(root / "models" / "tiny")
         write_text(root / "models" / "text.txt")
     (root / "models").mkdir(exist_ok=True)
-    with served(root, command=EITHER, allow_roots=(root / "models",)) as running:
+    with served(root, command=EITHER, allow_roots=(root / "models",), allow_tasks=(TASKS,)) as running:
         yield running
 
 
@@ -121,7 +122,7 @@ def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> N
     page.get_by_role("button", name="Submit").click()
     expect(page.locator("#live .state")).to_have_text("running", timeout=MINUTE)
     # the passes over a tiny model may end between two refreshes; the verification takes longer
-    steps = re.compile("pass [12]|saving|verification|evaluation")
+    steps = re.compile("Score|Cut and repair|Save|Verify|Evaluate")
     expect(page.locator("#live")).to_contain_text(steps, timeout=5 * MINUTE)
     expect(page.locator("#live .state")).to_have_text("succeeded", timeout=(15 if QUICKSTART else 3) * MINUTE)
     report = page.frame_locator("iframe.report")
@@ -158,17 +159,25 @@ def test_compare_two_runs(page: Page, live: tuple[Client, Settings], pruned: str
     assert {pruned, other} == set(re.findall(r"job=(\w+)", page.url))
 
 
-def test_a_follow_up_by_keyboard(page: Page, pruned: str) -> None:
-    """The panel of a finished job is opened and sent by keyboard; the new job and its parent name each other."""
+def test_one_more_task_and_the_download_by_keyboard(page: Page, pruned: str) -> None:
+    """What was kept comes first; a task of this machine is ticked and sent, and the model downloaded, by keyboard."""
     page.goto(f"/jobs/{pruned}")
-    page.locator("summary", has_text="Time it").focus()
+    headings = page.get_by_role("heading", level=2).all_inner_texts()
+    assert headings[:2] == ["What it kept", "What next"]
+    tab_to(page, "Evaluate more tasks")
     page.keyboard.press("Enter")
-    page.get_by_role("button", name="Time it").focus()
+    tab_to(page, "llmprune_agreement")
+    page.keyboard.press("Space")
+    tab_to(page, "Evaluate")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", level=1)).to_have_text("Bench of looked at")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Evaluation of looked at: llmprune_agreement")
     expect(page.locator("#live .state")).to_have_text("succeeded")
     page.get_by_role("link", name="looked at", exact=True).click()
-    expect(page.get_by_role("region", name="Made from this job")).to_contain_text("Bench of looked at")
+    expect(page.get_by_role("region", name="Made from this job")).to_contain_text("Evaluation of looked at")
+    with page.expect_download() as download:
+        tab_to(page, "Download as an archive")
+        page.keyboard.press("Enter")
+    assert download.value.suggested_filename.endswith(".tar")
 
 
 def test_upload_an_archive_by_keyboard(page: Page, pruned: str, tmp_path: Path) -> None:
@@ -251,14 +260,17 @@ def test_the_four_questions_by_keyboard(page: Page) -> None:
     page.get_by_role("button", name="tiny", exact=True).press("Enter")
     expect(recipe).to_have_value(re.compile("id: tiny\n"))
     expect(page.get_by_role("button", name="tiny", exact=True)).to_have_attribute("aria-pressed", "true")
-    page.get_by_role("slider").press("ArrowLeft")
-    expect(recipe).to_have_value(re.compile("parameters: 0.79\n"))
-    expect(page.locator("output")).to_have_text("79")
+    page.get_by_role("slider", name="Keep % of the parameters").press("ArrowLeft")
+    expect(recipe).to_have_value(re.compile("parameters: 0.74\n"))
+    expect(page.locator("output")).to_have_text("74")
+    expect(page.get_by_role("radio", name="A first look")).to_be_checked()
+    page.get_by_role("radio", name="A first look").press("ArrowDown")
+    expect(recipe).not_to_have_value(re.compile("quick"))
     expect(page.get_by_label("Layers to remove")).to_be_hidden()
     page.get_by_role("radio", name="General").press("ArrowDown")
     expect(recipe).to_have_value(re.compile("asyncio"))
     expect(page.get_by_role("radio", name="Code")).to_be_focused()
-    page.get_by_role("radio", name="Little").press("ArrowDown")
+    page.get_by_role("radio", name="Standard").press("ArrowDown")
     page.get_by_role("radio", name="More: train").press("ArrowDown")
     expect(recipe).to_have_value(re.compile("recover:\n +tokens: 50K"))
     expect(page.get_by_label("Tokens to train on")).to_have_value("50K")

@@ -16,9 +16,10 @@ from llmprune.service.api.app import create_app
 from llmprune.service.jobs.drafts import MAX_DRAFTS, Draft, Drafts
 from llmprune.service.recipe_policy.policy import examine
 from llmprune.service.recipe_policy.yaml_limits import RECIPE_LIMIT
-from llmprune.service.web.form import START, apply_form, follows, form_of
+from llmprune.service.web.first_recipe import START, first_recipe
+from llmprune.service.web.form import apply_form, follows, form_of
 from llmprune.service.web.problem_lines import with_lines
-from llmprune.service.web.repairs import REPAIRS
+from llmprune.service.web.repairs import CLOSED, LOOK, REPAIRS
 from llmprune.service.web.uses import OWN, USES
 
 HTML = {"Accept": "text/html"}
@@ -47,7 +48,9 @@ def test_every_answer_writes_a_valid_recipe(use: str, source: str, repair: str, 
     parsed = Recipe.parse(text)
     assert parsed.evaluation.perplexity is not None
     assert (parsed.recover is not None) == (repair == "distillation")
-    assert parsed.budget == Recipe.parse(START).budget
+    budget = Recipe.parse(START).budget
+    assert budget is not None
+    assert parsed.budget == budget.model_copy(update={"quick": repair == LOOK})
 
 
 def test_calibration_and_held_out_text_of_a_use_differ() -> None:
@@ -69,6 +72,24 @@ def test_a_use_replaces_text_and_suite_and_nothing_else() -> None:
     kept = yaml.safe_load(before)
     assert (after["budget"], after["refit"]) == (kept["budget"], kept["refit"])
     assert (after["evaluation"]["tasks"], after["evaluation"]["gate"]) == (["hellaswag"], {"min_retention": 0.9})
+
+
+@pytest.mark.parametrize(("use", "source"), [("general", "here"), ("chat", "hub"), (OWN, "hub")])
+def test_a_first_look_is_taken_back(use: str, source: str) -> None:
+    """It takes little text and a quick search, stays where the use or the kind of size changes, and leaves nothing."""
+    before = answered(START, use=use, source=source, dataset="org/mine" if use == OWN else "")
+    look = answered(before, repair=LOOK)
+    parsed = Recipe.parse(look)
+    assert parsed.calibration.read_shape() == (16, 128)
+    assert parsed.budget is not None
+    assert parsed.budget.quick
+    assert (parsed.evaluation.limit is not None) == (use == "chat")
+    assert yaml.safe_load(answered(look, repair=CLOSED)) == yaml.safe_load(before)
+    for changed in (answered(look, use="code"), answered(answered(look, by=""), by="size", keep="60")):
+        form = form_of(changed)
+        assert form is not None
+        assert (form.repair, form.samples) == (LOOK, "16")
+    assert form_of(answered(look, samples="17")).repair == LOOK  # type: ignore[union-attr]
 
 
 def test_ones_own_text_waits_for_its_name() -> None:
@@ -147,14 +168,14 @@ def test_a_draft_is_kept_until_it_is_submitted(tmp_path: Path) -> None:
     assert all(f'value="{value}"' in page for value in ("by hand", "7"))
     assert "This is your draft, saved just now" in page
     assert "hf_secret" not in (harness.settings.database.read_bytes() + page.encode()).decode("latin-1")
-    assert text_of(get(again, "bob")) == START
+    assert text_of(get(again, "bob")) == first_recipe(harness.settings)
     assert post("/submit", **draft | {"recipe": "model: 1\n"}).status_code == 422
     assert text_of(get(harness.http, "ann")) == "model: 1\n"
     sent = post("/submit", **draft)
     assert sent.status_code == 303
-    assert text_of(get(harness.http, "ann")) == START
+    assert text_of(get(harness.http, "ann")) == first_recipe(harness.settings)
     assert text_of(get(harness.http, "ann", "/submit?sent=k")) == recipe(n=3)
-    assert text_of(get(harness.http, "bob", "/submit?sent=k")) == START
+    assert text_of(get(harness.http, "bob", "/submit?sent=k")) == first_recipe(harness.settings)
 
 
 def test_a_draft_gives_way_to_what_is_asked_for_and_is_discarded_by_a_button(tmp_path: Path) -> None:
@@ -166,7 +187,7 @@ def test_a_draft_gives_way_to_what_is_asked_for_and_is_discarded_by_a_button(tmp
     assert (text_of(other), "You have a draft" in other) == (recipe(n=1), True)
     assert text_of(harness.http.get("/submit").text) == recipe(n=2)
     page = harness.http.post("/submit/draft/discard")
-    assert (text_of(page.text), "draft, saved" in page.text) == (START, False)
+    assert (text_of(page.text), "draft, saved" in page.text) == (first_recipe(harness.settings), False)
 
 
 def test_drafts_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +209,7 @@ def test_drafts_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_page_that_is_left_as_it_was_is_no_draft(tmp_path: Path) -> None:
     """What every new page shows is not kept, and takes the place of a draft."""
     harness = ServiceHarness(tmp_path)
-    for text in (RECIPE, START):
+    for text in (RECIPE, first_recipe(harness.settings)):
         harness.http.post("/submit/draft", data=form(recipe=text))
     assert "draft, saved" not in harness.http.get("/submit").text
 

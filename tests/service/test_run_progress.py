@@ -77,9 +77,9 @@ LEFT = {"seconds": 100.0, "is_complete": True, "is_measured": False}
 @pytest.mark.parametrize(
     ("left", "earlier", "kind", "words"),
     [
-        (LEFT, None, "measuring", "measuring: between 70 s and 7 min left"),
+        (LEFT, None, "measuring", "measuring: between 60 s and 4 min left"),
         (LEFT | {"is_complete": False}, None, "at least", "at least 100 s left; a step to come has no estimate"),
-        (None, None, "unknown", "measuring the time left"),
+        (None, None, "unknown", "starting; the time left is known within a minute or so"),
         (None, RunTimes(3, 92.0, 62.0, 122.0), "measured", "about 60 s left, as long as the last run of this recipe"),
     ],
 )

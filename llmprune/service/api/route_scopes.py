@@ -77,6 +77,7 @@ ROUTES: dict[Scope | None, tuple[str, ...]] = {
         "POST /submit/compose",
         "POST /submit/check",
         "POST /submit/plan",
+        "POST /submit/times",
         "GET /submit/models",
         "GET /submit/frontier",
         "GET /submit/schema",

@@ -46,8 +46,9 @@ WORDS = {
     "report": "Write the report",
 }
 _PER_TOKENS = ("pass 1: scoring layers", "pass 2", "recovery: training")  # each item takes all tokens
-# Of an estimate that no measurement has confirmed: on a busy machine runs took 2.7 times as long as estimated.
-_LOW, _HIGH = 0.7, 4.0
+# Of an estimate that no measurement has confirmed. It counts the load of the machine, which changes: with five programs
+# for each processor a run took 1.7 times as long as estimated.
+_LOW, _HIGH = 0.6, 2.5
 
 
 class TimelineStep(BaseModel):
@@ -161,7 +162,7 @@ def _left(job: Job, left: ReportedTimeLeft | None, *, earlier: RunTimes | None) 
     if left is not None:
         words = f"at least {rough_duration(left.seconds)} left; a step to come has no estimate"
         return TimeLeft(kind="at least", seconds=left.seconds, words=words)
-    return TimeLeft(kind="unknown", words="measuring the time left")
+    return TimeLeft(kind="unknown", words="starting; the time left is known within a minute or so")
 
 
 def _per_second(reported: ReportedProgress | None, amount: float | None, *, scale: float = 1.0) -> float | None:

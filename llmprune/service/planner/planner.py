@@ -7,6 +7,7 @@ limit. The service is not affected by whatever happens to it.
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from llmprune.service.memory import memory_of
 from llmprune.service.planner.queue import PlannerBusy, PlanQueue
 
 WORKER = (sys.executable, "-m", "llmprune.service.planner.worker")
+_MOST_BUSY = 5.0  # times the limit on time, on a machine that does much else
 # Measured: the process starts in 6 s; DeepSeek-V3 takes 9 s and 2.0 GB of anonymous memory, Llama 3.1 405B 4 s, 0.5 GB.
 TIME_LIMIT = 60.0  # seconds
 MEMORY_LIMIT = 5 * 10**9  # bytes
@@ -41,6 +43,13 @@ class _Question:
     recipe: str
     overrides: tuple[str, ...]
     wrong: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Variants:
+    """Question to the worker for the times of several recipes, each with its overrides."""
+
+    variants: tuple[tuple[str, tuple[str, ...]], ...]
 
 
 class _LimitExceededError(Exception):
@@ -66,7 +75,7 @@ class Planner:
         self._turn = threading.Lock()
         self._worker: subprocess.Popen[bytes] | None = None
         self._timer: threading.Timer | None = None
-        self._plans: OrderedDict[_Question, tuple[float, dict[str, Any]]] = OrderedDict()
+        self._plans: OrderedDict[_Question | _Variants, tuple[float, dict[str, Any]]] = OrderedDict()
 
     def plan(self, recipe: str, overrides: Sequence[str], *, caller: str, wrong: Sequence[str] = ()) -> dict[str, Any]:
         """Return ``{"plan": …}`` or ``{"problems": […]}``.
@@ -74,7 +83,20 @@ class Planner:
         ``wrong``: keys that were left out of the recipe as wrong. Raises PlannerBusy where other plans take too long or
         the worker cannot start, TooManyPlans where the caller has another plan under way or exceeded a limit before.
         """
-        question = _Question(recipe, tuple(overrides), tuple(wrong))
+        return self._answered(_Question(recipe, tuple(overrides), tuple(wrong)), caller)
+
+    def times(self, recipes: Sequence[tuple[str, Sequence[str]]], *, caller: str) -> list[dict[str, Any] | None]:
+        """Return for each recipe, with its overrides, ``{"seconds": …, "is_complete": …}``; None where it is not known.
+
+        Raises PlannerBusy and TooManyPlans as ``plan``, beside which a caller may ask for them.
+        """
+        question = _Variants(tuple((recipe, tuple(overrides)) for recipe, overrides in recipes))
+        answer = self._answered(question, f"times for {caller}")
+        found: list[dict[str, Any] | None] = answer.get("times") or [None] * len(recipes)
+        return found
+
+    def _answered(self, question: _Question | _Variants, caller: str) -> dict[str, Any]:
+        """Return the worker's answer, or the one that it gave a while ago."""
         with self.queue.place(caller):
             if not self._turn.acquire(timeout=self.limit):
                 raise PlannerBusy("other plans are being made; ask again in a minute", 60.0)
@@ -83,7 +105,7 @@ class Planner:
                 if cached and time.monotonic() - made < self.idle:
                     return cached
                 answer = self._ask(question, caller)
-                if "plan" in answer:  # problems may be temporary: the hub does not answer, a file is missing
+                if "problems" not in answer:  # problems may be temporary: the hub does not answer, a file is missing
                     self._plans[question] = time.monotonic(), answer
                 while len(self._plans) > _MAX_CACHED:
                     self._plans.popitem(last=False)
@@ -121,7 +143,7 @@ class Planner:
             worker.kill()
             worker.communicate()
 
-    def _ask(self, question: _Question, caller: str) -> dict[str, Any]:
+    def _ask(self, question: _Question | _Variants, caller: str) -> dict[str, Any]:
         """Return the worker's answer. Above a limit the worker is ended and the caller refused for a while."""
         worker = self._running_worker()
         try:
@@ -166,14 +188,15 @@ class Planner:
 
     def _read_line(self, worker: subprocess.Popen[bytes]) -> bytes:
         assert worker.stdout is not None, "piped"
-        deadline, line = time.monotonic() + self.limit, b""
+        limit, line = self.limit * _busy(), b""
+        deadline = time.monotonic() + limit
         with (
             selectors.PollSelector() as selector
         ):  # select takes no descriptor above 1,023; epoll needs one more descriptor
             selector.register(worker.stdout, selectors.EVENT_READ)
             while not line.endswith(b"\n"):
                 if not selector.select(_CHECK_EVERY):
-                    self._check_limits(worker.pid, deadline)
+                    self._check_limits(worker.pid, deadline=deadline, limit=limit)
                     continue
                 part = worker.stdout.read(65_536)
                 if not part:
@@ -185,13 +208,17 @@ class Planner:
                     )
         return line
 
-    def _check_limits(self, worker: int, deadline: float) -> None:
+    def _check_limits(self, worker: int, *, deadline: float, limit: float) -> None:
         """Raise _LimitExceededError where the worker exceeded its time or memory."""
         if time.monotonic() > deadline:
-            raise _LimitExceededError(
-                f"the plan took longer than {self.limit:g} s; run llmprune plan where you can wait"
-            )
+            raise _LimitExceededError(f"the plan took longer than {limit:.0f} s; run llmprune plan where you can wait")
         if memory_of([psutil.Process(worker)]) > self.memory:
             raise _LimitExceededError(
                 f"the plan took more than {format_size(self.memory)} of memory; run llmprune plan where there is more"
             )
+
+
+def _busy() -> float:
+    """Return how many programs want each processor, from 1 to 5: on a busy machine a plan may take as much longer."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # not on Windows
+    return min(max(load / (os.cpu_count() or 1), 1.0), _MOST_BUSY)

@@ -11,7 +11,7 @@ from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.jobs.drafts import Draft, Drafts, TooLong
 from llmprune.service.jobs.submission import Submission
 from llmprune.service.jobs.tokens import Caller
-from llmprune.service.web.form import START
+from llmprune.service.web.first_recipe import first_recipe
 from llmprune.service.web.responses import page, page_router
 
 router = page_router()
@@ -54,7 +54,7 @@ def save_draft(service: Service, caller: Caller, *, submission: Submission) -> s
     """Store a submission as the caller's draft; what every new page shows is none. Return why it was not stored."""
     drafts = Drafts(service.database)
     draft = Draft(submission.recipe, _settings_of(submission))
-    if draft.recipe == START and not draft.settings:
+    if draft.recipe == first_recipe(service.settings) and not draft.settings:
         drafts.discard(caller.name)
         return None
     try:
@@ -64,10 +64,8 @@ def save_draft(service: Service, caller: Caller, *, submission: Submission) -> s
     return None
 
 
-def submission_of(draft: Draft | None) -> Submission:
-    """Return the submission that a draft would make; without one, that of a new page."""
-    if draft is None:
-        return Submission(START)
+def submission_of(draft: Draft) -> Submission:
+    """Return the submission that a draft would make."""
     given = draft.settings.get
     priority, minutes, gpus = given("priority", ""), given("minutes", ""), given("gpus", "")
     return Submission(

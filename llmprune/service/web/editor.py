@@ -27,11 +27,13 @@ from llmprune.service.recipe_policy.allowed_paths import task_folders
 from llmprune.service.recipe_policy.policy import examine
 from llmprune.service.supervisor.launchers import offered_launchers
 from llmprune.service.web.drafts import save_draft, submission_of, unix_text
+from llmprune.service.web.first_recipe import first_recipe
 from llmprune.service.web.form import RecipeForm, apply_form, follows, form_of
 from llmprune.service.web.problem_lines import with_lines
 from llmprune.service.web.repairs import REPAIRS
 from llmprune.service.web.responses import page, page_router, plain_token
 from llmprune.service.web.search import recipe_of_shape, search_of
+from llmprune.service.web.times import time_values
 from llmprune.service.web.uses import USES
 
 router = page_router()
@@ -59,7 +61,8 @@ async def submit_page(
         job = again or (drafts.submitted_as(caller.name, sent) if sent else None)
         draft = drafts.get(caller.name)
         if job is None:
-            return _editor(request, service, submission=submission_of(draft), draft=draft)
+            shown = submission_of(draft) if draft else Submission(first_recipe(service.settings))
+            return _editor(request, service, submission=shown, draft=draft)
         found = service.job(job, caller)
         recipe = editable_recipe(found) if shape is None else _of_shape(service, found, shape=shape, size=size)
         return _editor(request, service, submission=Submission(recipe), draft=draft, is_restored=False)
@@ -182,6 +185,7 @@ async def plan(
         return await run_in_threadpool(page, request, "later", reason=str(busy), seconds=math.ceil(busy.wait))
     problems = await run_in_threadpool(with_lines, text, answer.get("problems", []))
     values: dict[str, Any] = {"plan": answer.get("plan"), "problems": problems, "listed": listed}
+    values |= time_values(answer.get("plan"))
     return await run_in_threadpool(page, request, "plan", **values)
 
 

@@ -19,6 +19,7 @@ from llmprune.service.web.responses import page_router, plain_token
 router = page_router()
 
 _TASK = "task-"  # begins the names of the checkboxes
+_HUB = "on"  # value of the checkbox of a task that lm-eval has; that of another is its folder
 _LONGEST = 2_000  # characters of a field
 _NUMBERS = ("limit", "layers", "new_tokens", "repeats")
 _FRACTIONS = ("keep", "mlp")  # the form has percent
@@ -57,7 +58,11 @@ def _work_of(form: Mapping[str, str]) -> Work:
     if form.get("hours"):
         values["hours"] = _number("hours", form["hours"])
     if kind == "evaluate":
-        chosen = [name.removeprefix(_TASK) for name in form if name.startswith(_TASK)]
+        chosen = {name.removeprefix(_TASK): folder for name, folder in form.items() if name.startswith(_TASK)}
+        if folders := {*chosen.values(), form.get("include_path", "")} - {"", _HUB}:
+            if len(folders) > 1:
+                raise RecipeError(f"tasks: those of {' and '.join(sorted(folders))} need a job for each", "follow-up")
+            values["include_path"] = folders.pop()
         values["tasks"] = list(dict.fromkeys([*chosen, *_list(form.get("tasks", ""))]))
         if not values["tasks"]:
             raise RecipeError("tasks: choose at least one, or type its name", "follow-up")

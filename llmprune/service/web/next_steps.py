@@ -17,6 +17,7 @@ from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.tokens import Caller
 from llmprune.service.recipe_policy.allowed_paths import task_folders
 from llmprune.service.supervisor.launchers import offered_launchers
+from llmprune.service.web.local_tasks import local_tasks
 
 MOST_MADE = 50
 # Tasks that the form names; any other can be typed.
@@ -57,6 +58,7 @@ class NextSteps:
     reasons: dict[str, str | None]
     sizes: Sizes | None
     tasks: dict[str, str]
+    local_tasks: dict[str, str]  # folder of each, by name
     evaluated: tuple[str, ...]
     loading: Loading | None
     made: list[JobSummary]
@@ -94,6 +96,7 @@ def next_steps_of(service: Service, job: Job, *, caller: Caller) -> NextSteps:
         reasons={kind: reason and service.paths.hide(reason) for kind, reason in reasons.items()},
         sizes=_sizes_of(job) if reasons.get("size", "") is None else None,
         tasks={name: words for name, words in TASKS.items() if name not in had},
+        local_tasks={name: folder for name, folder in local_tasks(service.settings).items() if name not in had},
         evaluated=had,
         loading=_loading_of(service, job, caller=caller),
         made=[service.shown(one) for one in made],

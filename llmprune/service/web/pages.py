@@ -18,6 +18,7 @@ from llmprune.service.jobs.reevaluation import can_reevaluate
 from llmprune.service.web.about import about_of
 from llmprune.service.web.bench import bench_of
 from llmprune.service.web.compare import comparison_of
+from llmprune.service.web.kept import kept_of
 from llmprune.service.web.live_values import live_values, notification_values, places_of, usage_values
 from llmprune.service.web.next_steps import next_steps_of
 from llmprune.service.web.render import static_file
@@ -82,6 +83,7 @@ def job_page(request: Request, job: JobId, *, service: TheService, caller: TheCa
         "server": request.base_url,
         "search": search_of(service, job),
         "next": next_steps_of(service, found, caller=caller),
+        "kept": kept_of(service, found),
         "bench": bench_of(service, job),
         "waiting": _is_searching(found),
         **live_values(service, found),

@@ -21,6 +21,7 @@ from llmprune.service.web import (
     sharing,
     sign_in,
     sweeps,
+    times,
     uploads,
     users,
 )
@@ -29,7 +30,7 @@ from llmprune.service.web.responses import error_page
 
 def install(app: FastAPI) -> None:
     """Add all pages to the app, and have failures shown as pages to people."""
-    jobs = (pages, job_actions, follow_ups, job_log, notifications, editor, drafts, recipe_schema)
+    jobs = (pages, job_actions, follow_ups, job_log, notifications, editor, drafts, times, recipe_schema)
     for module in (*jobs, models, uploads, sweeps, sign_in, account, users, delete_user, audit, sharing):
         app.include_router(module.router)
     model_picker.install(app)

@@ -28,7 +28,7 @@ from llmprune.service.jobs.sweeps import (
 )
 from llmprune.service.jobs.tokens import Caller
 from llmprune.service.web.compare import comparison_of
-from llmprune.service.web.form import START
+from llmprune.service.web.first_recipe import first_recipe
 from llmprune.service.web.responses import page, page_router
 
 router = page_router()
@@ -79,7 +79,7 @@ async def sweep_form(
     """Show the form of a sweep. ``again``: a job whose recipe to start with."""
 
     def open_form() -> Response:
-        recipe = service.job(again, caller).recipe if again else START
+        recipe = service.job(again, caller).recipe if again else first_recipe(service.settings)
         return _form(request, service, caller=caller, form=SweepForm(recipe))
 
     return await service.recipe_queue.run(caller.name, open_form)
