@@ -189,4 +189,4 @@ def test_an_owner_has_a_number_of_jobs(tmp_path: Path) -> None:
     for _ in range(3):
         harness.http.post(f"/v1/jobs/{harness.submit()['id']}/cancel")
     answer = harness.http.post("/v1/jobs", content=RECIPE, headers=YAML)
-    assert (answer.status_code, "3 are kept; delete some" in answer.text) == (429, True)
+    assert (answer.status_code, "has 3 of 3; delete some" in answer.text) == (429, True)

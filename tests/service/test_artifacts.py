@@ -142,7 +142,7 @@ def test_a_store_that_is_away(shared: Setting, tmp_path: Path) -> None:
     """Jobs wait while the store is away, and a running one keeps its files until it is back."""
     store = tmp_path / "store"
     store.write_text("a file where the folder was")
-    job = shared.submit(layers=3, pause=0.2)
+    job = shared.submit(layers=3, pause=0.6)
     for _ in range(5):
         shared.harness.supervisor.round()
         time.sleep(0.05)
