@@ -33,13 +33,16 @@ def worker(program: str) -> tuple[str, ...]:
 ECHO = "print(json.dumps({'plan': asked}))"
 
 
-def test_a_plan_that_takes_too_long_keeps_its_caller_out_and_nobody_else(tmp_path: Path) -> None:
+def test_a_plan_that_takes_too_long_keeps_its_caller_out_and_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The worker is ended, the caller waits a minute, another caller's plan is made at once."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))  # a busy machine allows more time
     planner = Planner(tmp_path, worker(f"time.sleep(60 if asked == 'slow' else 0)\n{ECHO}"))
     try:
         planner.plan("quick", (), caller="ann")  # the process has started: its start counts as time of a plan
-        planner.limit = 0.5
-        assert "longer than 0.5 s" in planner.plan("slow", (), caller="mallory")["problems"][0]
+        planner.limit = 1.0
+        assert "longer than 1 s" in planner.plan("slow", (), caller="mallory")["problems"][0]
         planner.limit = 60.0
         assert planner.plan("other", (), caller="ann") == {"plan": "other"}
         with pytest.raises(TooManyPlans, match="too much time or memory; ask again in 60 s") as refused:

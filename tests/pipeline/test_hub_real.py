@@ -25,7 +25,7 @@ from llmprune.checkpoint.loading import load_model, load_tokenizer
 from llmprune.evaluation.lm_eval import tasks
 from llmprune.recipe.model import ModelSource
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 MODEL, TEXT, TASK = "HuggingFaceTB/SmolLM2-135M-Instruct", "org/manual", "allenai/ai2_arc"
 LAYERS = 4

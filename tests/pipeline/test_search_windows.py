@@ -28,6 +28,7 @@ def context_of(sources_N: torch.Tensor | None = SOURCES) -> RunContext:
     windows_NL = torch.arange(LENGTH).repeat(len(SOURCES), 1)
     windows_NL[:, 0] = torch.arange(len(SOURCES))
     inputs: Any = SimpleNamespace(
+        recipe=SimpleNamespace(budget=None),
         windows=windows_NL,
         sources=sources_N,
         generated=None if sources_N is None else sources_N == 2,
