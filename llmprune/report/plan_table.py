@@ -124,7 +124,8 @@ def _requirements(plan: Plan) -> Iterator[str]:
         yield f"  {source.name}: {plural(source.windows, 'window')}, {describe_text(source)}{licence}"
     yield f"Disk: {format_size(plan.disk)} for the result, twice that while it is written"
     if plan.base_files.carried:
-        yield f"Files of the base model that are copied unchanged: {describe_carried(plan.base_files)}"
+        state = "copied unchanged" if plan.vocabulary is None else "copied, with the ids of the tokens that are kept"
+        yield f"Files of the base model that are {state}: {describe_carried(plan.base_files)}"
     if plan.base_files.left:
         yield f"Files of the base model that are not copied: {describe_left(plan.base_files)}"
 
