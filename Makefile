@@ -32,7 +32,7 @@ check: lint types  ## lint, types and the quick tests: what you run while you wo
 	$(BIN)/python -m pytest -n auto --dist loadfile $(QUICK)
 
 # The types are checked beside the tests, of which many wait.
-test: $(READY) $(OLDER_READY) $(LLAMA_CPP_READY)  ## lint, documentation, recipe editor, types and tests
+test: $(READY) $(LLAMA_CPP_READY)  ## lint, documentation, recipe editor, types and tests
 	$(MAKE) --no-print-directory --jobs=2 lint docs editor
 	$(MAKE) --no-print-directory --jobs=2 types pytest
 
@@ -57,7 +57,7 @@ editor: $(READY)  ## bundle the recipe editor of the service's pages from npm pa
 # (tests/conftest.py). One process more than there are cores, for many tests wait for processes of their own.
 PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))') --dist loadfile --no-loadscope-reorder -m "not slow"
 
-pytest: $(READY) $(OLDER_READY) $(LLAMA_CPP_READY)  ## run the tests; PYTEST_ARGS="-x tests/recipe" chooses
+pytest: $(READY) $(LLAMA_CPP_READY)  ## run the tests; PYTEST_ARGS="-x tests/recipe" chooses
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 slow: $(READY) $(OLDER_READY) $(LLAMA_CPP_READY)  ## run the tests that take longest, which make test leaves out

@@ -30,6 +30,8 @@ from llmprune.cut.apply import cut_config, cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.recipe.model import ModelSource
 
+pytestmark = pytest.mark.slow
+
 PYTHON = Path(__file__).parents[2] / ".venv-4" / "bin" / "python"
 TEXT = "The fox jumps over 17 dogs.<|end|>"
 LAYERS = (0, 2, 3)

@@ -25,6 +25,7 @@ main()
 PATHS = os.pathsep.join((str(Path(__file__).parents[1]), *filter(None, (os.environ.get("PYTHONPATH"),))))
 
 
+@pytest.mark.slow
 def test_a_run_uses_every_gpu(workspace: Path, tmp_path: Path) -> None:
     """One command runs in two processes, prints as one, writes its progress, and ends with the code of the run."""
     progress = tmp_path / "progress.json"
