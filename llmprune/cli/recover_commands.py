@@ -14,16 +14,8 @@ from llmprune.recipe.recipe import Recipe
 _SAMPLES = (
     16  # windows that only check the checkpoint: each kind of the default mix has one; trained on is recover.data
 )
-_LEFT_OUT = (
-    "budget",
-    "depth",
-    "width",
-    "experts",
-    "hidden",
-    "vocabulary",
-    "sparsity",
-    "hub",
-)  # of a recipe that pruned
+# Sections of a recipe that pruned.
+_LEFT_OUT = ("budget", "depth", "width", "experts", "hidden", "vocabulary", "sparsity", "hub")
 
 
 def recover(

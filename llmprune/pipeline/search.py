@@ -131,18 +131,17 @@ class _Step:
         table = self.speeds and self.speeds.table.model_dump_json()
         parts = inputs.identity, inputs.windows_fingerprint, scores, judged, recipe.budget, self._refit, table
         tokens = () if self.space.tokens is None else (self.space.tokens,)
-        return fingerprint(*parts, schedule_of(inputs).repairs, *tokens)
+        return fingerprint(*parts, self._schedule.repairs, *tokens)
 
     @property
     def _refit(self) -> Refit | None:
         """The repair in closed form alone: layers are not trained for every shape that is tried. None: no repair."""
-        refit = None if self._quick else self.context.recipe.refit
+        refit = self._schedule.repair_of(self.context.recipe.refit)
         return refit and refit.model_copy(update={"block": False})
 
-    @property
-    def _quick(self) -> bool:
-        budget = self.context.recipe.budget
-        return budget is not None and budget.quick
+    @cached_property
+    def _schedule(self) -> Schedule:
+        return schedule_of(self.context.inputs)
 
     @property
     def _speed(self) -> SpeedOf | None:
@@ -165,10 +164,10 @@ class _Step:
 
         assert self.search.scores is not None, "layers that may be removed are scored"
         assert self.search.scores.layers is not None, "layers that may be removed are scored"
-        scores_N, ordering = self.search.scores.layers, schedule_of(inputs).ordering
+        scores_N, ordering = self.search.scores.layers, self._schedule.ordering
         judged = self.search.judged_N.tolist()
         may_keep = may_remain(self.space.anatomy, rounds, keep_pattern=False)
-        if self._quick:
+        if self._schedule.quick:
             return score_order(scores_N, rounds=rounds, may_keep=may_keep)
 
         def make(path: Path) -> tuple[int, ...]:
@@ -201,7 +200,7 @@ class _Step:
 
     def _search(self, batch_size: int) -> SearchFigures:
         """Try the shapes of every budget; every process returns the same figures."""
-        schedule, found = schedule_of(self.context.inputs), Progress(self._record, self.context.folder)
+        schedule, found = self._schedule, Progress(self._record, self.context.folder)
         rounds = self._rounds(schedule, batch_size)
         shapes = list(dict.fromkeys(one.shape for budget in self._budgets for one in budget.tried))
         first = dict(zip(shapes, rounds.first([self._cut(shape) for shape in shapes]), strict=True))
@@ -222,7 +221,7 @@ class _Step:
 
     @property
     def _record(self) -> SearchRecord:
-        return SearchRecord(self.context, self.space, self._order, schedule_of(self.context.inputs), self._speed)
+        return SearchRecord(self.context, self.space, self._order, self._schedule, self._speed)
 
     def _further(self, rounds: Rounds, chosen: Tried) -> dict[str, Tried]:
         """Try the shapes that go one step beyond the chosen one, by axis: in the first rounds, as far as it went."""

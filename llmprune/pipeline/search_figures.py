@@ -90,7 +90,7 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember], *, 
         _tried(record, one, member=member, further=axis) for member in members for axis, one in member.further.items()
     ]
     numbers, recipe = [len(member.tried) for member in members], record.context.recipe
-    refit = None if schedule.quick else recipe.refit
+    refit = schedule.repair_of(recipe.refit)
     passes = schedule.forward_passes(numbers, further=len(beyond), refit=refit)
     passes += schedule.order_passes(whole.layers, removed=len(record.order))
     return SearchFigures(

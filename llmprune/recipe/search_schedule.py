@@ -32,7 +32,8 @@ class Schedule:
 
     ``windows``: all of them; ``judged``: those that shapes are judged on, and ``repeated`` of them once more with the
     first half twice, one of each source; ``repair``: those that the repairs of the second round are solved on, and
-    twice as many in the last round. ``quick``: the scores alone order the layers.
+    twice as many in the last round. ``quick``: no shape is repaired, and the scores alone order the
+    layers.
     """
 
     windows: int
@@ -61,6 +62,10 @@ class Schedule:
     def rounds(self) -> tuple[int, int]:
         """Shapes that the second and the last round try for each budget."""
         return _REPAIRED, _LAST
+
+    def repair_of(self, refit: Refit | None) -> Refit | None:
+        """Return the repair of the shapes that are tried, in a recipe with this ``refit``; None: they stay as cut."""
+        return None if self.quick else refit
 
     @property
     def repairs(self) -> tuple[int, int]:

@@ -60,7 +60,7 @@ def test_what_a_deleted_user_leaves(people: People) -> None:
     assert bob.sweep(sweep.id).owner == "bob"
     people.harness.supervisor.round()
     assert bob.job(runs.id).state == "running"
-    assert [event["kind"] for event in people.service.jobs.events(runs.id, 0)][-1] == "owner"
+    assert "owner" in [event["kind"] for event in people.service.jobs.events(runs.id, 0)]
     assert bob.job(done.id).artifacts()
     bob.job(runs.id).cancel()
     while people.harness.supervisor.round() or not bob.job(runs.id).shown.ended:

@@ -33,8 +33,8 @@ class SearchCost(Figures):
 
 def search_cost(space: SearchSpace, tried: Sequence[Sequence[Candidate]], *, recipe: Recipe) -> SearchCost:
     """Return the cost of a search. ``tried``: candidates for each model of the family."""
-    quick = space.budget.quick
-    schedule, refit = _schedule(recipe.calibration, quick=quick), None if quick else recipe.refit
+    schedule = _schedule(recipe.calibration, quick=space.budget.quick)
+    refit = schedule.repair_of(recipe.refit)
     numbers, further = [len(some) for some in tried], len(space.axes) * len(tried)
     later = (sum(min(number, most) for number in numbers) for most in (schedule.rounds if refit else ()))
     layers, fewest = space.dense.layers, min(one.shape.layers for some in tried for one in some)

@@ -7,18 +7,22 @@ makes a user of this name, or lets the person sign in again (``readmit``), lifts
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmprune.common.errors import RecipeError
 from llmprune.results.formatting import plural
-from llmprune.service.jobs.database import Database, Transaction
+from llmprune.service.jobs.database import Database, Row, Transaction
 from llmprune.service.jobs.sharing import hand_over
 from llmprune.service.jobs.store_reads import first_row
 from llmprune.service.jobs.users import SOURCE, no_user, require_an_admin, subject_digest
 
 # Tables with rows of one user alone. Tokens, sessions and own quotas are deleted with the user's row.
 _PRIVATE = ("drafts", "notify_defaults", "submitted_jobs", "last_starts", "idempotency")
-_OWNED = {"jobs": "job", "sweeps": "sweep"}
+_COUNTS = (
+    "SELECT (SELECT count(*) FROM jobs WHERE owner = ?) AS jobs, "
+    "(SELECT count(*) FROM sweeps AS s WHERE s.owner = ?) AS sweeps"
+)
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,11 @@ class Owned:
 
 def owned_by(database: Database, name: str) -> Owned:
     """Return how much a user has made."""
-    found = {table: database.read(f"SELECT count(*) AS n FROM {table} WHERE owner = ?", (name,)) for table in _OWNED}
-    return Owned(**{table: rows[0]["n"] for table, rows in found.items()})
+    return _owned(database.read(_COUNTS, (name, name)))
+
+
+def _owned(rows: Sequence[Row]) -> Owned:
+    return Owned(**dict(rows[0]))
 
 
 def delete_user(database: Database, name: str, *, hand_over_to: str | None = None) -> int:
@@ -81,11 +88,7 @@ def readmit(database: Database, name: str) -> bool:
 
 def _require_nothing(connection: Transaction, name: str) -> None:
     """Raise RecipeError where a user has something that another one has to get."""
-    found = {
-        table: connection.execute(f"SELECT count(*) AS n FROM {table} WHERE owner = ?", (name,)).fetchone()["n"]
-        for table in _OWNED
-    }
-    if owned := Owned(**found):
+    if owned := _owned(connection.execute(_COUNTS, (name, name)).fetchall()):
         raise RecipeError(
             f"{name} has {owned}, with their models and files; name the user who gets them: --hand-over-to NAME, in "
             "the API hand_over_to",

@@ -128,7 +128,7 @@ def usage_of(database: Database, owner: str) -> Usage:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a request needs of its owner's quotas: a new job, unless told."""
+    """Share of its owner's quotas that a request takes; by default that of one new job."""
 
     jobs: int = 1  # submissions of the day
     waiting: int | None = None  # jobs that enter the queue; None: all of them

@@ -23,7 +23,7 @@ _SHARES = ("acc", "exact_match", "em", "prompt_level", "inst_level")  # beginnin
 
 @dataclass(frozen=True)
 class Kept:
-    """What a model kept. ``headline``: the measure that counts; ``advice``: what to do about the loss."""
+    """Sentences on the quality that a model kept. ``headline``: on the measure that counts; ``advice``: on the loss."""
 
     headline: str
     sentences: tuple[str, ...]
