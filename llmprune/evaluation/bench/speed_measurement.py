@@ -2,8 +2,8 @@
 
 The dense model with half of its layers gives the time of a layer, and what remains is outside the layers. Models with
 narrower MLPs, fewer key-value groups and fewer experts give the times of the parts of a layer, one with fewer tokens
-that of embeddings and head. The weights of each
-model are far larger than the caches of a CPU, so that every token reads them from memory, as with a whole model.
+that of embeddings and head. The weights of each model are far larger than the caches of a CPU, so that every token
+reads them from memory, as with a whole model.
 """
 
 from __future__ import annotations
