@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -111,5 +112,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         found = psutil.Process(process.pid)
         for part in (*found.children(recursive=True), found):
-            part.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # a part may end by itself once its parent is killed
+                part.kill()
     process.wait(60)
