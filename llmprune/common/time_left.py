@@ -77,9 +77,13 @@ class TimeLeft:
 
 @dataclass
 class _Seen:
-    """Progress of the current part: items done when it was last reported, and how many it has here."""
+    """Progress of the current part: items done when it was last reported, and how many it has here.
+
+    ``is_named``: False as long as only its step was reported: a part whose result exists never reports its name.
+    """
 
     began: float
+    is_named: bool = False
     done: int | None = None
     total: int | None = None
     left: float | None = None  # seconds of its items, at their own speed
@@ -158,6 +162,8 @@ class Forecast:
             self._finish(now)
             self._current, self._seen = index, _Seen(now)
         seen, items = self._seen, self.parts[index].items
+        if seen is not None and name.startswith(self.parts[index].name):
+            seen.is_named = True
         if seen is not None and items is not None and total:
             seen.done, seen.total, seen.reported = done or 0, total, now
             seen.left = (now - since) / done * (total - done) if done and since is not None else None
@@ -207,7 +213,7 @@ class Forecast:
     def _finish(self, now: float) -> None:
         """Count the current part as finished."""
         part, seen = self._part, self._seen
-        if part is None or seen is None:
+        if part is None or seen is None or not seen.is_named:
             return
         share = self._share_here(part, seen)
         if share == 1.0 and part.step not in self._reused:

@@ -100,6 +100,17 @@ def test_reused_steps_and_skipped_parts_take_no_time() -> None:
     assert _seconds(forecast) == pytest.approx(10)
 
 
+def test_a_part_whose_result_exists_does_not_make_the_machine_look_fast() -> None:
+    """Only its step was reported, then the next part of the step began: it tells nothing of how long that takes."""
+    predictions, training = ExpectedPart("recovery", "predictions", 100.0), ExpectedPart("recovery", "training", 60.0)
+    forecast, clock = _forecast(predictions, training)
+    forecast.note("recovery")
+    clock.now += 1
+    forecast.note("training")
+    assert _seconds(forecast) == pytest.approx(60)
+    assert not forecast.times
+
+
 def test_a_resumed_pass_counts_the_layers_that_are_left() -> None:
     """A snapshot leaves fewer layers: they take their share of the estimate, and do not make the machine look fast."""
     forecast, clock = _forecast()
