@@ -161,8 +161,7 @@ class _RecoveryStep:
     def _recovery(self) -> Recovery:
         context, windows = self.context, self.windows
         arithmetic = Arithmetic.here(self.settings.precision)
-        asked = self.settings.data.batch_size
-        size = arithmetic.windows_at_once(windows.train_NL.shape[1]) if asked == "auto" else asked
+        size = self.settings.windows_at_once(windows.train_NL.shape[1], on_gpu=arithmetic.device.type == "cuda")
         return Recovery(
             self.source,
             lambda: context.inputs.reference,

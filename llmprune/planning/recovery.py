@@ -1,7 +1,7 @@
 """Plan the training after the cut: windows and steps, memory by method, disk.
 
-With P parameters of the pruned model, A of the adapters, L tokens of a window, D the hidden size, V the vocabulary and
-values in float32, a training with one window at a time holds
+With P parameters of the pruned model, A of the adapters, L tokens of the windows at a time, D the hidden size, V the
+vocabulary and values in float32, a training holds
 
     full:           16 P: weights, gradients, and the two moments of Adam; on a GPU 2 P more, for autocast keeps a
                     bfloat16 copy of the weights
@@ -50,7 +50,7 @@ class RecoverySource(Figures):
 
 
 class RecoveryMemory(Figures):
-    """Bytes of a training with one window at a time, on the device that trains."""
+    """Bytes of a training, on the device that trains."""
 
     weights: int  # of the model, the adapters, and the dense model where it is beside them
     optimiser: int  # gradients and moments
@@ -84,11 +84,12 @@ class RecoveryPlan(Figures):
 
 @dataclass(frozen=True)
 class _Setting:
-    """A way to train: what changes its memory."""
+    """A way to train: what changes its memory. ``windows``: at a time."""
 
     method: str
     length: int
     on_gpu: bool
+    windows: int = 1
 
 
 def plan_recovery(recipe: Recipe, models: PlannedModels, *, machine: Machine) -> RecoveryPlan | None:
@@ -104,20 +105,23 @@ def plan_recovery(recipe: Recipe, models: PlannedModels, *, machine: Machine) ->
     token = 6 * recover.top_k + 4
     generated = recover.generated(length)
     predicted = _predicted_windows(recover, text, number=number, generated=generated)
+    of_step = recover.windows_of_step(recover.tokens, length) if recover.tokens else None
+    at_once = recover.windows_at_once(length, on_gpu=machine.has_gpu)
+    setting = _Setting(recover.method, length, machine.has_gpu, min(at_once, of_step or at_once))
     return RecoveryPlan(
         method=recover.method,
         loss=recover.loss,
         steps=steps,
         tokens=number * length if number else None,
         hours=recover.hours,
-        windows_of_step=recover.windows_of_step(recover.tokens, length) if recover.tokens else None,
+        windows_of_step=of_step,
         sequence_length=length,
         learning_rate=recover.rate(models.hidden),
         sources=_sources(recover, text, number=number),
         generated=generated,
         held_out=recover.held_out,
         trained=trained,
-        memory=_memory(recover, models, setting=_Setting(recover.method, length, machine.has_gpu)),
+        memory=_memory(recover, models, setting=setting),
         disk=predicted * length * token + (2 * _STATE + _FLOAT32) * trained + models.pruned_bytes,
         bytes_of_token=token,
     )
@@ -191,7 +195,7 @@ def _memory(recover: Recover, models: PlannedModels, *, setting: _Setting) -> Re
 
 
 def _activations(models: PlannedModels, *, setting: _Setting) -> int:
-    """Return the bytes of the activations of one window."""
+    """Return the bytes of the activations of the windows at a time."""
     config, length = text_config(models.pruned.config), setting.length
     heads = getattr(config, "num_attention_heads", None) or 0
     scores = 3 * heads * length if getattr(config, "_attn_implementation", None) == "eager" else 0
@@ -202,8 +206,8 @@ def _activations(models: PlannedModels, *, setting: _Setting) -> int:
     logits = _LOGIT_COPIES * _FLOAT32 * length * int(config.vocab_size)
     if setting.on_gpu:
         states = len(layers) * length * models.hidden * _FLOAT32
-        return int(states + max(max(kept) + added, logits))
-    return int(sum(kept) + max(added, logits))
+        return setting.windows * int(states + max(max(kept) + added, logits))
+    return setting.windows * int(sum(kept) + max(added, logits))
 
 
 def _adapters(recover: Recover, pruned: PreTrainedModel) -> int:

@@ -21,6 +21,7 @@ _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _MOST_TOKENS = 10**13
 _MOST_GENERATED, _GENERATED_AN_HOUR = 512, 64  # windows that the dense model writes by itself
 _HELD_OUT_SHARE = 4  # of few windows, one in so many is held out
+_TOKENS_AT_ONCE = {False: 1024, True: 8192}  # on the CPU and on a GPU: larger products are hardly faster
 _RATE, _RATE_WIDTH, _LORA_RATE = 2e-4, 576, 2e-4  # of AdamW, at this hidden size; LoRA's does not depend on it
 
 
@@ -223,6 +224,11 @@ class Recover(Section):
         """Return the windows of an optimiser step, for a training on ``tokens`` in windows of ``length``."""
         wanted = min(max(tokens // 250, 2048), 262_144) if self.batch_tokens == "auto" else self.batch_tokens
         return max(wanted // length, 1)
+
+    def windows_at_once(self, length: int, *, on_gpu: bool) -> int:
+        """Return the windows whose activations are in memory together, before any number is found to be too large."""
+        asked = self.data.batch_size
+        return max(_TOKENS_AT_ONCE[on_gpu] // length, 1) if asked == "auto" else asked
 
     def steps(self, tokens: int, length: int) -> int:
         """Return the number of optimiser steps for ``tokens`` in windows of ``length``; at least 1."""

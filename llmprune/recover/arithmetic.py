@@ -9,8 +9,6 @@ import torch
 
 from llmprune.common.distributed import local_device
 
-_TOKENS = {"cpu": 1024, "cuda": 8192}  # of a micro-batch
-
 
 @dataclass(frozen=True)
 class Arithmetic:
@@ -30,10 +28,6 @@ class Arithmetic:
         has_instructions = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_is_quick()
         quick = has_instructions if precision == "auto" else precision == "bfloat16"
         return cls(device, quick, save_memory=device.type == "cuda")
-
-    def windows_at_once(self, length: int) -> int:
-        """Return the windows of a micro-batch, before any is found to be too large."""
-        return max(_TOKENS[self.device.type] // length, 1)
 
 
 def _cpu_is_quick() -> bool:

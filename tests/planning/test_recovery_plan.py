@@ -71,6 +71,16 @@ def test_the_steps_are_whole_and_the_plan_shows_them(shared: Path, capsys: pytes
     assert "Recovery: trained on 1,024 tokens, in 8 steps of 4 × 32 tokens (full, distillation" in shown
 
 
+def test_activations_are_those_of_the_windows_at_a_time(shared: Path) -> None:
+    """By default a whole step of 4 small windows; a batch size of the recipe wins, but no step has more windows."""
+
+    def activations(size: int | str) -> int:
+        plan = _plan(shared, lambda data, _: data["recover"]["data"].update(batch_size=size))
+        return _of(plan).memory.activations
+
+    assert activations("auto") == activations(4) == activations(9) == 4 * activations(1)
+
+
 def test_adapters_are_all_that_lora_trains(shared: Path) -> None:
     """Only the adapters have gradients and moments; their number follows from the matrices and the rank."""
     plan = _plan(shared, lambda data, _: data["recover"].update(method="lora", lora={"rank": 2}))
