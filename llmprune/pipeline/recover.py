@@ -76,7 +76,7 @@ def recover_checkpoint(
         number = _windows_in_hours(context, source, before=fingerprint(inputs.identity, before))
         windows = recovery_windows(context, most=number)
     tokens = [fingerprint_tokens(part) for part in (windows.train_NL[windows.order_M], windows.held_out_NL)]
-    settings = recipe.recover.model_dump_json(exclude={"data", "hours"})
+    settings = recipe.recover.model_dump_json(exclude={"data", "hours", "checkpointing"})
     origin = fingerprint(inputs.identity, before, settings, *tokens, recipe.export.max_shard_size)
     step = _RecoveryStep(context, cut, repaired, recipe.recover, windows, origin, source)
 
@@ -116,7 +116,7 @@ def _windows_in_hours(context: RunContext, source: ModelSource, *, before: str) 
     sample_NL = inputs.inputs.text_windows[:, :length]
 
     def make(path: Path) -> int:
-        number = windows_in(hours, source, settings=settings, sample_NL=sample_NL)
+        number = windows_in(hours, source, settings=settings, arithmetic=_arithmetic(context), sample_NL=sample_NL)
         context.folder.write(path.name, f"{number}\n")
         return number
 
@@ -128,6 +128,14 @@ def _windows_in_hours(context: RunContext, source: ModelSource, *, before: str) 
         make=make,
         together=True,
     )
+
+
+def _arithmetic(context: RunContext) -> Arithmetic:
+    """Return the arithmetic of the training, with activations kept or not, as the first process has planned."""
+    settings, plan = context.recipe.recover, context.plan.recovery
+    assert settings is not None, "the recipe has the section"
+    assert plan is not None, "the plan of such a recipe has it too"
+    return Arithmetic.here(settings.precision, save_memory=broadcast_from_first(plan.checkpointing))
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,7 @@ class _RecoveryStep:
 
     def _recovery(self) -> Recovery:
         context, windows = self.context, self.windows
-        arithmetic = Arithmetic.here(self.settings.precision)
+        arithmetic = _arithmetic(context)
         size = self.settings.windows_at_once(windows.train_NL.shape[1], on_gpu=arithmetic.device.type == "cuda")
         return Recovery(
             self.source,
@@ -170,6 +178,7 @@ class _RecoveryStep:
             self.settings,
             context.folder.path / RECOVERY_STATE,
             self.origin,
+            arithmetic,
             batch=context.batches.calibration,
             micro_batch=BatchSize(size, reductions=context.batches.calibration.reductions),
             max_shard_size=context.recipe.export.max_shard_size,

@@ -6,9 +6,9 @@ vocabulary and values in float32, a training holds
     full:           16 P: weights, gradients, and the two moments of Adam; on a GPU 2 P more, for autocast keeps a
                     bfloat16 copy of the weights
     lora:           the weights in the model's type, and 16 A
-    activations:    with gradient checkpointing, on a GPU, the hidden states of L tokens after each layer, and what one
-                    layer keeps for its gradients or 3 copies of the logits [L, V], whichever is larger; without it, on
-                    the CPU, what all layers keep, and the logits
+    activations:    with gradient checkpointing the hidden states of L tokens after each layer, and what one layer keeps
+                    for its gradients or 3 copies of the logits [L, V], whichever is larger; without it what all layers
+                    keep, and the logits
     hidden_states:  the dense model beside the pruned one
 
 The dense model's predictions are on disk: of each token ``top_k`` logits of 2 bytes with ids of 4 bytes, and 4 bytes.
@@ -16,7 +16,7 @@ The dense model's predictions are on disk: of each token ``top_k`` logits of 2 b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
@@ -55,6 +55,7 @@ class RecoveryMemory(Figures):
     weights: int  # of the model, the adapters, and the dense model where it is beside them
     optimiser: int  # gradients and moments
     activations: int
+    windows: int  # whose activations are held together
 
     @property
     def total(self) -> int:
@@ -76,6 +77,7 @@ class RecoveryPlan(Figures):
     sources: tuple[RecoverySource, ...]  # of text; for ``hours`` without windows
     generated: int  # windows that the dense model writes itself, those that are held out included
     held_out: int  # windows of each source
+    checkpointing: bool
     trained: int  # parameters
     memory: RecoveryMemory
     disk: int  # bytes of the dense model's predictions, the training's state, and the repaired checkpoint
@@ -89,6 +91,7 @@ class _Setting:
     method: str
     length: int
     on_gpu: bool
+    checkpointing: bool
     windows: int = 1
 
 
@@ -106,8 +109,7 @@ def plan_recovery(recipe: Recipe, models: PlannedModels, *, machine: Machine) ->
     generated = recover.generated(length)
     predicted = _predicted_windows(recover, text, number=number, generated=generated)
     of_step = recover.windows_of_step(recover.tokens, length) if recover.tokens else None
-    at_once = recover.windows_at_once(length, on_gpu=machine.has_gpu)
-    setting = _Setting(recover.method, length, machine.has_gpu, min(at_once, of_step or at_once))
+    setting = _setting_on(recover, models, machine=machine, length=length)
     return RecoveryPlan(
         method=recover.method,
         loss=recover.loss,
@@ -120,6 +122,7 @@ def plan_recovery(recipe: Recipe, models: PlannedModels, *, machine: Machine) ->
         sources=_sources(recover, text, number=number),
         generated=generated,
         held_out=recover.held_out,
+        checkpointing=setting.checkpointing,
         trained=trained,
         memory=_memory(recover, models, setting=setting),
         disk=predicted * length * token + (2 * _STATE + _FLOAT32) * trained + models.pruned_bytes,
@@ -132,8 +135,8 @@ def recovery_shortage(recipe: Recipe, models: PlannedModels, *, machine: Machine
     recover = recipe.recover
     if recover is None:
         return None
-    device = machine.devices[0]
-    setting = _Setting(recover.method, length_of(recover.data.resolved(recipe.calibration)), device.is_gpu)
+    device, length = machine.devices[0], length_of(recover.data.resolved(recipe.calibration))
+    setting = replace(_setting_on(recover, models, machine=machine, length=length), windows=1)
     needed = _memory(recover, models, setting=setting)
     if needed.total <= device.total:
         return None
@@ -144,6 +147,17 @@ def recovery_shortage(recipe: Recipe, models: PlannedModels, *, machine: Machine
         f"{format_size(needed.optimiser)}, activations of one window {format_size(needed.activations)}; "
         f"{', or '.join(remedies)}"
     )
+
+
+def _setting_on(recover: Recover, models: PlannedModels, *, machine: Machine, length: int) -> _Setting:
+    """Return the way in which a run trains on this machine."""
+    on_gpu, asked = machine.has_gpu, recover.checkpointing
+    at_once = recover.windows_at_once(length, on_gpu=on_gpu)
+    windows = min(at_once, recover.windows_of_step(recover.tokens, length)) if recover.tokens else at_once
+    setting = _Setting(recover.method, length, on_gpu, on_gpu if asked == "auto" else asked, windows)
+    if asked == "auto" and _memory(recover, models, setting=setting).total > machine.devices[0].total:
+        return replace(setting, checkpointing=True)
+    return setting
 
 
 def length_of(text: TokenWindows) -> int:
@@ -162,18 +176,21 @@ def _fitting(recover: Recover, models: PlannedModels, *, setting: _Setting, mach
             found.append(f"{remedy} ({format_size(needed)})")
         return needed <= on.total
 
+    if not setting.checkpointing:
+        fits(replace(setting, checkpointing=True), device, remedy="set recover.checkpointing: true")
     methods = ("full", "lora") if setting.method == "full" else ("lora",)
     if setting.method == "full":
-        fits(_Setting("lora", setting.length, setting.on_gpu), device, remedy="set recover.method: lora")
+        fits(replace(setting, method="lora"), device, remedy="set recover.method: lora")
     lengths = [length for power in range(1, 6) if (length := setting.length >> power) >= 128]
     for method in methods:
         also = " with recover.method: lora" if method != setting.method else ""
         shorter = "set recover.data.sequence_length: {}" + also
-        if any(fits(_Setting(method, one, setting.on_gpu), device, remedy=shorter.format(one)) for one in lengths):
+        settings = {one: replace(setting, method=method, length=one) for one in lengths}
+        if any(fits(one, device, remedy=shorter.format(length)) for length, one in settings.items()):
             break
     if setting.on_gpu:
         fits(
-            _Setting(setting.method, setting.length, on_gpu=False),
+            replace(setting, on_gpu=False),
             machine.host,
             remedy="hide the GPU with CUDA_VISIBLE_DEVICES= to train on the CPU",
         )
@@ -189,13 +206,14 @@ def _memory(recover: Recover, models: PlannedModels, *, setting: _Setting) -> Re
         weights, optimiser = _FLOAT32 * parameters, (_TRAINED - _FLOAT32) * parameters
     copied = _BFLOAT16 * parameters if setting.on_gpu and setting.method == "full" else 0
     dense = parameter_bytes(models.dense) if recover.hidden_states else 0
+    activations = setting.windows * _activations(models, setting=setting)
     return RecoveryMemory(
-        weights=weights + copied + dense, optimiser=optimiser, activations=_activations(models, setting=setting)
+        weights=weights + copied + dense, optimiser=optimiser, activations=activations, windows=setting.windows
     )
 
 
 def _activations(models: PlannedModels, *, setting: _Setting) -> int:
-    """Return the bytes of the activations of the windows at a time."""
+    """Return the bytes of the activations of one window."""
     config, length = text_config(models.pruned.config), setting.length
     heads = getattr(config, "num_attention_heads", None) or 0
     scores = 3 * heads * length if getattr(config, "_attn_implementation", None) == "eager" else 0
@@ -204,10 +222,10 @@ def _activations(models: PlannedModels, *, setting: _Setting) -> int:
     kept = [value * length * (_KEPT * values + scores) for values in layers]
     added = value * length * _ADDED * max(layers)
     logits = _LOGIT_COPIES * _FLOAT32 * length * int(config.vocab_size)
-    if setting.on_gpu:
+    if setting.checkpointing:
         states = len(layers) * length * models.hidden * _FLOAT32
-        return setting.windows * int(states + max(max(kept) + added, logits))
-    return setting.windows * int(sum(kept) + max(added, logits))
+        return int(states + max(max(kept) + added, logits))
+    return int(sum(kept) + max(added, logits))
 
 
 def _adapters(recover: Recover, pruned: PreTrainedModel) -> int:

@@ -178,6 +178,11 @@ class Recover(Section):
         description="Type of the products; trained weights are float32 in any case. auto: bfloat16 where the device "
         "has instructions for it.",
     )
+    checkpointing: bool | Literal["auto"] = Field(
+        "auto",
+        description="Compute what a layer keeps for its gradients again in the backward pass: less memory, a third "
+        "more time, the same weights. auto: on a GPU, and where the memory would not suffice otherwise.",
+    )
     rounds: int = Field(
         1,
         gt=0,

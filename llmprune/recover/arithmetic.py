@@ -22,12 +22,15 @@ class Arithmetic:
     save_memory: bool
 
     @classmethod
-    def here(cls, precision: Literal["auto", "float32", "bfloat16"]) -> Arithmetic:
-        """Return the arithmetic on this device; ``auto``: bfloat16 where it has instructions for that."""
+    def here(cls, precision: Literal["auto", "float32", "bfloat16"], *, save_memory: bool | None = None) -> Arithmetic:
+        """Return the arithmetic on this device. ``auto``: bfloat16 where it has instructions for that.
+
+        ``save_memory``: by default on a GPU.
+        """
         device = local_device()
         has_instructions = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_is_quick()
         quick = has_instructions if precision == "auto" else precision == "bfloat16"
-        return cls(device, quick, save_memory=device.type == "cuda")
+        return cls(device, quick, device.type == "cuda" if save_memory is None else save_memory)
 
 
 def _cpu_is_quick() -> bool:

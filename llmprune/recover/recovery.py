@@ -59,10 +59,10 @@ class Recovery:
     """A recovery of the checkpoint ``repaired`` towards a dense model.
 
     ``dense``: opens the dense model, which ``dense_identity`` names. ``folder``, ``origin``: for the work files, and
-    the fingerprint of what the training depends on. ``batch``: windows of a layer-wise pass. ``micro_batch``: windows
-    whose activations are in memory together. ``matching``: layers whose hidden states are compared. ``end``: make no
-    more steps, but take the best weights that an earlier run has found. ``predictions``: folder for the dense model's
-    predictions, which other recoveries share; None: a work folder.
+    the fingerprint of what the training depends on. ``arithmetic``: of the training. ``batch``: windows of a layer-wise
+    pass. ``micro_batch``: windows whose activations are in memory together. ``matching``: layers whose hidden states
+    are compared. ``end``: make no more steps, but take the best weights that an earlier run has found. ``predictions``:
+    folder for the dense model's predictions, which other recoveries share; None: a work folder.
     """
 
     repaired: ModelSource
@@ -72,6 +72,7 @@ class Recovery:
     settings: Recover
     folder: Path
     origin: str
+    arithmetic: Arithmetic
     batch: BatchSize
     micro_batch: BatchSize
     max_shard_size: int
@@ -112,7 +113,7 @@ class Recovery:
     def _predictions(self, windows_NL: Tensor, name: str, *, quick: bool) -> StoredPredictions:
         """Return the dense model's predictions, at temperature 1 and exact unless ``quick``."""
         temperature = self.settings.temperature if quick else 1.0
-        quick = quick and Arithmetic.here(self.settings.precision).quick
+        quick = quick and self.arithmetic.quick
 
         def work(batch_size: int) -> StoredPredictions:
             settings = TeacherSettings(self.settings.top_k, temperature, batch_size, quick)
@@ -142,7 +143,7 @@ class Recovery:
     def _train(self, held_out: HeldOut, lessons: Lessons, *, course: Course, size: int) -> Recovered:
         """Train with micro-batches of ``size`` windows, and write the best weights."""
         self.dense().release()
-        arithmetic = Arithmetic.here(self.settings.precision)
+        arithmetic = self.arithmetic
         state = StateFolder(self.folder / "state", self.origin)
         begun = state.load()
         if self.end and begun is None:

@@ -22,12 +22,14 @@ _TIMED = 3  # windows, after one that is not
 _OF_TEACHER = 1 / 3  # of a training step: a forward pass of the dense model
 
 
-def windows_in(hours: float, repaired: ModelSource, *, settings: Recover, sample_NL: Tensor) -> int:
+def windows_in(
+    hours: float, repaired: ModelSource, *, settings: Recover, arithmetic: Arithmetic, sample_NL: Tensor
+) -> int:
     """Return the number of windows of ``sample_NL``'s length that all processes together can train on in so many hours.
 
     The dense model's predictions are counted in. Nothing is trained.
     """
-    student = Student(open_decoder(repaired), settings, arithmetic=Arithmetic.here(settings.precision))
+    student = Student(open_decoder(repaired), settings, arithmetic=arithmetic)
     lessons = Lessons(sample_NL[: _TIMED + 1], torch.arange(min(_TIMED + 1, len(sample_NL)))[None], None)
     begin = 0.0
     for row in lessons.order_SW[0].tolist():

@@ -152,11 +152,11 @@ def _recovery_lines(plan: Plan) -> Iterator[str]:
         of_windows.append(f"{found.generated} that the dense model writes itself")
     if of_windows:
         yield f"  Windows: {', '.join(of_windows)}; {found.held_out} of each source are held out"
-    memory = found.memory
+    memory, recomputed = found.memory, ", computed again for the gradients" if found.checkpointing else ""
     yield (
         f"  Memory: about {format_size(memory.total)}: weights {format_size(memory.weights)}, gradients and optimiser "
-        f"{format_size(memory.optimiser)}, activations of one window {format_size(memory.activations)}; disk about "
-        f"{format_size(found.disk)}"
+        f"{format_size(memory.optimiser)}, activations of {plural(memory.windows, 'window')} "
+        f"{format_size(memory.activations)}{recomputed}; disk about {format_size(found.disk)}"
     )
 
 

@@ -13,6 +13,7 @@ from llmprune.data.recovery_windows import RecoveryWindows
 from llmprune.layerwise.decoder import Decoder
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recover import Recover
+from llmprune.recover.arithmetic import Arithmetic
 from llmprune.recover.beside import MatchingLayers
 from llmprune.recover.recovery import Recovery
 from llmprune.testing import VOCABULARY, tiny_model
@@ -52,6 +53,7 @@ def recovery(
     *,
     windows: RecoveryWindows | None = None,
     end: bool = False,
+    save_memory: bool = False,
     **settings: Any,
 ) -> Recovery:
     """Return a recovery of the pair's second model towards its first."""
@@ -73,6 +75,7 @@ def recovery(
         settings=chosen,
         folder=folder,
         origin="0" * 64,
+        arithmetic=Arithmetic.here(chosen.precision, save_memory=save_memory),
         batch=BatchSize(4),
         micro_batch=BatchSize(2),
         max_shard_size=10**9,

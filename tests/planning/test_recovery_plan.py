@@ -12,12 +12,13 @@ import torch
 import yaml
 from helpers.commands import save_model, write_text
 from helpers.devices import simulated_devices
-from helpers.public_configs import LLAMA_31_8B
+from helpers.public_configs import LLAMA_31_8B, SMOLLM2_135M
 from helpers.tiny import structure_of
 from safetensors.torch import save_file
 
 from llmprune.common.console import PlainConsole
 from llmprune.common.errors import LLMPruneError
+from llmprune.planning import machine
 from llmprune.planning.duration.operations import Work
 from llmprune.planning.duration.recovering import PREDICTIONS, TRAINING
 from llmprune.planning.plan import Plan, make_plan
@@ -79,6 +80,27 @@ def test_activations_are_those_of_the_windows_at_a_time(shared: Path) -> None:
         return _of(plan).memory.activations
 
     assert activations("auto") == activations(4) == activations(9) == 4 * activations(1)
+
+
+def test_activations_are_computed_again_where_they_would_not_fit(tmp_path: Path) -> None:
+    """Keeping them is refused where it is asked for, with what would fit; by default they are then computed again."""
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2_135M))
+    text = (
+        f"model: {{id: '{tmp_path}'}}\ncalibration: {{dataset: text.txt, self_generated: 0}}\ndepth: {{remove: 4}}\n"
+        "recover: {tokens: 1M}\n"
+    )
+
+    def planned(memory: float, *changes: str) -> Plan:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(machine, "machine_memory", lambda: int(memory))
+            return structure_of(Recipe.parse(text, list(changes)))
+
+    large, small, refused = planned(24 * GB), planned(5 * GB), planned(5 * GB, "recover.checkpointing=false")
+    assert [_of(plan).checkpointing for plan in (large, small, refused)] == [False, True, False]
+    assert large.shortage is None
+    assert small.shortage is None
+    assert refused.shortage is not None
+    assert "set recover.checkpointing: true (" in refused.shortage
 
 
 def test_adapters_are_all_that_lora_trains(shared: Path) -> None:

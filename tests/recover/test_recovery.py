@@ -69,6 +69,17 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
+def test_activations_that_are_computed_again_change_nothing(
+    pair: tuple[Path, Path], tmp_path: Path, method: str
+) -> None:
+    """Weights are equal to the bit, whether the activations of a layer were kept or not."""
+    kept, again = (
+        weights(recovery(pair, tmp_path / str(save), method=method, save_memory=save).run()) for save in (False, True)
+    )
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
 def test_zeros_stay(tmp_path: Path, method: str) -> None:
     """Weights of sparse matrices that are zero before the training are zero in the saved file, and others are not."""
     dense, repaired = save_pair(tmp_path / "pair", "llama", zeros=True)

@@ -36,7 +36,7 @@ def recovery_parts(
     dense = forward_work(costs, tokens) + visited(costs) + Work(products=head_operations(models.dense) * tokens.count)
     parts.append(Part(step=RECOVERY, name=PREDICTIONS, work=dense, shared=True))
     checks = plan.steps // recover.steps_between_checks(plan.steps) + 1
-    passes = (_CHECKPOINTED if on_gpu else _PASSES) * plan.tokens / length + checks * held_out
+    passes = (_CHECKPOINTED if plan.checkpointing else _PASSES) * plan.tokens / length + checks * held_out
     one = _window(models, length=length, on_gpu=on_gpu) * passes
     steps = Work(stream=float(_STEP_BYTES * plan.trained)) * plan.steps
     return [*parts, Part(step=RECOVERY, name=TRAINING, work=one + steps, items=plan.steps, shared=True)]
