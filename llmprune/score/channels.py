@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from llmprune.anatomy.names import tensor_of
 from llmprune.anatomy.residual_channels import channels_read, readers_of
 from llmprune.anatomy.types import HiddenDim
-from llmprune.criteria.accumulators.mean_square import MeanSquare
+from llmprune.criteria.accumulators.mean_square import Energy
 from llmprune.score.scorer import Scorer
 from llmprune.score.scores import Scores
 from llmprune.score.source_parts import SourceParts
@@ -40,9 +40,7 @@ class ChannelScorer(Scorer):
             for path, tensors in readers_of(dims).items()
         }
         weights[_STREAM] = torch.ones(size, device=device)
-        self.accumulators = {
-            path: [_Energy(weight_D) for _ in range(parts.count)] for path, weight_D in weights.items()
-        }
+        self.accumulators = {path: [Energy(weight_D) for _ in range(parts.count)] for path, weight_D in weights.items()}
 
     def watch(self, hooks: ExitStack) -> None:
         """Read the hidden states before the layer, and the inputs of all that reads channels."""
@@ -65,11 +63,6 @@ class ChannelScorer(Scorer):
         for number, one in enumerate(scores):
             read_D = torch.stack([own[number].scores().cpu() for own in merged.values()]).sum(0)
             one.hidden[self.key] = _shares(read_D) + _shares(stream[number].scores().cpu())
-
-
-class _Energy(MeanSquare):
-    def scores(self) -> Tensor:
-        return self.mean() * self.weight_factor_F
 
 
 def _shares(energy_D: Tensor) -> Tensor:

@@ -34,3 +34,11 @@ class MeanSquare(UnitAccumulator):
     def mean(self) -> Tensor:
         """Return the mean square of each activation [F]; 0 before the first token."""
         return self.sum_F / self.tokens.clamp_min(1)
+
+
+class Energy(MeanSquare):
+    """Mean squares times the factor of the weights."""
+
+    def scores(self) -> Tensor:
+        """Return the energy of each neuron [F]."""
+        return self.mean() * self.weight_factor_F

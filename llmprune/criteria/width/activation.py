@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from llmprune.criteria.accumulators.base import UnitAccumulator
-from llmprune.criteria.accumulators.mean_square import MeanSquare
+from llmprune.criteria.accumulators.mean_square import Energy
 from llmprune.criteria.base import WidthCriterion
 
 if TYPE_CHECKING:
@@ -26,9 +26,4 @@ class Activation(WidthCriterion):
 
     def make_accumulator(self, output_DF: Tensor, inputs: Sequence[Tensor] = ()) -> UnitAccumulator:
         """Return the empty accumulator of one unit with this output projection."""
-        return _Energy(output_DF.float().square().sum(0))
-
-
-class _Energy(MeanSquare):
-    def scores(self) -> Tensor:
-        return self.mean() * self.weight_factor_F
+        return Energy(output_DF.float().square().sum(0))
