@@ -6,7 +6,7 @@ model of a hundred layers takes no longer than one of two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, one_of_layers
 from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers, text_config
+from llmprune.anatomy.names import tensors_of
 
 _PROBES = (64, 48)  # values to try; the first that differs from the field's own is used
 _LEAST = 4  # a smaller value is no width
@@ -105,19 +106,14 @@ def build_representative(model: PreTrainedModel, trust_remote_code: bool) -> Rep
 
 
 def _kind(layer: nn.Module) -> tuple[str, tuple[tuple[str, torch.Size], ...]]:
-    return type(layer).__name__, tuple((name, tensor.shape) for name, tensor in _tensors(layer))
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+    return type(layer).__name__, tuple((name, tensor.shape) for name, tensor in tensors_of(layer))
 
 
 def fields_that_set_sizes(representative: RepresentativeModel) -> list[Field]:
     """Return every integer field that sets sizes in the layers and nothing else."""
     text = text_config(representative.model.config)
     skipped = {text.attribute_map.get(name, name) for name in _OTHER_SIZES}
-    sizes = {size for _, tensor in _tensors(representative.layers) for size in tensor.shape}
+    sizes = {size for _, tensor in tensors_of(representative.layers) for size in tensor.shape}
     found = []
     for name, value in text.to_dict().items():
         if name not in skipped and _may_set_sizes(name, value, sizes=sizes):
@@ -146,7 +142,7 @@ def compare_models(
     ``most_times``: the largest multiple of the value that a dimension may be. None where the models do not differ by
     multiples of one size within the layers.
     """
-    before, after = dict(_tensors(representative.model)), dict(_tensors(other))
+    before, after = dict(tensors_of(representative.model)), dict(tensors_of(other))
     path, layers = find_layers(representative.model)
     if before.keys() != after.keys():
         return None

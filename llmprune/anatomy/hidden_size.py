@@ -6,10 +6,10 @@ Tensors are found by building the model with another hidden size (``config_probe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -20,6 +20,7 @@ from llmprune.anatomy.heads import ways_to_fix_head_size
 from llmprune.anatomy.hidden_proof import prove_hidden_size
 from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers, quiet_transformers, text_config
 from llmprune.anatomy.mlp import PROOF_WIDTH
+from llmprune.anatomy.names import tensors_of
 from llmprune.anatomy.types import Anatomy, HiddenDim, HiddenSize, MlpUnit
 from llmprune.common.errors import ModelError
 
@@ -107,7 +108,7 @@ def _proven(
 def _units_by_kind(representative: RepresentativeModel, anatomy: Anatomy) -> list[tuple[MlpUnit, ...]]:
     """Return the MLP units of each layer of the representative model."""
     kinds, layers = representative.layer_kinds, representative.layers
-    shapes = [{name: tensor.shape for name, tensor in _tensors(layer)} for layer in layers]
+    shapes = [{name: tensor.shape for name, tensor in tensors_of(layer)} for layer in layers]
     known = [kind if kind in kinds else shapes.index(own) for kind, own in enumerate(shapes)]  # an extra one is like it
     return [anatomy.units[kinds.index(kind)] for kind in known]
 
@@ -142,7 +143,7 @@ def _dims(
 ) -> HiddenSize | str:
     """Return the channels with the tensors in which two models differ; or the reason why one cannot be cut."""
     path, layers = find_layers(model)
-    before, after = dict(_tensors(model)), dict(_tensors(other))
+    before, after = dict(tensors_of(model)), dict(tensors_of(other))
     if before.keys() != after.keys():
         return f"{hidden.field} decides which tensors the model has"
     inside: list[list[HiddenDim]] = [[] for _ in layers]
@@ -163,15 +164,10 @@ def _dims(
     return replace(hidden, layers=tuple(map(tuple, inside)), outside=tuple(outside))
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
-
-
 def _role(model: PreTrainedModel, name: str, *, dim: int, units: Sequence[MlpUnit], own: str) -> HiddenDim | None:
     """Return the dimension with what its tensor does; None for an unknown kind. ``own``: name in its layer."""
     path, _, last = name.rpartition(".")
-    module, tensor = model.get_submodule(path), dict(_tensors(model))[name]
+    module, tensor = model.get_submodule(path), dict(tensors_of(model))[name]
     if isinstance(module, nn.Embedding):
         return HiddenDim(name, dim, "writes")
     if isinstance(module, nn.Linear | Conv1D):

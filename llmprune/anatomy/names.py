@@ -31,6 +31,12 @@ def paths_around(path: str) -> Iterator[str]:
     yield ""
 
 
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers of a module, with their names in it."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
 def tensor_of(module: nn.Module, name: str) -> Tensor:
     """Return a parameter or buffer by its name in the module."""
     owner, _, last = name.rpartition(".")
