@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llmprune.common.schema import Section, Size
 from llmprune.criteria.combine import Combine
-from llmprune.recipe.mixes import DEFAULT_MIX, read_mix
+from llmprune.recipe.mixes import DEFAULT_MIX, MixName, read_mix
 from llmprune.recipe.text_source import TextSource, readable_split
 
 _SAMPLES, _LENGTH = 128, 2048  # calibration windows and their tokens, where the recipe gives none
@@ -122,7 +122,7 @@ class Calibration(TokenWindows):
 
     images_field: str | None = Field(None, description=TextSource.model_fields["images_field"].description)
 
-    mix: str | None = Field(
+    mix: MixName | None = Field(
         None,
         description="Name of a ready mix of hub data sets, listed at the end of this page; default: general, where "
         "neither dataset, sources nor tokens is given.",
@@ -158,13 +158,6 @@ class Calibration(TokenWindows):
         description="Maximum disk for the dense hidden states after every layer, which pass 1 stores so that pass 2 "
         "need not compute them again; they are deleted after pass 2.",
     )
-
-    @field_validator("mix")
-    @classmethod
-    def _known(cls, mix: str | None) -> str | None:
-        if mix is not None:
-            read_mix(mix)
-        return mix
 
     @model_validator(mode="after")
     def _valid_sources(self) -> Self:

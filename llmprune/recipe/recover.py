@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmprune.common.schema import Section
 from llmprune.recipe.calibration import Calibration, TokenWindows
-from llmprune.recipe.mixes import read_mix
+from llmprune.recipe.mixes import MixName, read_mix
 from llmprune.recipe.text_source import TextSource
 
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
@@ -60,7 +60,7 @@ class RecoveryText(TokenWindows):
     _ORIGINS: ClassVar[str] = "at most one of dataset, sources, tokens or mix"
     _SHARED: ClassVar[tuple[str, ...]] = ("sequence_length", "documents", "bos", "seed")  # with the calibration
 
-    mix: str | None = Field(
+    mix: MixName | None = Field(
         None,
         description="Name of a ready mix of hub data sets; left out with dataset, sources and tokens: the "
         "calibration's text.",
@@ -71,13 +71,6 @@ class RecoveryText(TokenWindows):
         "auto: half of the tokens, of `hours` 64 windows an hour, at most 512 windows, where the devices hold the "
         "whole model; false: none.",
     )
-
-    @field_validator("mix")
-    @classmethod
-    def _known(cls, mix: str | None) -> str | None:
-        if mix is not None:
-            read_mix(mix)
-        return mix
 
     @model_validator(mode="after")
     def _no_samples(self) -> Self:

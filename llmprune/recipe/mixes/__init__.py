@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from llmprune.common.errors import did_you_mean
 from llmprune.common.schema import Section
@@ -24,6 +25,14 @@ class Mix(Section):
 def mix_names() -> list[str]:
     """Return the names of the mixes, sorted."""
     return sorted(entry.name.removesuffix(".yaml") for entry in files(__name__).iterdir() if entry.name[-5:] == ".yaml")
+
+
+def _existing(name: str) -> str:
+    read_mix(name)
+    return name
+
+
+MixName = Annotated[str, AfterValidator(_existing)]
 
 
 @cache
