@@ -23,6 +23,7 @@ from llmprune.checkpoint.copied_files import CONFIG, without_code
 from llmprune.checkpoint.quantized.formats import without_quantization
 from llmprune.checkpoint.weight_headers import read_config
 from llmprune.common.errors import ModelError
+from llmprune.common.linalg.precision import dtype_name
 
 Raw = dict[str, Any]
 Place = tuple[str, ...]
@@ -285,7 +286,7 @@ def _spell_dtype(edited: Raw, before: Config, *, dtype: torch.dtype) -> None:
     for part in parts:
         for name in _DTYPES:
             if part.get(name):
-                part[name] = str(dtype).removeprefix("torch.")
+                part[name] = dtype_name(dtype)
 
 
 def _require_equal(found: Values, wanted: Values, *, model_type: str) -> None:

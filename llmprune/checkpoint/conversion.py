@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from llmprune.common.files import apply_umask, disk_errors, fsync
+from llmprune.common.files import apply_umask, disk_errors, fsync, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -107,5 +107,4 @@ def digest_of(*contents: Path | str) -> str:
 @lru_cache
 def _hash_of(path: Path, *, size: int, modified: int) -> str:
     """Hash a file's content, once for each of its states: ``size`` in bytes, ``modified`` in nanoseconds."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

@@ -19,6 +19,7 @@ from typing import Any
 
 from llmprune.checkpoint.file_references import NOTICES, TEMPLATES
 from llmprune.common.errors import ModelError
+from llmprune.common.files import read_json
 from llmprune.common.paths import is_inside, is_plain_path
 from llmprune.common.printing import printable
 from llmprune.common.schema import format_size
@@ -199,10 +200,7 @@ def is_tokenizer(name: str) -> bool:
 
 def _fields(path: Path) -> dict[str, Any]:
     """Return the fields of a JSON file; empty where it is not a JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
+    value = read_json(path)
     return value if isinstance(value, dict) else {}
 
 

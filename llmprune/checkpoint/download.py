@@ -7,7 +7,6 @@ SHA-256 that the hub states are downloaded again.
 from __future__ import annotations
 
 import glob
-import hashlib
 import logging
 import os
 import re
@@ -19,6 +18,7 @@ from llmprune.checkpoint.copied_files import is_copied
 from llmprune.checkpoint.pickles import pickles_in
 from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, headers_of_repository, weights_files
 from llmprune.common.errors import CheckpointError, ModelError
+from llmprune.common.files import sha256_of
 from llmprune.common.hub.client import resolve_revision, with_retries
 from llmprune.common.hub.explanations import explain
 from llmprune.common.hub.secrets import redact_error
@@ -173,8 +173,7 @@ def _has_its_hash(path: Path) -> bool:
     blob = _blob(path)
     if not blob.is_file() or not re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return blob.is_file()
-    with blob.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == blob.name
+    return sha256_of(blob) == blob.name
 
 
 def _blob(path: Path) -> Path:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llmprune.common.errors import CheckpointError, ModelError
+from llmprune.common.files import read_json
 from llmprune.common.paths import first_link_outside, is_inside, is_plain_path
 
 INDEX = "model.safetensors.index.json"
@@ -112,7 +113,7 @@ def unread_fields(folder: Path) -> dict[str, None]:
     transformers finds a tokenizer's files by their usual names. In these fields older versions left paths of another
     machine, or relative to the working folder, which some tokenizer classes would open.
     """
-    fields = _read(folder / "tokenizer_config.json")
+    fields = read_json(folder / "tokenizer_config.json")
     return {key: None for key in fields if _LEFT_BEHIND.fullmatch(key)} if isinstance(fields, dict) else {}
 
 
@@ -128,7 +129,7 @@ def _read_entries(folder: Path) -> Iterator[Path]:
 
 
 def _check_config(path: Path, shown: str, *, with_code: bool) -> None:
-    for field in _fields(_read(path)):
+    for field in _fields(read_json(path)):
         key, value = field.key, field.value
         if _WORDS.fullmatch(key) and not _are_words(value):
             _refuse(path, shown, key=key, value=value)
@@ -145,7 +146,7 @@ def _check_config(path: Path, shown: str, *, with_code: bool) -> None:
 
 def _check_class(path: Path, shown: str) -> None:
     """Refuse a class that is no tokenizer: transformers would load the folder with any class of that name."""
-    for field in _fields(_read(path)):
+    for field in _fields(read_json(path)):
         value = field.value
         is_tokenizer = isinstance(value, str) and _TOKENIZER_CLASS.fullmatch(value)
         if field.key == "tokenizer_class" and value is not None and not is_tokenizer:
@@ -163,7 +164,7 @@ def _check_tokenizer(folder: Path, shown: str) -> None:
     _check_class(folder / "special_tokens_map.json", shown)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
-        for field in _fields(_read(path)):
+        for field in _fields(read_json(path)):
             key, value = field.key, field.value
             overruled = name == "tokenizer_config.json" and field.depth == 0 and key not in ("vocab", "merges")
             if key == "fast_tokenizer_files":
@@ -182,7 +183,7 @@ def _check_tokenizer(folder: Path, shown: str) -> None:
 
 def _check_rules(path: Path, shown: str) -> None:
     """Refuse a string in place of the vocabulary or the rules, at the top of a file or in its ``model``."""
-    content = _read(path)
+    content = read_json(path)
     parts = (content, content.get("model")) if isinstance(content, dict) else ()
     for part in (part for part in parts if isinstance(part, dict)):
         for key in _RULES:
@@ -192,7 +193,7 @@ def _check_rules(path: Path, shown: str) -> None:
 
 def _check_code(path: Path, shown: str, *, with_code: bool) -> None:
     """Refuse Python code of other repositories. Without trust no code is run, which transformers reports itself."""
-    for field in _fields(_read(path)):
+    for field in _fields(read_json(path)):
         if with_code and field.key == "auto_map" and "--" in json.dumps(field.value):
             _refuse(path, shown, key=field.key, value=field.value)
 
@@ -240,11 +241,3 @@ def _fields(value: object) -> Iterator[_Field]:
         for key, entry in entries:
             yield _Field(key, entry, depth)
             pending.append((entry, depth + 1))
-
-
-def _read(path: Path) -> object:
-    """Return a JSON file's value; None where it cannot be read, which transformers then reports."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None

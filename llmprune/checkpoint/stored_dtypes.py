@@ -18,6 +18,7 @@ from llmprune.anatomy.meta_model import find_layers
 from llmprune.checkpoint.file_names import Dtypes, FileNames, Tensors
 from llmprune.checkpoint.weight_headers import main_dtype
 from llmprune.common.errors import CheckpointError
+from llmprune.common.linalg.precision import dtype_name
 
 
 class Originals:
@@ -91,16 +92,16 @@ def describe_types(names: FileNames, dtype: torch.dtype, *, keep: bool) -> list[
     if not named:
         return []
     main = dtype if names.quantization else main_dtype(names.headers)
-    listed = [f"{len(some)} in {_name(stored)} ({_examples(some)})" for stored, some in named.items()]
+    listed = [f"{len(some)} in {dtype_name(stored)} ({_examples(some)})" for stored, some in named.items()]
     if not keep:
         return [
-            f"model.dtype: {_name(dtype)} converts tensors of the files: {'; '.join(listed)}; with auto every tensor "
-            "keeps its type"
+            f"model.dtype: {dtype_name(dtype)} converts tensors of the files: {'; '.join(listed)}; with auto every "
+            "tensor keeps its type"
         ]
-    about = f"the files hold {_name(main)}" if main != dtype else "the files mix types"
+    about = f"the files hold {dtype_name(main)}" if main != dtype else "the files mix types"
     return [
-        f"{about}, and the run computes in {_name(dtype)}: of the tensors, {'; '.join(listed)}; each is saved in its "
-        "file's type, and with the values of its file unless the run changes more than a cut"
+        f"{about}, and the run computes in {dtype_name(dtype)}: of the tensors, {'; '.join(listed)}; each is saved in "
+        "its file's type, and with the values of its file unless the run changes more than a cut"
     ]
 
 
@@ -117,10 +118,6 @@ def require_fitting(problems: Mapping[str, Sequence[str]], shown: str) -> None:
         raise CheckpointError(
             f"the weights of {shown} do not fit its config ({'; '.join(listed)}); get a complete checkpoint"
         )
-
-
-def _name(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _examples(names: Sequence[str]) -> str:

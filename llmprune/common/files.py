@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from llmprune.common.errors import DiskError, OutputError
 from llmprune.common.schema import format_size
@@ -53,6 +56,14 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, write)
 
 
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file; None where the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def replace_folder(folder: Path, final: Path) -> None:
     """Rename ``folder`` to ``final``, replacing an older folder of that name. Raises DiskError."""
     with disk_errors(final.parent):
@@ -96,6 +107,12 @@ def require_space(folder: Path, needed: int, *, written: int = 0) -> None:
             f"the result needs {format_size(needed - written)} on disk and {existing} has {format_size(free)} free; "
             "free some space, or choose another --output"
         )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_size(folder: Path) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.discovery import discover
@@ -19,6 +18,7 @@ from llmprune.checkpoint.location import headers_of, quantization_of_source, rea
 from llmprune.checkpoint.quantized.formats import Quantization
 from llmprune.checkpoint.stored_dtypes import describe_types, require_all
 from llmprune.checkpoint.weight_headers import Headers
+from llmprune.common.linalg.precision import dtype_name
 from llmprune.planning.model_size import measure_size
 from llmprune.planning.notes import about_quantization, about_unread_weights
 from llmprune.recipe.recipe import Recipe
@@ -83,8 +83,3 @@ def require_complete(recipe: Recipe, base: Base) -> None:
     """Raise CheckpointError where the files lack tensors of the model, or have others."""
     if base.headers:
         require_all(base.names, recipe.model.id)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name of a type as a recipe has it, such as ``bfloat16``."""
-    return str(dtype).removeprefix("torch.")

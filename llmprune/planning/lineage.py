@@ -5,7 +5,6 @@ A run folder has ``report.json`` beside ``model``, a pushed model has ``llmprune
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from llmprune.checkpoint.download import fetch, names_of
 from llmprune.checkpoint.location import conversion_of, hub_commit, is_on_hub
 from llmprune.common.errors import LLMPruneError, RecipeError
+from llmprune.common.files import read_json
 from llmprune.recipe.model import FIRST_BASE, ModelSource
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.lineage import Ancestor
@@ -110,8 +110,5 @@ def _record(source: ModelSource) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+    found = read_json(path)
     return found if isinstance(found, dict) else None

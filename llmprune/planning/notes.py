@@ -11,6 +11,7 @@ from llmprune.anatomy.types import Anatomy, routed_units
 from llmprune.checkpoint.file_names import FileNames
 from llmprune.checkpoint.location import conversion_of
 from llmprune.common.errors import RecipeError
+from llmprune.common.linalg.precision import dtype_name
 from llmprune.common.schema import format_size
 from llmprune.criteria.base import AblationCost, DepthCriterion
 from llmprune.planning.memory import neurons_of_up_refit
@@ -110,7 +111,7 @@ def about_quantization(names: FileNames) -> list[str]:
     if names.quantization is None:
         return []
     stored = format_size(sum(tensor.nbytes for tensor in names.headers.values()))
-    dtype = str(names.model.dtype).removeprefix("torch.")
+    dtype = dtype_name(names.model.dtype)
     return [
         f"the base is quantized by {names.quantization.describe()}: {plural(names.quantized, 'tensor')}, {stored} with "
         f"all others in its files; each layer is dequantized to {dtype} when it is read, the sizes are those of "

@@ -17,8 +17,9 @@ from llmprune.checkpoint.base_files import planned_files
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.stored_dtypes import kept_dtypes
 from llmprune.common.hub.client import resolve_revision
+from llmprune.common.linalg.precision import dtype_name
 from llmprune.planning.all_notes import is_exact, notes_of
-from llmprune.planning.base import Base, describe_base, dtype_name, require_complete
+from llmprune.planning.base import Base, describe_base, require_complete
 from llmprune.planning.begin_of_text import about_begin, planned_begin
 from llmprune.planning.budget.plan import BudgetPlan, plan_budget, stored_speed, with_search
 from llmprune.planning.budget.settle import is_open

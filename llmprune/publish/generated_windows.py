@@ -8,7 +8,6 @@ Shapes: N windows, L sequence length.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llmprune.common.errors import HubError
-from llmprune.common.files import write_text
+from llmprune.common.files import sha256_of, write_text
 from llmprune.common.hub.client import resolve_revision, with_retries
 from llmprune.common.hub.explanations import explain
 from llmprune.common.hub.secrets import redact_error
@@ -57,7 +56,7 @@ def _fetch(place: str, record: Record, *, name: str) -> Path:
     folder = Path(place).expanduser()
     path = folder / name if folder.is_dir() else _download(place, name)
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = sha256_of(path)
     except OSError as error:
         raise HubError(f"{path} cannot be read: {error}; its record lists it") from error
     if found != record.files[name]:

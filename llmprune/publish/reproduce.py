@@ -7,7 +7,6 @@ is compared with the recorded one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from llmprune.common.errors import HubError, RecipeError
+from llmprune.common.files import sha256_of
 from llmprune.common.paths import is_plain_path
 from llmprune.publish.provenance import Record, fetch_record
 from llmprune.recipe.calibration import TokenWindows
@@ -162,7 +162,8 @@ def _quoted(commit: str) -> str:
 def differences(record: Record, report: Report, *, model: Path) -> list[str]:
     """Return a sentence for each difference of the new run from the recorded one; none if the weights are equal."""
     weights = [name for name in record.files if name.endswith(".safetensors")]
-    if weights and all(_sha256(model / name) == record.files[name] for name in weights):
+    equal = ((model / name).is_file() and sha256_of(model / name) == record.files[name] for name in weights)
+    if weights and all(equal):
         return []
     before, after = record.report, report.model_dump(mode="json")
     found = [
@@ -193,10 +194,3 @@ def _value(report: dict[str, Any], path: tuple[str, ...]) -> Any:
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
-
-
-def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

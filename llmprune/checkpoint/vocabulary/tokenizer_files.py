@@ -11,7 +11,7 @@ from typing import Any
 from llmprune.anatomy.vocabulary import named_ids, renumber
 from llmprune.checkpoint.copied_files import CONFIG, is_tokenizer
 from llmprune.checkpoint.vocabulary.sentencepiece_model import rewrite_pieces
-from llmprune.common.files import apply_umask, fsync
+from llmprune.common.files import apply_umask, fsync, read_json
 from llmprune.data.vocabulary.rewrite import rewrite_state
 from llmprune.data.vocabulary.segmentation import State, token_ids
 
@@ -32,7 +32,7 @@ class RewrittenFiles:
 def ids_in_files(folder: Path, tokens: int) -> set[int]:
     """Return the ids of tokens that the JSON files of a model's folder name in their fields."""
     files = (path for path in folder.glob("*.json") if not (is_tokenizer(path.name) and path.name not in _NO_TOKENS))
-    return {index for path in files for index in named_ids(_read(path), tokens)}
+    return {index for path in files for index in named_ids(read_json(path), tokens)}
 
 
 def rewrite_tokenizer_files(folder: Path, state: State, *, new_ids: Mapping[int, int], tokens: int) -> RewrittenFiles:
@@ -61,7 +61,7 @@ def rewrite_tokenizer_files(folder: Path, state: State, *, new_ids: Mapping[int,
 
 def _tokenizer_json(folder: Path, state: State, *, new_ids: Mapping[int, int]) -> State:
     """Return the new tokenizer.json: of the folder's own file where it has the loaded tokens, else of these."""
-    own = _read(folder / TOKENIZER)
+    own = read_json(folder / TOKENIZER)
     if isinstance(own, dict) and own.get("model", {}).get("type") == state["model"]["type"]:
         added = [entry["id"] for entry in own.get("added_tokens", [])]
         if token_ids(own) == token_ids(state) and all(index in new_ids for index in added):
@@ -80,7 +80,7 @@ def _rewrite_tokens(path: Path, state: State, *, new_ids: Mapping[int, int], kep
     elif path.suffix == ".model":
         return rewrite_pieces(path, state, new_ids=new_ids)
     elif path.name == "vocab.json":
-        tokens = _read(path)
+        tokens = read_json(path)
         if not isinstance(tokens, dict) or not all(isinstance(index, int) for index in tokens.values()):
             return False
         _write(path, {token: new_ids[index] for token, index in tokens.items() if index in new_ids})
@@ -91,7 +91,7 @@ def _rewrite_tokens(path: Path, state: State, *, new_ids: Mapping[int, int], kep
 
 def _rewrite_ids(path: Path, *, new_ids: Mapping[int, int], tokens: int) -> bool:
     """Renumber the ids in a JSON file; False where it names none."""
-    fields = _read(path)
+    fields = read_json(path)
     changed = renumber(fields, new_ids, tokens=tokens)
     if path.name == "added_tokens.json" and isinstance(fields, dict):
         changed = {token: new_ids.get(index, index) for token, index in fields.items()}
@@ -102,14 +102,6 @@ def _rewrite_ids(path: Path, *, new_ids: Mapping[int, int], tokens: int) -> bool
         return False
     _write(path, changed)
     return True
-
-
-def _read(path: Path) -> Any:
-    """Return the content of a JSON file; None where there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def _write(path: Path, value: Any) -> None:

@@ -23,6 +23,11 @@ _REDUCED = ("tf32", "bf16")
 _FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (9, 4), (9, 5), (10, 0)}
 
 
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """Return the name of a type as a recipe has it, such as ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Compute float32 products in full float32 while the context lasts, whatever the user's setting.

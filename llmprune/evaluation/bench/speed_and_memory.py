@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from llmprune.common.devices import device_names
 from llmprune.common.errors import RecipeError
+from llmprune.common.linalg.precision import dtype_name
 from llmprune.common.process_memory import peak_memory, reset_peak, trim
 from llmprune.common.progress import track
 from llmprune.evaluation.bench.generation_speed import Timing, random_prompts, time_generation
@@ -67,7 +68,7 @@ def run_bench(base: BenchModel, other: BenchModel, *, settings: BenchSettings) -
         new_tokens=settings.new_tokens,
         cache="static" if settings.static_cache else "dynamic",
         device=device_names(models),
-        dtype=" and ".join(sorted({str(model.dtype).removeprefix("torch.") for model in models})),
+        dtype=" and ".join(sorted({dtype_name(model.dtype) for model in models})),
     )
 
 

@@ -13,6 +13,7 @@ from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.loading import compute_dtype, load_config
 from llmprune.checkpoint.location import headers_of
 from llmprune.checkpoint.placement import gpus_of
+from llmprune.common.linalg.precision import dtype_name
 from llmprune.cut.shape import Shape
 from llmprune.evaluation.bench.speed_prediction import dense_shape
 from llmprune.recipe.model import ModelSource
@@ -69,4 +70,4 @@ class SpeedSubject:
     @property
     def dtype_name(self) -> str:
         """Name of the type, such as ``float32``."""
-        return str(self.dtype).removeprefix("torch.")
+        return dtype_name(self.dtype)

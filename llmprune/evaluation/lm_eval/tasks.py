@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llmprune.common.errors import EvaluationError, RecipeError, did_you_mean
+from llmprune.common.files import sha256_of
 from llmprune.common.hub.time_limits import limit_waits
 from llmprune.evaluation.lm_eval.task_names import require_names
 from llmprune.recipe.evaluation import Backend, Evaluation
@@ -210,7 +211,7 @@ def _state(path: Path) -> str:
     found = path.stat()
     if found.st_size > _LARGE:
         return f"{found.st_size} {found.st_mtime_ns}"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256_of(path)
 
 
 def manager_of(*folders: Path) -> Any:

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Header, Query
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from llmprune.common.files import write_text
+from llmprune.common.files import read_json, write_text
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.api.outputs import artifacts, shown_content
@@ -157,8 +157,5 @@ def _sha256(member: Member) -> str:
 
 
 def _read(cache: Path) -> dict[str, list[Any]]:
-    try:
-        found = json.loads(cache.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    found = read_json(cache)
     return {name: facts for name, facts in found.items() if len(facts) == 3} if isinstance(found, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi import Path as InPath
 from starlette.concurrency import run_in_threadpool
 
+from llmprune.common.files import sha256_of
 from llmprune.service.api.dependencies import TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.jobs.job import Job
@@ -168,9 +168,7 @@ def _complete(path: Path, partial: BinaryIO, *, file: UploadFile) -> None:
     """Compare a file's hash and give it its name. A file of another hash is deleted. Raises Refused (422)."""
     os.fsync(partial.fileno())
     place = partial_of(path)
-    with place.open("rb") as written:
-        found = hashlib.file_digest(written, "sha256").hexdigest()
-    if found != file.sha256:
+    if sha256_of(place) != file.sha256:
         place.unlink()
         raise Refused(422, f"{file.name} has arrived with another SHA-256 than announced; send it again")
     place.replace(path)

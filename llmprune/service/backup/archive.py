@@ -6,7 +6,6 @@ and read years later without a server of the right version.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sqlite3
 import tarfile
@@ -40,12 +39,6 @@ class Manifest(BaseModel):
     tables: dict[str, int]  # rows by table
     sha256: str  # of the SQLite file
     job_files: int = 0
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def row_counts(path: Path) -> dict[str, int]:

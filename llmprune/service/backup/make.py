@@ -14,7 +14,8 @@ from pathlib import Path
 
 from llmprune import __version__
 from llmprune.common.errors import OutputError
-from llmprune.service.backup.archive import DATABASE, JOB_FILE, MANIFEST, MAX_JOB_FILE, Manifest, digest, row_counts
+from llmprune.common.files import sha256_of
+from llmprune.service.backup.archive import DATABASE, JOB_FILE, MANIFEST, MAX_JOB_FILE, Manifest, row_counts
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.settings import Settings
@@ -69,7 +70,7 @@ def _manifest(database: Database, tables: Path, *, job_files: int) -> Manifest:
         database=database.kind,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         tables=row_counts(tables),
-        sha256=digest(tables),
+        sha256=sha256_of(tables),
         job_files=job_files,
     )
 

@@ -11,12 +11,12 @@ from contextlib import closing
 from pathlib import Path
 
 from llmprune.common.errors import OutputError
+from llmprune.common.files import sha256_of
 from llmprune.service.backup.archive import (
     DATABASE,
     JOB_FILE,
     MAX_JOB_FILE,
     Manifest,
-    digest,
     opened,
     row_counts,
 )
@@ -74,7 +74,7 @@ def _extract_tables(archive: tarfile.TarFile, path: Path, *, manifest: Manifest,
         raise OutputError(f"{backup} is no backup of llmprune: its second file is not {DATABASE}; give another")
     with path.open("wb") as copy:
         shutil.copyfileobj(file, copy)
-    if digest(path) != manifest.sha256 or row_counts(path) != manifest.tables:
+    if sha256_of(path) != manifest.sha256 or row_counts(path) != manifest.tables:
         raise OutputError(f"{backup} is damaged: its tables are not those of its manifest; use another backup")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO
 import httpx2 as httpx
 
 from llmprune.common.errors import OutputError, RecipeError, ServiceError
-from llmprune.common.files import write_text
+from llmprune.common.files import sha256_of, write_text
 from llmprune.common.paths import is_inside, is_plain_path
 from llmprune.service.client.answers import Answer, SizeLimit
 
@@ -78,12 +77,6 @@ def require_inside(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         if not is_plain_path(name) or not is_inside(folder / name, folder):
             raise ServiceError(f"the service named the file {name!r}, which is outside {folder}")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass

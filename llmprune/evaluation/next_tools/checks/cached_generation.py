@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmprune.common.linalg.precision import dtype_name
 from llmprune.evaluation.next_tools.base import Subject, ToolCheck, ToolFailure, logits
 
 _TOKENS = 16
@@ -27,7 +28,7 @@ def work(subject: Subject) -> str:
         if one != other:  # other kernels compute a token with the cache, and round differently
             before_BL = torch.cat([ids_BL[0], torch.tensor(first[:place], dtype=torch.long)])[None]
             logits_V = logits(model, before_BL)[0, -1]
-            limit = _ROUNDING.get(str(model.dtype).removeprefix("torch."), 1e-4) * float(logits_V.abs().max())
+            limit = _ROUNDING.get(dtype_name(model.dtype), 1e-4) * float(logits_V.abs().max())
             if abs(float(logits_V[one] - logits_V[other])) > limit:
                 raise ToolFailure(f"token {place + 1} differs between generation with the cache and without")
             return f"{place} greedy tokens equal, then two that rounding decides between"
