@@ -6,13 +6,14 @@ every plain attribute except its own index and the sizes that were cut.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.config_edits import INDEX_LISTS, LAYER_LISTS
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.meta_model import Config, find_layers, text_config
 from llmprune.anatomy.types import Anatomy, AttentionUnit, Heads
 from llmprune.common.errors import ModelError
@@ -23,27 +24,23 @@ INDEX_ATTRIBUTES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_num
 Sizes = Collection[tuple[int, int]]  # (dense, pruned)
 
 
-def sizes_that_change(
-    anatomy: Anatomy,
-    widths: Mapping[str, int],
-    *,
-    experts: int | None,
-    kv_groups: int | None = None,
-    hidden_size: int | None = None,
-) -> set[tuple[int, int]]:
-    """Return (dense, pruned) of every size that may change for these widths, experts, groups and channels."""
+def sizes_that_change(anatomy: Anatomy, kept: KeptSizes) -> set[tuple[int, int]]:
+    """Return (dense, pruned) of every size of a layer's tensors that a cut to these sizes may change."""
     changing = set()
-    if anatomy.hidden and hidden_size is not None:
-        changing.add((anatomy.hidden.size, hidden_size))
-    if anatomy.heads and kv_groups is not None:
-        changing |= sizes_of_heads(anatomy.heads, anatomy.attention, kept=kv_groups)
-    if anatomy.experts and experts is not None:
-        changing.add((anatomy.experts.count, experts))
-    for field, kept in widths.items():
+    if anatomy.hidden and kept.hidden is not None:
+        changing.add((anatomy.hidden.size, kept.hidden))
+    if anatomy.heads and kept.kv_groups is not None:
+        changing |= sizes_of_heads(anatomy.heads, anatomy.attention, kept=kept.kv_groups)
+    if anatomy.experts and kept.experts is not None:
+        changing.add((anatomy.experts.count, kept.experts))
+    for field, neurons in kept.widths.items():
         width = anatomy.widths[field]
-        changing.add((width, kept))
+        changing.add((width, neurons))
         for times in {unit.times for units in anatomy.units for unit in units if unit.field == field}:
-            changing |= {(times * width, times * kept), (2 * times * width, 2 * times * kept)}  # gate and up in one
+            changing |= {
+                (times * width, times * neurons),
+                (2 * times * width, 2 * times * neurons),
+            }  # gate and up in one
     return changing
 
 

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedModel
 
+from llmprune.anatomy.kept_sizes import KeptSizes
+from llmprune.anatomy.meta_model import find_layers
 from llmprune.checkpoint.loading import load_config, load_model
 from llmprune.checkpoint.location import bytes_on_disk
 from llmprune.checkpoint.model_memory import fit_together, memory_for_models, whole_model_bytes
@@ -99,7 +101,7 @@ def _show(figures: BenchFigures, output: Path | None, *, console: Console) -> No
 
 
 def _size(source: ModelSource, model: PreTrainedModel) -> BenchSize:
-    size = measure_size(model, {}, experts=None, stored={})
+    size = measure_size(model, KeptSizes(tuple(range(len(find_layers(model)[1])))), stored={})
     read = decoded_bytes(model)
     return BenchSize(
         parameters=size.parameters,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 
 from torch import Tensor, nn
 
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.hidden_proof import entering, rescaled_embeddings, scale_between
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, sizes_that_change
 from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.anatomy.names import tensor_of
@@ -23,39 +23,30 @@ from llmprune.cut.merging import merge_experts
 from llmprune.layerwise.decoder import Decoder, LayerPlacement, Tensors
 
 
-def cut_config(
-    config: Config,
-    anatomy: Anatomy,
-    *,
-    layers: tuple[int, ...],
-    widths: Mapping[str, int],
-    num_experts: int | None = None,
-    kv_groups: int | None = None,
-) -> Config:
+def cut_config(config: Config, anatomy: Anatomy, *, kept: KeptSizes) -> Config:
     """Return the pruned model's config. Raises ModelError if the model cannot be cut so, with the reason."""
-    if len(layers) < anatomy.num_layers and anatomy.depth_refusal:
+    if len(kept.layers) < anatomy.num_layers and anatomy.depth_refusal:
         raise ModelError(f"the depth of this model cannot be cut: {anatomy.depth_refusal}")
-    unknown = sorted(widths.keys() - anatomy.widths.keys())
+    unknown = sorted(kept.widths.keys() - anatomy.widths.keys())
     if unknown:
         raise ModelError(f"the width {unknown[0]} of this model cannot be cut; those that can: {anatomy.widths}")
-    fields = {field: kept for field, kept in widths.items() if kept != anatomy.widths[field]}
-    if num_experts is not None and not (anatomy.experts and anatomy.experts.count == num_experts):
+    fields = {field: neurons for field, neurons in kept.widths.items() if neurons != anatomy.widths[field]}
+    if kept.experts is not None and not (anatomy.experts and anatomy.experts.count == kept.experts):
         if anatomy.experts is None or anatomy.experts.refusal:
             reason = anatomy.experts.refusal if anatomy.experts else "it has no mixture of experts"
             raise ModelError(f"experts of this model cannot be removed: {reason}")
-        fields[anatomy.experts.field] = num_experts
-    if kv_groups is not None and not (anatomy.heads and anatomy.heads.count == kv_groups):
+        fields[anatomy.experts.field] = kept.experts
+    if kept.kv_groups is not None and not (anatomy.heads and anatomy.heads.count == kept.kv_groups):
         if anatomy.heads is None or anatomy.heads.refusal:
             reason = anatomy.heads.refusal if anatomy.heads else NO_HEADS
             raise ModelError(f"attention heads of this model cannot be removed: {reason}")
-        fields |= anatomy.heads.fields(kv_groups)
-    return edit_config(config, layers, widths=fields)
+        fields |= anatomy.heads.fields(kept.kv_groups)
+    edited = edit_config(config, kept.layers, widths=fields)
+    return edited if kept.hidden is None else narrow_config(edited, anatomy, hidden_size=kept.hidden)
 
 
-def narrow_config(config: Config, anatomy: Anatomy, *, hidden_size: int | None) -> Config:
-    """Return a config with fewer residual channels; the same for None. Raises ModelError as ``cut_config`` does."""
-    if hidden_size is None:
-        return config
+def narrow_config(config: Config, anatomy: Anatomy, *, hidden_size: int) -> Config:
+    """Return a config with fewer residual channels. Raises ModelError as ``cut_config`` does."""
     layers = range(text_config(config).num_hidden_layers)
     return edit_config(config, layers, widths=residual_channels_of(anatomy).fields(hidden_size))
 
@@ -77,16 +68,9 @@ def cut_decoder(dense: Decoder, *, anatomy: Anatomy, cut: Cut) -> Decoder:
     if cut.hidden is not None:
         wide = cut.with_all_channels
         return narrow_decoder(cut_decoder(dense, anatomy=anatomy, cut=wide), anatomy=anatomy, cut=cut)
-    config = cut_config(
-        dense.skeleton.config,
-        anatomy,
-        layers=cut.layers,
-        widths=cut.widths,
-        num_experts=cut.num_experts,
-        kv_groups=cut.kv_groups,
-    )
+    config = cut_config(dense.skeleton.config, anatomy, kept=cut.sizes)
     skeleton = build_skeleton(config, dense.skeleton, device=dense.device)
-    changing = sizes_that_change(anatomy, cut.widths, experts=cut.num_experts, kv_groups=cut.kv_groups)
+    changing = sizes_that_change(anatomy, cut.sizes)
     check_layer_equivalence(dense.skeleton, skeleton, keep=cut.layers, changing=changing)
     pruned = Decoder(
         skeleton,

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.common.errors import RecipeError
 from llmprune.common.files import write_atomically, write_text
 
@@ -70,7 +71,7 @@ class Cut:
             raise RecipeError(
                 f"cut.json keeps {self.tokens or 'all'} tokens, and the recipe {chosen.tokens or 'all'}; delete it"
             )
-        if self._sizes != chosen._sizes or _shapes(self) != _shapes(chosen):
+        if replace(self.sizes, layers=chosen.layers) != chosen.sizes or _shapes(self) != _shapes(chosen):
             found, wanted = (
                 f"widths {cut.widths}, hidden_size {cut.hidden_size}, num_experts {cut.num_experts} and kv_groups "
                 f"{cut.kv_groups}"
@@ -82,8 +83,9 @@ class Cut:
             )
 
     @property
-    def _sizes(self) -> tuple[dict[str, int], int | None, int | None, int | None]:
-        return self.widths, self.num_experts, self.kv_groups, self.hidden_size
+    def sizes(self) -> KeptSizes:
+        """Sizes of the pruned model."""
+        return KeptSizes(self.layers, self.widths, self.num_experts, self.kv_groups, self.hidden_size)
 
     @property
     def hidden_size(self) -> int | None:

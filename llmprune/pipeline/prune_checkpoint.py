@@ -20,10 +20,10 @@ from llmprune.checkpoint.verify import Probe, Verified
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.files import replace_folder
 from llmprune.common.out_of_memory import free_cached_memory
-from llmprune.cut.apply import cut_config, cut_decoder, cut_outside, narrow_config, narrow_decoder, restore_layer
+from llmprune.cut.apply import cut_config, cut_decoder, cut_outside, narrow_decoder, restore_layer
 from llmprune.cut.decision import Cut
 from llmprune.cut.prediction_heads import HeadsDecision, decide_heads, stored_heads
-from llmprune.layerwise.decoder import Decoder, Tensors
+from llmprune.layerwise.decoder import Tensors
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.pipeline.verify_saved import SavedModel, verify_saved
@@ -142,7 +142,8 @@ class _CheckpointStep:
         self.wide = self.pruned = cut_decoder(inputs.dense, anatomy=inputs.anatomy, cut=cut.with_all_channels)
         if cut.hidden is not None:
             self.pruned = narrow_decoder(self.wide, anatomy=inputs.anatomy, cut=cut)
-        self.size = _measure_size(context, cut, pruned=self.pruned)
+        kept = cut.sizes.completed(inputs.anatomy)
+        self.size = measure_size(self.pruned.skeleton, kept, stored=inputs.saved_dtypes)
         change, self.heads = _config_change(context, cut)
         self.writer = CheckpointWriter(
             snapshots.folder, self.pruned.skeleton, layers_path=self.pruned.layers_path, change=change
@@ -242,31 +243,11 @@ class _CheckpointStep:
         self.writer.finish(self.context.recipe.export.max_shard_size, inputs.tokenizer)
 
 
-def _measure_size(context: RunContext, cut: Cut, *, pruned: Decoder) -> Size:
-    anatomy = context.inputs.anatomy
-    return measure_size(
-        pruned.skeleton,
-        anatomy.widths | cut.widths,
-        experts=cut.num_experts or (anatomy.experts.count if anatomy.experts else None),
-        kv_groups=cut.kv_groups or (anatomy.heads.count if anatomy.heads else None),
-        stored=context.inputs.saved_dtypes,
-        layers=cut.layers,
-    )
-
-
 def _config_change(context: RunContext, cut: Cut) -> tuple[ConfigChange, HeadsDecision | None]:
     """Return the base's config, read again from its folder, before and after the cut; and what becomes of its heads."""
     source = context.recipe.model
     before = load_config(source)
-    after = cut_config(
-        before,
-        context.inputs.anatomy,
-        layers=cut.layers,
-        widths=cut.widths,
-        num_experts=cut.num_experts,
-        kv_groups=cut.kv_groups,
-    )
-    after = narrow_config(after, context.inputs.anatomy, hidden_size=cut.hidden_size)
+    after = cut_config(before, context.inputs.anatomy, kept=cut.sizes)
     change = ConfigChange(folder_of(source, "weights"), before, after, cut.layers, source.trust_remote_code)
     counted = replace(change, after=count_heads_again(after, before), heads=True)
     decision = decide_heads(

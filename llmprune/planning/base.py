@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.hidden_size import find_hidden_size
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.meta_model import Config, build_meta_model
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.file_names import FileNames
@@ -47,13 +48,7 @@ class Base:
     @cached_property
     def size(self) -> Size:
         """Sizes of the dense model."""
-        return measure_size(
-            self.dense,
-            self.anatomy.widths,
-            experts=self.anatomy.experts.count if self.anatomy.experts else None,
-            kv_groups=self.anatomy.heads.count if self.anatomy.heads else None,
-            stored=self.names.dtypes,
-        )
+        return measure_size(self.dense, KeptSizes.of_dense(self.anatomy), stored=self.names.dtypes)
 
     def about_types(self, recipe: Recipe) -> list[str]:
         """Return notes on the types of the result's tensors."""

@@ -30,13 +30,7 @@ Keeps = Callable[[ToolSizes], bool]
 def with_next_tools(plan: Plan, base: Base, *, planned: PlannedCut) -> Plan:
     """Return a plan with the tools that its shape allows, and a sentence on each that it loses."""
     dense = sizes_for_tools(base.dense, base.anatomy)
-    pruned = cut_sizes(
-        dense,
-        widths=planned.widths.kept,
-        kv_groups=planned.heads.kv_groups,
-        experts=planned.experts,
-        hidden=planned.hidden.size,
-    )
+    pruned = cut_sizes(dense, planned.sizes)
     found = next_tools(dense, pruned)
     lost = about_lost_tools(found, dense=dense, pruned=pruned)
     return plan.model_copy(update={"next_tools": found, "lost_tools": tuple(lost)})

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.layer_patterns import first_like_each
 from llmprune.anatomy.meta_model import find_layers, quiet_transformers, text_config
 from llmprune.checkpoint.file_names import Dtypes
@@ -17,28 +18,19 @@ from llmprune.checkpoint.stored_dtypes import stored_bytes
 from llmprune.results.report_schema import Size
 
 
-def measure_size(
-    model: PreTrainedModel,
-    widths: dict[str, int],
-    *,
-    experts: int | None,
-    kv_groups: int | None = None,
-    stored: Dtypes,
-    layers: Sequence[int] | None = None,
-) -> Size:
+def measure_size(model: PreTrainedModel, units: KeptSizes, *, stored: Dtypes) -> Size:
     """Return the sizes of a model that may be without weights. Tied tensors count once.
 
-    ``widths``, ``experts``, ``kv_groups``: the model's own, which are reported as they are given. ``stored``: types of
-    the tensors in the files, by their names in the dense model; ``layers``: the dense model's layers that the model
-    has, None for all.
+    ``units``: the model's own, which are reported as they are given, and the dense model's layers that it has.
+    ``stored``: types of the tensors in the files, by their names in the dense model.
     """
     return Size(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        bytes=stored_bytes(model, stored, layers=layers),
+        bytes=stored_bytes(model, stored, layers=units.layers),
         layers=len(find_layers(model)[1]),
-        widths=widths,
-        experts=experts,
-        kv_groups=kv_groups,
+        widths=dict(units.widths),
+        experts=units.experts,
+        kv_groups=units.kv_groups,
         hidden=text_config(model.config).hidden_size,
         kv_bytes_per_token=_cache_bytes_per_token(model),
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.projections import projections_of
 from llmprune.recipe.width_rounding import K_QUANT_ROW
@@ -124,23 +125,18 @@ def sizes_for_tools(model: PreTrainedModel, anatomy: Anatomy) -> ToolSizes:
     )
 
 
-def cut_sizes(
-    dense: ToolSizes,
-    *,
-    widths: Mapping[str, int],
-    kv_groups: int | None,
-    experts: int | None,
-    hidden: int | None = None,
-) -> ToolSizes:
-    """Return the sizes after a cut that keeps these units; fields without a cut may be left out of ``widths``.
-
-    ``hidden``: residual channels kept; None: all. They are the inputs of every projection with as many.
-    """
-    cut = replace(dense, widths={**dense.widths, **widths}, kv_groups=kv_groups, experts=experts)
-    if hidden is None:
+def cut_sizes(dense: ToolSizes, kept: KeptSizes) -> ToolSizes:
+    """Return the sizes after a cut. Residual channels are the inputs of every projection with as many."""
+    cut = replace(
+        dense,
+        widths={**dense.widths, **kept.widths},
+        kv_groups=kept.kv_groups or dense.kv_groups,
+        experts=kept.experts or dense.experts,
+    )
+    if kept.hidden is None:
         return cut
-    rows = {name: hidden if inputs == dense.hidden else inputs for name, inputs in dense.rows.items()}
-    return replace(cut, hidden=hidden, rows=rows)
+    rows = {name: kept.hidden if inputs == dense.hidden else inputs for name, inputs in dense.rows.items()}
+    return replace(cut, hidden=kept.hidden, rows=rows)
 
 
 def next_tools(dense: ToolSizes, pruned: ToolSizes) -> NextTools:

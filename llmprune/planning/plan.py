@@ -237,16 +237,14 @@ def _plan_with_rounds(recipe: Recipe, base: Base, *, planned: PlannedCut, machin
 def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) -> Plan:
     """Return the plan of a cut. Raises ModelError and RecipeError where the cut is not possible."""
     dense, anatomy, dtype = base.dense, base.anatomy, base.dense.dtype
-    keep, widths, kv_groups = planned.layers, planned.widths.kept, planned.heads.kv_groups
+    widths = planned.widths.kept
     pruned = pruned_meta_model(recipe, base, planned=planned)
     sparsity = _planned_sparsity(recipe, pruned, anatomy=anatomy, planned=planned)
     notes = notes_of(recipe, base, planned=planned, pruned=pruned, sparsity=sparsity)
     require_disk_for_hidden_states(recipe, anatomy.num_layers * bytes_of_window(recipe, dense))
     files = planned_files(recipe.model)
     saved = kept_dtypes(base.names, dtype, keep=recipe.model.dtype == "auto")
-    size = measure_size(
-        pruned, anatomy.widths | widths, experts=planned.experts, kv_groups=kv_groups, stored=saved, layers=keep
-    )
+    size = measure_size(pruned, planned.sizes.completed(anatomy), stored=saved)
     lineage = lineage_of(recipe.model, base.size.parameters) if base.has_files else ()
     memory = memory_of(recipe, dense, pruned=pruned, anatomy=anatomy, widths=widths)
     evaluation = recipe.evaluation
@@ -264,10 +262,10 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         lineage=lineage,
         parameters_exact=is_exact(recipe.depth, dense),
         removed_layers=recipe.depth.layers if recipe.depth else (),
-        keep_layers=len(keep),
+        keep_layers=len(planned.layers),
         keep_widths=widths,
         keep_experts=planned.experts,
-        keep_kv_groups=kv_groups,
+        keep_kv_groups=planned.heads.kv_groups,
         keep_hidden=planned.hidden.size,
         vocabulary=planned_vocabulary(recipe, base, stored=saved),
         sparsity=sparsity,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.types import NO_HEADS, Anatomy, Heads
 from llmprune.common.errors import RecipeError
 from llmprune.criteria.base import WidthCriterion
@@ -49,6 +50,11 @@ class PlannedCut:
     experts: int | None
     heads: PlannedHeads
     hidden: PlannedHidden = ALL_CHANNELS
+
+    @property
+    def sizes(self) -> KeptSizes:
+        """Sizes of the pruned model."""
+        return KeptSizes(self.layers, self.widths.kept, self.experts, self.heads.kv_groups, self.hidden.size)
 
     @property
     def notes(self) -> tuple[str, ...]:

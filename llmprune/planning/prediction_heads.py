@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmprune.anatomy.config_edits import count_heads_again, declared_heads
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.head_tensors import find_head_tensors
 from llmprune.checkpoint.location import folder_of
-from llmprune.cut.apply import cut_config, narrow_config
+from llmprune.cut.apply import cut_config
 from llmprune.cut.prediction_heads import HeadsDecision, decide_heads
 from llmprune.planning.base import Base
 from llmprune.planning.planned_sizes import PlannedCut
@@ -58,10 +60,8 @@ def head_figures(decision: HeadsDecision, fields: tuple[str, ...]) -> Prediction
 
 
 def _decision(recipe: Recipe, base: Base, *, planned: PlannedCut) -> HeadsDecision | None:
-    anatomy, before = base.anatomy, base.config
-    widths, kv_groups, experts = planned.widths.kept, planned.heads.kv_groups, planned.experts
-    after = cut_config(before, anatomy, layers=planned.layers, widths=widths, num_experts=experts, kv_groups=kv_groups)
-    after = narrow_config(after, anatomy, hidden_size=planned.hidden.size)
+    before, kept, dense = base.config, planned.sizes, KeptSizes.of_dense(base.anatomy)
+    after = cut_config(before, base.anatomy, kept=kept)
     change = ConfigChange(
         folder_of(recipe.model, "config"),
         before,
@@ -70,9 +70,5 @@ def _decision(recipe: Recipe, base: Base, *, planned: PlannedCut) -> HeadsDecisi
         recipe.model.trust_remote_code,
         heads=True,
     )
-    narrowed = (
-        any(kept < anatomy.widths[field] for field, kept in widths.items())
-        or bool(anatomy.heads and kv_groups not in (None, anatomy.heads.count))
-        or bool(anatomy.experts and experts not in (None, anatomy.experts.count))
-    )
+    narrowed = replace(kept.completed(base.anatomy), layers=dense.layers) != dense
     return decide_heads(base.names, change=change, narrowed=narrowed, keep=recipe.export.prediction_heads == "keep")

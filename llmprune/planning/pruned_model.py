@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, sizes_that_change
 from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.checkpoint.base_files import require_expressible
-from llmprune.cut.apply import cut_config, narrow_config
+from llmprune.cut.apply import cut_config
 from llmprune.planning.base import Base
 from llmprune.planning.planned_sizes import PlannedCut
 from llmprune.recipe.recipe import Recipe
@@ -18,16 +18,11 @@ def pruned_meta_model(recipe: Recipe, base: Base, *, planned: PlannedCut) -> Pre
 
     Raises ModelError where no config, or not the base's own config file, can express the cut.
     """
-    keep, widths, kv_groups = planned.layers, planned.widths.kept, planned.heads.kv_groups
-    config = cut_config(
-        base.config, base.anatomy, layers=keep, widths=widths, num_experts=planned.experts, kv_groups=kv_groups
-    )
-    config = narrow_config(config, base.anatomy, hidden_size=planned.hidden.size)
+    kept = planned.sizes
+    config = cut_config(base.config, base.anatomy, kept=kept)
     if base.has_files:
-        require_expressible(recipe.model, base.config, after=config, layers=keep)
+        require_expressible(recipe.model, base.config, after=config, layers=kept.layers)
     pruned = build_meta_model(config, base.dense.dtype, trust_remote_code=recipe.model.trust_remote_code)
-    changing = sizes_that_change(
-        base.anatomy, widths, experts=planned.experts, kv_groups=kv_groups, hidden_size=planned.hidden.size
-    )
-    check_layer_equivalence(base.dense, pruned, keep=keep, changing=changing)
+    changing = sizes_that_change(base.anatomy, kept)
+    check_layer_equivalence(base.dense, pruned, keep=kept.layers, changing=changing)
     return pruned

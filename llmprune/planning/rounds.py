@@ -67,15 +67,8 @@ def with_rounds(plan: Plan, recipe: Recipe, *, base: Base, plan_one: Callable[[R
 
 def _base_after(one: RoundToPlan) -> Base:
     """Return the model after a round, which has no files yet."""
-    base, planned, trust = one.base, one.planned, one.recipe.model.trust_remote_code
-    config = cut_config(
-        base.config,
-        base.anatomy,
-        layers=planned.layers,
-        widths=planned.widths.kept,
-        num_experts=planned.experts,
-        kv_groups=planned.heads.kv_groups,
-    )
+    base, trust = one.base, one.recipe.model.trust_remote_code
+    config = cut_config(base.config, base.anatomy, kept=one.planned.sizes)
     model = build_meta_model(config, base.dense.dtype, trust_remote_code=trust)
     return Base(config, None, model, discover(config, trust), has_files=False)
 

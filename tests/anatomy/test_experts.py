@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.expert_hooks import activations_of_experts, outputs_of_experts
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.selection import mask_neurons, select_neurons
 from llmprune.anatomy.types import Anatomy, PrunableDim, unit_key
 from llmprune.common.errors import ModelError
@@ -243,10 +244,10 @@ def test_other_cuts_are_possible_where_no_expert_can_be_removed() -> None:
     """Layers and widths of such a model are prunable."""
     model = tiny_model("llama4_text")
     anatomy = discover(model.config)
-    config = cut_config(model.config, anatomy, layers=(0, 2, 3), widths={"intermediate_size": 64}, num_experts=4)
+    config = cut_config(model.config, anatomy, kept=KeptSizes((0, 2, 3), {"intermediate_size": 64}, experts=4))
     assert (config.num_hidden_layers, config.intermediate_size, config.num_local_experts) == (3, 64, 4)
     with pytest.raises(ModelError, match="not told which experts"):
-        cut_config(model.config, anatomy, layers=(0, 2, 3), widths={}, num_experts=3)
+        cut_config(model.config, anatomy, kept=KeptSizes((0, 2, 3), experts=3))
 
 
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

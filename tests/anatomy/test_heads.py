@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from llmprune import Recipe, run
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.selection import rows_of
 from llmprune.anatomy.types import PrunableDim, unit_key
 from llmprune.common.errors import ModelError, RecipeError
@@ -99,7 +100,7 @@ def test_removal_of_heads_is_refused_with_a_reason(
     assert reason in str(caught.value)
     config = tiny_config(family, **overrides)
     with pytest.raises(ModelError, match="attention heads of this model cannot be removed"):
-        cut_config(config, discover(config), layers=(0, 1, 2, 3), widths={}, kv_groups=99)
+        cut_config(config, discover(config), kept=KeptSizes((0, 1, 2, 3), kv_groups=99))
 
 
 @pytest.mark.parametrize(

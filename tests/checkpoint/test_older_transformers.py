@@ -163,9 +163,7 @@ def _prune(base: Path, folder: Path) -> None:
     }
     cut = Cut(len(anatomy.units), LAYERS, widths, neurons)
     pruned = cut_decoder(dense_decoder(model), anatomy=anatomy, cut=cut)
-    change = ConfigChange(
-        base, config, cut_config(config, anatomy, layers=cut.layers, widths=cut.widths), cut.layers, False
-    )
+    change = ConfigChange(base, config, cut_config(config, anatomy, kept=cut.sizes), cut.layers, False)
     writer = CheckpointWriter(folder, pruned.skeleton, layers_path=pruned.layers_path, change=change)
     writer.write_rest(tensors_of(pruned.skeleton, skip=pruned.layers_path))
     for index in range(len(LAYERS)):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from helpers.budgets import base_of, budget_recipe
 
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.meta_model import build_meta_model, find_layers
 from llmprune.checkpoint.loading import load_config
 from llmprune.cut.apply import cut_config
@@ -32,16 +33,9 @@ def test_sizes_of_a_shape_are_those_of_the_model_that_is_built(family: str, tmp_
     assert _measured(counter.sizes(dense)) == _measured(base.size)
     for shape in (Shape(3, dense.widths, dense.kv_groups, dense.experts), fewer):
         keep = planned_layers(Depth(keep=shape.layers), anatomy)
-        config = cut_config(
-            base.config,
-            anatomy,
-            layers=keep,
-            widths=shape.neurons,
-            num_experts=shape.experts,
-            kv_groups=shape.kv_groups,
-        )
-        built = build_meta_model(config, base.dense.dtype)
-        size = measure_size(built, shape.neurons, experts=None, stored={}, layers=keep)
+        kept = KeptSizes(keep, shape.neurons, shape.experts, shape.kv_groups)
+        built = build_meta_model(cut_config(base.config, anatomy, kept=kept), base.dense.dtype)
+        size = measure_size(built, kept, stored={})
         assert _measured(counter.sizes(shape)) == _measured(size), shape.name
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.planning.model_size import measure_size
 from llmprune.testing import tiny_model
 
@@ -21,5 +23,5 @@ def _bytes_after(model: PreTrainedModel, length: int) -> int:
 def test_cache_of_a_token_is_that_of_a_real_one(family: str) -> None:
     """The planned bytes are those by which the cache of the model with weights grows, also with kinds of layers."""
     model = tiny_model(family)
-    planned = measure_size(model, {}, experts=None, stored={}).kv_bytes_per_token
+    planned = measure_size(model, KeptSizes.of_dense(discover(model.config)), stored={}).kv_bytes_per_token
     assert planned == _bytes_after(model, 3) - _bytes_after(model, 2) > 0

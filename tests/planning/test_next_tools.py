@@ -13,6 +13,7 @@ from helpers.tiny import structure_of
 from transformers import AutoConfig
 
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.planning.lost_tools import about_lost_tools, with_tokens_kept
 from llmprune.planning.next_tools import ToolSizes, cut_sizes, next_tools, sizes_for_tools
@@ -71,12 +72,12 @@ def test_an_odd_multiple_of_128_loses_k_quants() -> None:
     """Only the rows that the cut broke are lost; the nearest multiples of 256 keep them."""
     config = AutoConfig.for_model(**LLAMA)
     dense = sizes_for_tools(build_meta_model(config), discover(config))
-    pruned = cut_sizes(dense, widths={"intermediate_size": 10880}, kv_groups=dense.kv_groups, experts=None)
+    pruned = cut_sizes(dense, KeptSizes((), {"intermediate_size": 10880}))
     found = next_tools(dense, pruned)
     assert found.k_quants == Rows(broken={"mlp.down_proj": 10880}, lost={"mlp.down_proj": 10880})
     lost = about_lost_tools(found, dense=dense, pruned=pruned)
     assert any("mlp.down_proj (10,880 in a row)" in one and "10752 or 11008" in one for one in lost)
-    kept = cut_sizes(dense, widths={"intermediate_size": 10240}, kv_groups=dense.kv_groups, experts=None)
+    kept = cut_sizes(dense, KeptSizes((), {"intermediate_size": 10240}))
     assert about_lost_tools(next_tools(dense, kept), dense=dense, pruned=kept) == []
 
 
@@ -99,8 +100,8 @@ def test_the_sizes_are_those_of_the_modules(family: str) -> None:
     model = build_meta_model(config)
     sizes = sizes_for_tools(model, discover(config))
     assert (sizes.hidden, sizes.vocabulary) == (config.hidden_size, config.vocab_size)
-    same = cut_sizes(sizes, widths={}, kv_groups=sizes.kv_groups, experts=sizes.experts)
-    narrower = cut_sizes(sizes, widths={}, kv_groups=sizes.kv_groups, experts=sizes.experts, hidden=sizes.hidden - 8)
+    same = cut_sizes(sizes, KeptSizes(()))
+    narrower = cut_sizes(sizes, KeptSizes((), hidden=sizes.hidden - 8))
     assert {narrower.rows[name] for name, inputs in sizes.rows.items() if inputs == sizes.hidden} == {sizes.hidden - 8}
     found = next_tools(sizes, same)
     each = [found.tensor_parallel, found.vocabulary, *found.groups.values(), found.fp8_blocks]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.anatomy.vocabulary import some_tokens, vocabulary_config
 from llmprune.checkpoint.model_memory import memory_for_models
@@ -55,14 +56,8 @@ def without_middle(count: int, *, kept: int) -> tuple[int, ...]:
 
 def meta_model(subject: SpeedSubject, shape: Shape, *, layers: Sequence[int]) -> PreTrainedModel:
     """Return the model of a shape without weights. ``layers``: of the dense model, that it keeps."""
-    config = cut_config(
-        subject.config,
-        subject.anatomy,
-        layers=tuple(layers),
-        widths=shape.neurons,
-        num_experts=shape.experts,
-        kv_groups=shape.kv_groups,
-    )
+    kept = KeptSizes(tuple(layers), shape.neurons, shape.experts, shape.kv_groups)
+    config = cut_config(subject.config, subject.anatomy, kept=kept)
     if shape.tokens is not None:
         config = vocabulary_config(config, some_tokens(config, shape.tokens))
     return build_meta_model(config, subject.dtype, trust_remote_code=subject.source.trust_remote_code)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.config_probe import rebuild
+from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.meta_model import build_meta_model, find_layers
 from llmprune.anatomy.types import Anatomy, PrunableDim
 from llmprune.cut.shape import Shape
@@ -84,13 +85,8 @@ class ShapeCounter:
     @property
     def dense(self) -> Shape:
         """Shape of the dense model."""
-        anatomy = self.anatomy
-        return Shape(
-            layers=anatomy.num_layers,
-            widths=tuple(sorted(anatomy.widths.items())),
-            kv_groups=anatomy.heads.count if anatomy.heads else None,
-            experts=anatomy.experts.count if anatomy.experts else None,
-        )
+        dense = KeptSizes.of_dense(self.anatomy)
+        return Shape(len(dense.layers), tuple(sorted(dense.widths.items())), dense.kv_groups, dense.experts)
 
     @property
     def is_exact(self) -> bool:
