@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmprune.cli.options import (
+    Dtype,
     Gpus,
     Json,
     Model,
@@ -26,6 +27,11 @@ from llmprune.common.progress import lines_without_terminal
 
 if TYPE_CHECKING:
     from llmprune.recipe.evaluation import Evaluation
+
+_StaticCache = Annotated[
+    bool,
+    typer.Option("--static-cache", help="Allocate the key-value cache once; on CUDA also compile decoding."),
+]
 
 
 def evaluate(
@@ -100,11 +106,8 @@ def bench(
     contexts: Annotated[str, typer.Option(help="Tokens of a prompt, separated by commas.")] = "64,512",
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens generated after each prompt.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each model, after a warm-up.")] = 5,
-    dtype: Annotated[str, typer.Option(help="Arithmetic: auto, float32, bfloat16 or float16.")] = "auto",
-    static_cache: Annotated[
-        bool,
-        typer.Option("--static-cache", help="Allocate the key-value cache once; on CUDA also compile decoding."),
-    ] = False,
+    dtype: Dtype = "auto",
+    static_cache: _StaticCache = False,
     devices: Gpus = "all",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the figures as JSON.")] = None,
 ) -> None:

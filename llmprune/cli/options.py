@@ -30,6 +30,10 @@ Gpus = Annotated[
 RunFolderOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Run folder; default: runs/NAME-OF-THE-RECIPE.")
 ]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Start over; a finished model in the folder is kept until the new one is verified."),
+]
 EndRecovery = Annotated[
     bool,
     typer.Option(
@@ -37,6 +41,7 @@ EndRecovery = Annotated[
         help="Train no more: take the best weights of the training that was stopped, and go on with them.",
     ),
 ]
+Dtype = Annotated[str, typer.Option(help="Arithmetic: auto, float32, bfloat16 or float16.")]
 FinishedFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder.")]
 

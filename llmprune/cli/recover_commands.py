@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
-from llmprune.cli.options import EndRecovery, Overrides
+from llmprune.cli.options import EndRecovery, Fresh, Overrides
 from llmprune.cli.run_commands import run_recipe
 from llmprune.recipe.recipe import Recipe
 
-_SAMPLES = (
-    16  # windows that only check the checkpoint: each kind of the default mix has one; trained on is recover.data
-)
+# Calibration windows only check the checkpoint, with some of each kind of the default mix: recover.data is trained on.
+_SAMPLES = 16
 # Sections of a recipe that pruned.
 _LEFT_OUT = ("budget", "depth", "width", "experts", "hidden", "vocabulary", "sparsity", "hub")
 
@@ -35,7 +34,7 @@ def recover(
         Path | None, typer.Option("--output", "-o", help="Run folder; default: runs/NAME-recovered.")
     ] = None,
     overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    fresh: Fresh = False,
     end_recovery: EndRecovery = False,
 ) -> None:
     """Train a pruned model on the dense model's predictions. Run again on the same folder to continue."""

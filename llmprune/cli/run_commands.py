@@ -13,6 +13,7 @@ from llmprune.cli.options import (
     CommandLine,
     EndRecovery,
     FinishedFolder,
+    Fresh,
     Json,
     Overrides,
     RecipePlace,
@@ -33,6 +34,26 @@ if TYPE_CHECKING:
     from llmprune.results.report_schema import Report
 
 logger = logging.getLogger(__name__)
+
+_MeasureForward = Annotated[
+    bool,
+    typer.Option("--measure-forward", help="Also time plain forward passes, before and after, for comparison."),
+]
+_CalibrationCheck = Annotated[
+    bool,
+    typer.Option(
+        "--calibration-check",
+        help="Repeat the choice on each source of the calibration text, or on each half of a single one, and report "
+        "how far they agree.",
+    ),
+]
+_ScoresOf = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN",
+        help="Folder of a run of another size: its scores are reused, where model, text and criteria are the same.",
+    ),
+]
 
 
 def plan(recipe: RecipePlace, overrides: Overrides = None, *, as_json: Json = False) -> None:
@@ -63,32 +84,11 @@ def run(
     *,
     context: typer.Context,
     overrides: Overrides = None,
-    fresh: Annotated[
-        bool,
-        typer.Option(
-            "--fresh", help="Start over; a finished model in the folder is kept until the new one is verified."
-        ),
-    ] = False,
-    measure_forward: Annotated[
-        bool,
-        typer.Option("--measure-forward", help="Also time plain forward passes, before and after, for comparison."),
-    ] = False,
-    calibration_check: Annotated[
-        bool,
-        typer.Option(
-            "--calibration-check",
-            help="Repeat the choice on each source of the calibration text, or on each half of a single one, and "
-            "report how far they agree.",
-        ),
-    ] = False,
+    fresh: Fresh = False,
+    measure_forward: _MeasureForward = False,
+    calibration_check: _CalibrationCheck = False,
     end_recovery: EndRecovery = False,
-    scores_of: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="Folder of a run of another size: its scores are reused, where model, text and criteria are the same.",
-        ),
-    ] = None,
+    scores_of: _ScoresOf = None,
 ) -> None:
     """Prune a model as a recipe says. Run again on the same folder to continue."""
     if scores_of is not None and fresh:

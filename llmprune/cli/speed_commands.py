@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmprune.cli.options import Gpus, console, model_source, use_gpus
+from llmprune.cli.options import Dtype, Gpus, console, model_source, use_gpus
 from llmprune.common.libraries import import_libraries, quiet_libraries
 from llmprune.common.progress import lines_without_terminal
 
@@ -26,7 +26,7 @@ def speed(
         int,
         typer.Option(min=2, help="Timed runs of each model, after a warm-up; twice as many where they differ."),
     ] = 5,
-    dtype: Annotated[str, typer.Option(help="Arithmetic: auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Dtype = "auto",
     devices: Gpus = "all",
 ) -> None:
     """Measure the times of a model's parts on this machine, for a speed budget (`budget.speed_table`).

@@ -9,10 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from transformers import PreTrainedModel
-
-from llmprune.anatomy.meta_model import find_layers
-from llmprune.anatomy.types import Anatomy, routed_units
+from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.base_files import planned_files
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.stored_dtypes import kept_dtypes
@@ -36,7 +33,7 @@ from llmprune.planning.machine import Machine, this_machine
 from llmprune.planning.memory import Memory, bytes_of_window, memory_of, memory_planner
 from llmprune.planning.model_size import measure_size
 from llmprune.planning.notes import require_disk_for_hidden_states
-from llmprune.planning.planned_cut import planned_cut
+from llmprune.planning.planned_cut import collect_planned_cut
 from llmprune.planning.planned_sizes import PlannedCut
 from llmprune.planning.prediction_heads import about_declared, with_prediction_heads
 from llmprune.planning.pruned_model import pruned_meta_model
@@ -201,7 +198,7 @@ def plan_structure(
         if opened is None:
             return None, base.anatomy
     own = opened.recipe if opened else recipe
-    planned = planned_cut(own, base.anatomy, errors=errors)
+    planned = collect_planned_cut(own, base.anatomy, errors=errors)
     if planned is None or not complete:
         return None, base.anatomy
     cuts = ("depth", "width", "experts", "hidden", "budget", "vocabulary", "sparsity")
@@ -239,7 +236,7 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
     dense, anatomy, dtype = base.dense, base.anatomy, base.dense.dtype
     widths = planned.widths.kept
     pruned = pruned_meta_model(recipe, base, planned=planned)
-    sparsity = _planned_sparsity(recipe, pruned, anatomy=anatomy, planned=planned)
+    sparsity = planned_sparsity(recipe, pruned, anatomy=anatomy, planned=planned)
     notes = notes_of(recipe, base, planned=planned, pruned=pruned, sparsity=sparsity)
     require_disk_for_hidden_states(recipe, anatomy.num_layers * bytes_of_window(recipe, dense))
     files = planned_files(recipe.model)
@@ -282,18 +279,4 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         base_files=BaseFiles(carried=files.copied, left=files.left_out),
         tasks=tuple(PlannedTask(name=name, limit=evaluation.limit_of(name)) for name in evaluation.task_names),
         notes=(*([chain] if (chain := describe_lineage(lineage)) else []), *notes),
-    )
-
-
-def _planned_sparsity(
-    recipe: Recipe, pruned: PreTrainedModel, *, anatomy: Anatomy, planned: PlannedCut
-) -> SparsityPlan | None:
-    """Return the matrices of the pruned model that the recipe makes sparse."""
-    return planned_sparsity(
-        recipe.sparsity,
-        find_layers(pruned)[1],
-        experts=planned.experts,
-        units=[routed_units(anatomy, layer) for layer in planned.layers],
-        calibration=recipe.calibration.shape(),
-        refit=recipe.refit is not None,
     )

@@ -1,4 +1,4 @@
-"""The layers and units that a recipe keeps, with the errors of every section collected."""
+"""The layers and units that a recipe keeps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,19 @@ from llmprune.planning.planned_sizes import PlannedCut, planned_experts, planned
 from llmprune.recipe.recipe import Recipe
 
 
-def planned_cut(recipe: Recipe, anatomy: Anatomy, *, errors: ErrorCollector) -> PlannedCut | None:
-    """Return the layers and units that the recipe keeps; None where an error was collected."""
+def planned_cut(recipe: Recipe, anatomy: Anatomy) -> PlannedCut:
+    """Return the layers and units that a recipe keeps. Raises RecipeError for what the model does not allow."""
+    return PlannedCut(
+        planned_layers(recipe.depth, anatomy),
+        planned_widths(recipe.width, anatomy),
+        planned_experts(recipe.experts, anatomy),
+        planned_heads(recipe.width, anatomy),
+        planned_hidden(recipe, anatomy),
+    )
+
+
+def collect_planned_cut(recipe: Recipe, anatomy: Anatomy, *, errors: ErrorCollector) -> PlannedCut | None:
+    """Return the layers and units that a recipe keeps; None where the errors of one or more sections are collected."""
     model = "model"
     _, keep = errors.attempt("depth", ("depth", model), work=lambda: planned_layers(recipe.depth, anatomy))
     _, widths = errors.attempt("width", ("width", model), work=lambda: planned_widths(recipe.width, anatomy))

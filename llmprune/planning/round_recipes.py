@@ -14,13 +14,8 @@ from typing import Any
 from llmprune.anatomy.types import Anatomy
 from llmprune.common.errors import RecipeError
 from llmprune.cut.layer_choice import possible_counts
-from llmprune.planning.planned_sizes import (
-    PlannedCut,
-    planned_experts,
-    planned_heads,
-    planned_layers,
-    planned_widths,
-)
+from llmprune.planning.planned_cut import planned_cut
+from llmprune.planning.planned_sizes import PlannedCut
 from llmprune.planning.recovery_notes import require_a_step
 from llmprune.planning.self_generated import window_length
 from llmprune.recipe.depth import Depth
@@ -36,16 +31,6 @@ from llmprune.recipe.width_rounding import width_step
 def has_rounds(recipe: Recipe) -> bool:
     """Check that a recipe cuts in several rounds."""
     return recipe.recover is not None and recipe.recover.rounds > 1
-
-
-def planned_cut(recipe: Recipe, anatomy: Anatomy) -> PlannedCut:
-    """Return the layers and units that a recipe keeps. Raises RecipeError for what the model does not allow."""
-    return PlannedCut(
-        planned_layers(recipe.depth, anatomy),
-        planned_widths(recipe.width, anatomy),
-        planned_experts(recipe.experts, anatomy),
-        planned_heads(recipe.width, anatomy),
-    )
 
 
 def round_recipes(recipe: Recipe, anatomy: Anatomy) -> tuple[Recipe, ...]:

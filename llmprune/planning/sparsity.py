@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from transformers import PreTrainedModel
 
+from llmprune.anatomy.meta_model import find_layers
 from llmprune.anatomy.projections import projections_of
 from llmprune.anatomy.stacked_projections import stacked_projections
-from llmprune.anatomy.types import MlpUnit
+from llmprune.anatomy.types import Anatomy, routed_units
 from llmprune.common.errors import RecipeError
-from llmprune.recipe.sparsity import Sparsity, select
+from llmprune.planning.planned_sizes import PlannedCut
+from llmprune.recipe.recipe import Recipe
+from llmprune.recipe.sparsity import select
 from llmprune.results.formatting import ranges
 
 
@@ -30,24 +32,18 @@ class SparsityPlan:
 
 
 def planned_sparsity(
-    sparsity: Sparsity | None,
-    layers: Iterable[nn.Module],
-    *,
-    experts: int | None,
-    units: Sequence[Sequence[MlpUnit]],
-    calibration: tuple[int, int],
-    refit: bool,
+    recipe: Recipe, pruned: PreTrainedModel, *, anatomy: Anatomy, planned: PlannedCut
 ) -> SparsityPlan | None:
     """Select the matrices that get the pattern in the layers of the pruned model.
 
-    ``experts``: kept in each mixture; ``units``: of each layer, without those whose experts' tokens are not known;
-    ``calibration``: windows and their length; ``refit``: True where the run refits.
     Raises RecipeError where no matrix is selected, or where the calibration text is too short.
     """
+    sparsity = recipe.sparsity
     if sparsity is None:
         return None
+    layers, units = find_layers(pruned)[1], [routed_units(anatomy, layer) for layer in planned.layers]
     found = [(projections_of(layer), stacked_projections(layer, own)) for layer, own in zip(layers, units, strict=True)]
-    selections = [select(projections, sparsity, experts=experts) for projections, _ in found]
+    selections = [select(projections, sparsity, experts=planned.experts) for projections, _ in found]
     stacked = [select(stacks, sparsity, experts=None) for _, stacks in found]
     names = sorted(
         {one.name for projections, _ in found for one in projections} | {one.name for _, own in found for one in own}
@@ -66,8 +62,8 @@ def planned_sparsity(
     if not chosen and not stacks:
         reasons = "; ".join(refused) or "targets and skip select none"
         raise RecipeError(f"sparsity: no matrix of this model can have the pattern {sparsity.parsed}: {reasons}")
-    if chosen and sparsity.required_moments(refit) == "gram":
-        _require_tokens(max(one.inputs for one in chosen), calibration)
+    if chosen and sparsity.required_moments(recipe.refit is not None) == "gram":
+        _require_tokens(max(one.inputs for one in chosen), recipe.calibration.shape())
     sizes = [(one.outputs, one.inputs) for one in chosen]
     sizes += [(one.outputs * one.experts, one.inputs) for one in stacks]
     weights = sum(outputs * inputs for outputs, inputs in sizes)
