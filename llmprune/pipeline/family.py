@@ -17,7 +17,7 @@ from llmprune.common.progress import more_runs_follow, report_progress
 from llmprune.pipeline.context import RunContext, Search
 from llmprune.pipeline.finish import FinishedRun
 from llmprune.pipeline.search import search_space_of
-from llmprune.pipeline.settle import found_of, generated_for_search, survey_of
+from llmprune.pipeline.settle import found_of, generated_for_search, plan_of_chosen_shape
 from llmprune.planning.budget.limits import value_of_member
 from llmprune.planning.budget.space import SearchSpace
 from llmprune.planning.plan import PlanningOutcome
@@ -30,7 +30,7 @@ class RunMember(Protocol):
     """Function that runs one member."""
 
     def __call__(
-        self, surveyed: PlanningOutcome, output: Path, *, asked: Recipe, generated: Mapping[str, Path], search: Search
+        self, outcome: PlanningOutcome, output: Path, *, asked: Recipe, generated: Mapping[str, Path], search: Search
     ) -> FinishedRun:
         """Run a member in its folder. ``asked``: the recipe that makes it alone; ``generated``: files of windows."""
         ...
@@ -45,8 +45,8 @@ def run_family(context: RunContext, search: Search, *, run: RunMember) -> tuple[
     for number in range(count):
         own = replace(search, member=number)
         asked = recipe_of_member(context.recipe, own, space=space)
-        surveyed = survey_of(context, own, recipe=asked)
-        plan = surveyed.require(f"member {number + 1}")[0]
+        outcome = plan_of_chosen_shape(context, own, recipe=asked)
+        plan = outcome.require(f"member {number + 1}")[0]
         if plan.shortage:
             raise ModelError(f"member {number + 1} of {count}: {plan.shortage}")
         report_progress(f"member {number + 1} of {count}")
@@ -54,7 +54,7 @@ def run_family(context: RunContext, search: Search, *, run: RunMember) -> tuple[
         if is_first_process():
             output.mkdir(parents=True, exist_ok=True)
         with more_runs_follow(number + 1 < count):
-            finished.append(run(surveyed, output, asked=asked, generated=generated, search=own))
+            finished.append(run(outcome, output, asked=asked, generated=generated, search=own))
     if is_first_process():
         for left in folder.iterdir():
             if left.name.isdecimal() and int(left.name) > count:

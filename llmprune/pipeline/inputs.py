@@ -53,13 +53,13 @@ class RunInputs:
         recipe: Recipe,
         anatomy: Anatomy,
         *,
-        inputs: TextInputs,
+        texts: TextInputs,
         reserve: int = 0,
         devices: Sequence[DeviceMemory] = (),
     ) -> None:
         self.recipe = recipe
         self.anatomy = anatomy
-        self.inputs = inputs
+        self.texts = texts
         self.reserve = reserve
         self.devices = devices
         self._evicted = False  # True after a device ran out of memory
@@ -67,22 +67,22 @@ class RunInputs:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Tokenizer of the model; None where it has none and the recipe needs none."""
-        return self.inputs.tokenizer
+        return self.texts.tokenizer
 
     @property
     def windows(self) -> Tensor:
         """Calibration tokens int64 [N, L]."""
-        return self.inputs.windows
+        return self.texts.windows
 
     @property
     def calibration_text(self) -> TextWindows:
         """Calibration windows with their begin-of-text id."""
-        return replace(self.inputs.calibration_text, windows_NL=self.windows)
+        return replace(self.texts.calibration_text, windows_NL=self.windows)
 
     @property
     def sources(self) -> Tensor | None:
         """Index of the source of each calibration window, int64 [N]; None for ready tokens."""
-        return self.inputs.sources
+        return self.texts.sources
 
     @property
     def generated(self) -> Tensor | None:
@@ -92,40 +92,40 @@ class RunInputs:
     @property
     def held_out(self) -> Tensor | None:
         """Held-out tokens for perplexity, int64 [N, L]; None where the recipe measures none."""
-        return self.inputs.held_out
+        return self.texts.held_out
 
     @property
     def held_out_text(self) -> TextWindows | None:
         """Held-out windows with their begin-of-text id; None where the recipe measures none."""
-        return self.inputs.held_out_text
+        return self.texts.held_out_text
 
     @property
     def prompts(self) -> Prompts | str | None:
         """Prompts of the generation check; a sentence why it is left out; None where the recipe turns it off."""
-        return self.inputs.prompts
+        return self.texts.prompts
 
     @property
     def config(self) -> Config:
         """Config of the dense model."""
-        return self.inputs.config
+        return self.texts.config
 
     def read_texts(self) -> tuple[Tensor, Tensor | None]:
         """Read texts and prompts, so that missing text ends the run before the expensive work; return the texts."""
-        self.inputs.prompts  # noqa: B018  # read for its errors
+        self.texts.prompts  # noqa: B018  # read for its errors
         if self.recipe.recover is not None and self.recipe.recover.tokens is not None:
-            self.inputs.recovery_text(self.inputs.recovery_number())
-        return self.inputs.text_windows, self.held_out
+            self.texts.recovery_text(self.texts.recovery_number())
+        return self.texts.text_windows, self.held_out
 
     @property
     def calibration_sources(self) -> tuple[CalibrationSource, ...]:
         """Sources of the calibration windows, with windows, documents and commits."""
-        documents = self.inputs.documents or ()
+        documents = self.texts.documents or ()
         return calibration_sources(self.recipe.calibration, documents=documents, commits=self.dataset_commits)
 
     @cached_property
     def dataset_commits(self) -> dict[str, str]:
         """Commit of each hub data set that calibration, perplexity, recovery and vocabulary are read from."""
-        recovery = self.inputs.recovery_settings if self.recipe.recover else None
+        recovery = self.texts.recovery_settings if self.recipe.recover else None
         windows = (self.recipe.calibration, self.recipe.evaluation.perplexity, recovery)
         sources = [source for part in windows if part is not None for source in part.text_sources()]
         sources += (self.recipe.vocabulary and self.recipe.vocabulary.keep_for) or ()
@@ -140,7 +140,7 @@ class RunInputs:
     @cached_property
     def text_fingerprint(self) -> str:
         """Fingerprint of the calibration tokens that are read, without those that the dense model writes itself."""
-        return self.inputs.calibration_text.fingerprint()
+        return self.texts.calibration_text.fingerprint()
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -159,7 +159,7 @@ class RunInputs:
         working = self.whole_devices if self._evicted else planned
         decoder = open_decoder(self.recipe.model, self.reader, working=working)
         if self.recipe.calibration.has_images:
-            decoder.images = self.inputs.calibration_text.images
+            decoder.images = self.texts.calibration_text.images
         if self._evicted:
             decoder.save_memory()
         return decoder

@@ -112,8 +112,8 @@ def _windows_in_hours(context: RunContext, source: ModelSource, *, before: str) 
     settings, inputs = context.recipe.recover, context.inputs
     assert settings is not None
     assert settings.hours is not None, "without tokens there are hours"
-    hours, length = settings.hours, inputs.inputs.recovery_settings.sequence_length or 0
-    sample_NL = inputs.inputs.text_windows[:, :length]
+    hours, length = settings.hours, inputs.texts.recovery_settings.sequence_length or 0
+    sample_NL = inputs.texts.text_windows[:, :length]
 
     def make(path: Path) -> int:
         number = windows_in(hours, source, settings=settings, arithmetic=_arithmetic(context), sample_NL=sample_NL)
@@ -244,7 +244,7 @@ class _RecoveryStep:
 
     def _sources(self) -> tuple[CalibrationSource, ...]:
         """Return the sources that were trained on; windows that are repeated count each time."""
-        windows, settings = self.windows, self.context.inputs.inputs.recovery_settings
+        windows, settings = self.windows, self.context.inputs.texts.recovery_settings
         texts = settings.text_sources()
         known = dict(zip(distinct_names(texts), texts, strict=True))
         commits, length = self.context.inputs.dataset_commits, windows.train_NL.shape[1]

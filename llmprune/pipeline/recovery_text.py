@@ -54,7 +54,7 @@ def recovery_windows(context: RunContext, *, most: int | None = None, published:
     windows that a published run's dense model wrote, taken if the recipe asks for as many of their length. Every
     process calls this. Raises CalibrationError where no text is left.
     """
-    settings, inputs = context.recipe.recover, context.inputs.inputs
+    settings, inputs = context.recipe.recover, context.inputs.texts
     assert settings is not None, "the recipe has the section"
     number = inputs.recovery_number(most)
     text = inputs.recovery_text(number)
@@ -114,12 +114,12 @@ def _generated(context: RunContext, published: Path | None) -> Tensor:
 
 def _writing(inputs: RunInputs, asked: SelfGenerated) -> Writing:
     """Return what the model is to write, from another seed than the calibration's windows."""
-    text = inputs.inputs.recovery_settings
+    text = inputs.texts.recovery_settings
     assert text.sequence_length is not None, "resolved windows have a length"
     turns, tokenizer = None, inputs.tokenizer
     if asked.chat and tokenizer is not None and tokenizer.chat_template:
         vocabulary = text_config(inputs.config).vocab_size
-        turns = chat_turns(tokenizer, begin=inputs.inputs.calibration_text.begin, vocabulary=vocabulary)
+        turns = chat_turns(tokenizer, begin=inputs.texts.calibration_text.begin, vocabulary=vocabulary)
         if turns is None or not turns.fits(text.sequence_length):
             turns = None
             logger.warning(

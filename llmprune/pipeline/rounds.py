@@ -43,7 +43,7 @@ class RunRound(Protocol):
     """Function that runs one round."""
 
     def __call__(
-        self, surveyed: PlanningOutcome, output: Path, *, generated: Mapping[str, Path], among: AmongRounds
+        self, outcome: PlanningOutcome, output: Path, *, generated: Mapping[str, Path], among: AmongRounds
     ) -> Report:
         """Run a round in its folder. ``generated``: files of windows that it takes, by their names when published."""
         ...
@@ -68,9 +68,9 @@ def after_earlier_rounds(
             taken = generated if number == 1 else rounds.generated()
             reports.append(rounds.run(number, reports, run=partial(run, generated=taken, among=rounds.among(reports))))
         rounds.tidy(number)
-    last = rounds.survey(len(rounds.recipes), reports)
-    (plan, anatomy), recipe = last.require(), last.inputs.recipe
-    inputs = RunInputs(recipe, anatomy, inputs=last.inputs, reserve=context.inputs.reserve, devices=plan.devices)
+    last = rounds.plan_round(len(rounds.recipes), reports)
+    (plan, anatomy), recipe = last.require(), last.texts.recipe
+    inputs = RunInputs(recipe, anatomy, texts=last.texts, reserve=context.inputs.reserve, devices=plan.devices)
     earlier = EarlierRounds(context.recipe, context.plan, tuple(reports))
     batches = Batches.planned(plan.batch_sizes)
     found = replace(
@@ -100,7 +100,7 @@ class _Rounds:
         inputs = self.context.inputs
         texts, held_out = [], inputs.held_out_text
         if self.recipes[0].recover and self.recipes[0].recover.tokens is not None:
-            found = inputs.inputs.recovery_text(inputs.inputs.recovery_number())
+            found = inputs.texts.recovery_text(inputs.texts.recovery_number())
             texts = [fingerprint_tokens(part) for one in found.sources for part in (one.train_NL, one.held_out_HL)]
         return fingerprint(
             inputs.identity, inputs.text_fingerprint, held_out.fingerprint() if held_out else None, *texts
@@ -138,8 +138,8 @@ class _Rounds:
     def run(self, number: int, reports: Sequence[Report], *, run: Callable[[PlanningOutcome, Path], Report]) -> Report:
         """Run a round in its folder, or continue it, and record that it is finished."""
         rounds, folder = len(self.recipes), self.folder / str(number)
-        survey = self.survey(number, reports)
-        plan, recipe = survey.require()[0], survey.inputs.recipe
+        outcome = self.plan_round(number, reports)
+        plan, recipe = outcome.require()[0], outcome.texts.recipe
         if plan.shortage:
             raise ModelError(f"round {number} of {rounds}: {plan.shortage}")
         if is_first_process():
@@ -147,13 +147,13 @@ class _Rounds:
             folder.mkdir(parents=True, exist_ok=True)
         report_progress(f"round {number} of {rounds}: to {plan.pruned.layers} layers")
         with more_runs_follow():
-            report = run(survey, folder)
+            report = run(outcome, folder)
         if is_first_process():
             record = {"recipe": recipe_of_model(self.recipes[number - 1]), "origin": self._origin}
             write_text(self._record(number), json.dumps(record, indent=1) + "\n")
         return report
 
-    def survey(self, number: int, reports: Sequence[Report]) -> PlanningOutcome:
+    def plan_round(self, number: int, reports: Sequence[Report]) -> PlanningOutcome:
         """Return the plan of a round on the model that the round before left."""
         recipe = self.recipes[number - 1]
         model = recipe.model

@@ -104,27 +104,27 @@ def _prepared(recipe: Recipe, output: Path, *, options: RunOptions) -> Iterator[
         if options.scores_of is not None and is_first_process():
             take_scores(options.scores_of, output)
         chosen = ChosenNumbers() if options.fresh else generated_in_folder(recipe, output)
-        surveyed = plan_and_check(recipe, of_run=chosen)
-        plan = surveyed.require()[0]
+        outcome = plan_and_check(recipe, of_run=chosen)
+        plan = outcome.require()[0]
         if plan.shortage:
             raise ModelError(plan.shortage)
         if is_first_process():
-            _check_requirements(surveyed.inputs.recipe, plan, output=output, options=options)
-        yield _Planned(surveyed, asked, loading)
+            _check_requirements(outcome.texts.recipe, plan, output=output, options=options)
+        yield _Planned(outcome, asked, loading)
 
 
 @dataclass(frozen=True)
 class _Planned:
     """A recipe that was planned and checked. ``asked``: its values before the plan settled some."""
 
-    surveyed: PlanningOutcome
+    outcome: PlanningOutcome
     asked: Mapping[str, Any]
     loading: float | None = None  # seconds in which this process loaded the libraries; None: not measured
 
     @classmethod
-    def of_round(cls, surveyed: PlanningOutcome) -> _Planned:
+    def of_round(cls, outcome: PlanningOutcome) -> _Planned:
         """Return the plan of a round, whose recipe leaves nothing open."""
-        return cls(surveyed, recipe_of_model(surveyed.inputs.recipe))
+        return cls(outcome, recipe_of_model(outcome.texts.recipe))
 
 
 def _run_planned(planned: _Planned, output: Path, *, options: RunOptions) -> FinishedRun:
@@ -170,10 +170,10 @@ def _searched(context: RunContext, options: RunOptions) -> Search:
 @contextmanager
 def _opened(planned: _Planned, output: Path, *, options: RunOptions) -> Iterator[RunContext]:
     """Yield the context of a run whose folder is open and whose texts are read."""
-    (plan, anatomy), text = planned.surveyed.require(), planned.surveyed.inputs
+    (plan, anatomy), text = planned.outcome.require(), planned.outcome.texts
     folder = RunFolder.open(output, options.fresh, model=text.recipe.model.id, recipe=planned.asked)
     try:
-        inputs = RunInputs(text.recipe, anatomy, inputs=text, reserve=_disk_needed(plan), devices=plan.devices)
+        inputs = RunInputs(text.recipe, anatomy, texts=text, reserve=_disk_needed(plan), devices=plan.devices)
         durations = _estimated(plan, options, loading=planned.loading)
         batches = Batches.planned(plan.batch_sizes)
         context = RunContext(text.recipe, plan, inputs, folder, batches, durations, options.end_recovery, options.among)
@@ -188,10 +188,10 @@ def _run_family(context: RunContext, search: Search, *, options: RunOptions) -> 
     """Run every member of a family; return the first that does not pass its gate, or the smallest one."""
 
     def run_member(
-        surveyed: PlanningOutcome, output: Path, *, asked: Recipe, generated: Mapping[str, Path], search: Search
+        outcome: PlanningOutcome, output: Path, *, asked: Recipe, generated: Mapping[str, Path], search: Search
     ) -> FinishedRun:
         own = replace(options, generated=generated, search=search)
-        return _run_planned(_Planned(surveyed, recipe_of_model(asked)), output, options=own)
+        return _run_planned(_Planned(outcome, recipe_of_model(asked)), output, options=own)
 
     finished = run_family(context, search, run=run_member)
     family = tuple(Run(str(number), one.report) for number, one in enumerate(finished, start=1))
@@ -203,15 +203,15 @@ def _run_family(context: RunContext, search: Search, *, options: RunOptions) -> 
 
 def _after_earlier_rounds(context: RunContext, *, options: RunOptions) -> tuple[RunContext, RunOptions]:
     """Run the rounds before the last, and return context and options of the last one."""
-    text = context.inputs.inputs
+    text = context.inputs.texts
     if options.fresh and is_first_process():
         remove(context.folder.home / ROUNDS)
 
     def run_round(
-        surveyed: PlanningOutcome, output: Path, *, generated: Mapping[str, Path], among: AmongRounds
+        outcome: PlanningOutcome, output: Path, *, generated: Mapping[str, Path], among: AmongRounds
     ) -> Report:
         own = RunOptions(end_recovery=_ends(options, output), generated=generated, among=among)
-        return _run_planned(_Planned.of_round(surveyed), output, options=own).report
+        return _run_planned(_Planned.of_round(outcome), output, options=own).report
 
     context, generated = after_earlier_rounds(context, text, generated=options.generated, run=run_round)
     durations, ends = _estimated(context.plan, options, loading=None), _ends(options, context.folder.path)

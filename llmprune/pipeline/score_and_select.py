@@ -71,7 +71,7 @@ def find_cut(context: RunContext, scores: Scores | None) -> ChosenCut:
     """
     folder = context.folder
     chosen = choose_cut(context.inputs.anatomy, scores, sizes=planned_sizes(context))
-    if (vocabulary := context.inputs.inputs.vocabulary) is not None:
+    if (vocabulary := context.inputs.texts.vocabulary) is not None:
         chosen = replace(chosen, vocabulary=vocabulary.keep_K)
 
     def make(path: Path) -> Cut:

@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 def search_space_of(context: RunContext) -> SearchSpace:
     """Return the shapes that the recipe's budget can have. Raises RecipeError as the plan does."""
-    recipe, chosen = context.recipe, context.inputs.inputs.vocabulary
+    recipe, chosen = context.recipe, context.inputs.texts.vocabulary
     base = describe_base(recipe, load_config(recipe.model))
     return search_space(recipe, base, tokens=None if chosen is None else len(chosen.keep_K))
 

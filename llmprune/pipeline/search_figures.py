@@ -47,7 +47,7 @@ class SearchRecord:
         if inputs.sources is None or self.context.search is None:
             return ("text", REPEATED)
         numbers = sorted(set(inputs.sources[self.context.search.judged_N].tolist()))
-        return (*(inputs.inputs.source_names[number] for number in numbers), REPEATED)
+        return (*(inputs.texts.source_names[number] for number in numbers), REPEATED)
 
 
 def shape_of(cut: Cut, space: SearchSpace) -> Shape:

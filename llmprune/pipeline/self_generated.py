@@ -102,7 +102,7 @@ def add_self_generated(context: RunContext, published: Path | None = None) -> No
 
     def make(path: Path) -> Tensor:
         report_progress(SELF_GENERATED)
-        shape = calibration.generated, inputs.inputs.text_windows.shape[1]
+        shape = calibration.generated, inputs.texts.text_windows.shape[1]
         windows_NL = published_if_fitting(inputs, published, shape=shape) if published else None
         if windows_NL is None:
             with measure_step(folder.steps, SELF_GENERATED):
@@ -116,7 +116,7 @@ def add_self_generated(context: RunContext, published: Path | None = None) -> No
     given = [file_fingerprint(published)] if published else []
     origin = fingerprint(inputs.identity, inputs.text_fingerprint, calibration.generated, calibration.seed, *given)
     windows_NL = folder.produce(SELF_GENERATED, origin, file=GENERATED_WINDOWS, load=load, make=make)
-    inputs.inputs.add_generated(windows_NL)
+    inputs.texts.add_generated(windows_NL)
 
 
 def published_if_fitting(inputs: RunInputs, path: Path, *, shape: tuple[int, int]) -> Tensor | None:
@@ -139,7 +139,7 @@ def _generated(inputs: RunInputs, *, warnings: list[str]) -> Tensor:
     """Sample windows int64 [N, L] from the whole dense model; halve the batch where a device's memory is full."""
     calibration = inputs.recipe.calibration
     prompts_NP = openings(inputs, calibration.generated, seed=calibration.seed)
-    settings = Sampling(inputs.inputs.text_windows.shape[1] - prompts_NP.shape[1])
+    settings = Sampling(inputs.texts.text_windows.shape[1] - prompts_NP.shape[1])
     whole = WholeModel(lambda: load_model(inputs.recipe.model))
 
     def work(batch_size: int) -> Tensor:
@@ -165,7 +165,7 @@ def seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
 
 def openings(inputs: RunInputs, count: int, *, seed: int) -> Tensor:
     """Return the tokens that ``count`` generated windows begin with, int64 [N, P]."""
-    text = inputs.inputs.calibration_text
+    text = inputs.texts.calibration_text
     if text.begin:
         return torch.tensor([text.begin]).repeat(count, 1)
     random = torch.Generator().manual_seed(seed)

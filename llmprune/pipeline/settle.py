@@ -49,9 +49,9 @@ def generated_for_search(context: RunContext) -> dict[str, Path]:
     return {GENERATED: context.folder.path / GENERATED_WINDOWS} if context.recipe.calibration.generated else {}
 
 
-def survey_of(context: RunContext, search: Search, *, recipe: Recipe) -> PlanningOutcome:
+def plan_of_chosen_shape(context: RunContext, search: Search, *, recipe: Recipe) -> PlanningOutcome:
     """Return the plan of an open recipe settled to the shape that the search chose for it."""
-    chosen, anatomy, text = chosen_shape(search), context.inputs.anatomy, context.inputs.inputs
+    chosen, anatomy, text = chosen_shape(search), context.inputs.anatomy, context.inputs.texts
     shape = shape_of_tried(found_of(search), chosen)
     recipe = settled(recipe, shape, anatomy=anatomy, removed=chosen.removed)
     errors = ErrorCollector()
@@ -65,11 +65,11 @@ def settled_context(context: RunContext, search: Search) -> RunContext:
 
     Raises LLMPruneError: the plan before the search was that of another shape.
     """
-    surveyed = survey_of(context, search, recipe=context.recipe)
-    (plan, anatomy), text = surveyed.require(), surveyed.inputs
+    outcome = plan_of_chosen_shape(context, search, recipe=context.recipe)
+    (plan, anatomy), text = outcome.require(), outcome.texts
     if plan.shortage:
         raise ModelError(plan.shortage)
-    inputs = RunInputs(text.recipe, anatomy, inputs=text, reserve=context.inputs.reserve, devices=plan.devices)
+    inputs = RunInputs(text.recipe, anatomy, texts=text, reserve=context.inputs.reserve, devices=plan.devices)
     return replace(
         context,
         recipe=text.recipe,

@@ -71,7 +71,7 @@ def _figures(context: RunContext, scores: Scores, *, cut: Cut, by_source: Sequen
     found = compare_sources(
         by_source, cut, choose=lambda one: choose_cut(inputs.anatomy, one, sizes=sizes), layers_N=scores.layers
     )
-    names = inputs.inputs.source_names
+    names = inputs.texts.source_names
     windows = tuple(inputs.sources.bincount(minlength=len(names)).tolist())
     removed = () if sizes.removed_layers is not None else found.removed_layers
     return found.model_copy(update={"names": names, "windows": windows, "removed_layers": removed})

@@ -81,7 +81,7 @@ def cut_vocabulary(context: RunContext, cut: Cut, *, pruned: PrunedCheckpoint | 
     None where the recipe keeps all tokens. ``pruned``: facts about the model before, None where that is the base.
     Raises VerificationError where the kept tokens have other logits, or the new tokenizer encodes otherwise.
     """
-    chosen, inputs, folder = context.inputs.inputs.vocabulary, context.inputs, context.folder
+    chosen, inputs, folder = context.inputs.texts.vocabulary, context.inputs, context.folder
     if chosen is None or cut.vocabulary is None:
         return None
     origin = fingerprint(

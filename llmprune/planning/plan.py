@@ -105,12 +105,12 @@ class Plan(Figures):
 class PlanningOutcome:
     """All that is known of a recipe before weights are read. ``plan`` is None only if ``errors`` has some.
 
-    ``inputs.recipe``: the recipe with the choices made that it leaves to the plan.
+    ``texts.recipe``: the recipe with the choices made that it leaves to the plan.
     """
 
     plan: Plan | None
     anatomy: Anatomy | None
-    inputs: TextInputs
+    texts: TextInputs
     errors: ErrorCollector
 
     def require(self, source: str = "") -> tuple[Plan, Anatomy]:

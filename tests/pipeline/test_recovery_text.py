@@ -24,8 +24,8 @@ def _context(folder: Path, **recover: object) -> RunContext:
     text, model = write_text(folder / "text.txt"), save_model(folder / "dense")
     recipe = write_recipe(folder / "recipe.yaml", model, text, recover={"tokens": "1K", "batch_tokens": 128} | recover)
     found = plan_and_check(Recipe.load(recipe))
-    (plan, anatomy), settled = found.require(), found.inputs.recipe
-    inputs = RunInputs(settled, anatomy, inputs=found.inputs)
+    (plan, anatomy), settled = found.require(), found.texts.recipe
+    inputs = RunInputs(settled, anatomy, texts=found.texts)
     run_folder = RunFolder.open(folder / "run", recipe={})
     run_folder.begin({}, "origin")
     return RunContext(settled, plan, inputs, run_folder, Batches.planned(plan.batch_sizes))

@@ -54,8 +54,8 @@ def test_a_recipe_that_can_be_run_passes(shared: Path) -> None:
     """Every check passes, and the texts that the checks read are stored for the run."""
     found = plan_and_check(recipe_in(shared, lambda *_: None))
     found.require()
-    assert "calibration_text" in vars(found.inputs)
-    assert "held_out_text" in vars(found.inputs)
+    assert "calibration_text" in vars(found.texts)
+    assert "held_out_text" in vars(found.texts)
 
 
 @pytest.mark.parametrize(
