@@ -43,7 +43,7 @@ from llmprune.cut.decision import Cut
 from llmprune.planning.base import describe_base
 from llmprune.planning.budget.candidates import candidates
 from llmprune.planning.budget.space import search_space
-from llmprune.planning.text_inputs import TextInputs
+from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe
 

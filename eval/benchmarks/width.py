@@ -32,7 +32,7 @@ from llmprune.evaluation.perplexity import perplexity
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_state_files import HiddenStateCache
 from llmprune.layerwise.hidden_states import HiddenStateStore
-from llmprune.planning.planned_sizes import planned_widths
+from llmprune.planning.sizes.planned_sizes import planned_widths
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe

@@ -25,7 +25,7 @@ from llmprune.evaluation.bench.sparse_kernels import (
     time_products,
 )
 from llmprune.evaluation.bench.speed_and_memory import BenchModel, BenchSettings, decoded_bytes, joules, run_bench
-from llmprune.planning.model_size import measure_size
+from llmprune.planning.sizes.model_size import measure_size
 from llmprune.recipe.model import ModelSource
 from llmprune.report.bench_table import print_bench
 from llmprune.results.bench_figures import BenchFigures, BenchSize

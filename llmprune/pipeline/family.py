@@ -16,8 +16,8 @@ from llmprune.common.errors import ModelError
 from llmprune.common.progress import more_runs_follow, report_progress
 from llmprune.pipeline.context import RunContext, Search
 from llmprune.pipeline.finish import FinishedRun
-from llmprune.pipeline.search import search_space_of
-from llmprune.pipeline.settle import found_of, generated_for_search, plan_of_chosen_shape
+from llmprune.pipeline.search.settle import found_of, generated_for_search, plan_of_chosen_shape
+from llmprune.pipeline.search.shapes import search_space_of
 from llmprune.planning.budget.limits import value_of_member
 from llmprune.planning.budget.space import SearchSpace
 from llmprune.planning.plan import PlanningOutcome

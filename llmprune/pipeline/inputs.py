@@ -32,9 +32,9 @@ from llmprune.evaluation.prompts import Prompts
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_state_files import HiddenStateCache
 from llmprune.layerwise.hidden_states import HiddenStateStore
-from llmprune.planning.calibration_sources import calibration_sources
 from llmprune.planning.device_memory import DeviceMemory
-from llmprune.planning.text_inputs import TextInputs
+from llmprune.planning.texts.calibration_sources import calibration_sources
+from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.calibration_sources import CalibrationSource

@@ -27,8 +27,8 @@ from llmprune.layerwise.decoder import Tensors
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.pipeline.verify_saved import SavedModel, verify_saved
-from llmprune.planning.model_size import measure_size
 from llmprune.planning.prediction_heads import head_figures
+from llmprune.planning.sizes.model_size import measure_size
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.repair.folds import Folds

@@ -26,8 +26,8 @@ from llmprune.evaluation.lm_eval.results import TaskResults
 from llmprune.evaluation.lm_eval.tasks import check_tasks, fetch_tasks
 from llmprune.evaluation.more_samples import next_limit, with_tasks
 from llmprune.evaluation.retention import CONFIDENCE, compare
-from llmprune.pipeline.compose_report import recovery_scores
 from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
+from llmprune.pipeline.report.compose_report import recovery_scores
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.lineage import settle_first_base
 from llmprune.publish.push import MORE_SAMPLES, require_whole

@@ -38,15 +38,15 @@ from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.options import RunOptions
 from llmprune.pipeline.recover import is_begun, require_begun
 from llmprune.pipeline.rounds import after_earlier_rounds
+from llmprune.pipeline.search.settle import found_of, generated_for_search, search_of_run, settled_context
 from llmprune.pipeline.self_generated import generated_in_folder
-from llmprune.pipeline.settle import found_of, generated_for_search, search_of_run, settled_context
 from llmprune.pipeline.steps import run_steps
 from llmprune.planning.budget.settle import is_open
 from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.duration.measured import expecting_durations
 from llmprune.planning.plan import Plan, PlanningOutcome, plan_and_check
 from llmprune.planning.round_recipes import has_rounds
-from llmprune.planning.self_generated import ChosenNumbers
+from llmprune.planning.texts.self_generated import ChosenNumbers
 from llmprune.planning.timing import estimate_durations
 from llmprune.publish.generated_windows import GENERATED
 from llmprune.publish.preflight import check_push

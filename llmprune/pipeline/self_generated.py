@@ -36,7 +36,7 @@ from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.duration.generating import GENERATED_AT_A_TIME, SELF_GENERATED
 from llmprune.planning.duration.generating import RECOVERY_GENERATED as RECOVERY_STEP
-from llmprune.planning.self_generated import ChosenNumbers
+from llmprune.planning.texts.self_generated import ChosenNumbers
 from llmprune.publish.generated_windows import KEY, read_generated
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.products import GENERATED_WINDOWS, JOURNAL, PLAN, ROUNDS

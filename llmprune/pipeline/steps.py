@@ -10,7 +10,6 @@ from llmprune.common.timeline import LAST
 from llmprune.cut.decision import Cut
 from llmprune.data.recovery_windows import RecoveryWindows
 from llmprune.pipeline.calibration_check import check_calibration
-from llmprune.pipeline.compose_report import compose_report
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.evaluate import evaluate
 from llmprune.pipeline.export import export_as_requested
@@ -19,8 +18,9 @@ from llmprune.pipeline.options import RunOptions
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint, prune_checkpoint
 from llmprune.pipeline.recover import RecoveredCheckpoint, recover_checkpoint
 from llmprune.pipeline.recovery_text import windows_of_tokens
+from llmprune.pipeline.report.compose_report import compose_report
+from llmprune.pipeline.report.run_results import RunResults
 from llmprune.pipeline.requantize import requantize_as_requested
-from llmprune.pipeline.run_results import RunResults
 from llmprune.pipeline.score_and_select import find_cut, find_scores
 from llmprune.pipeline.self_generated import add_self_generated
 from llmprune.pipeline.source_check import check_sources, compares_sources

@@ -9,12 +9,12 @@ from llmprune.checkpoint.location import raw_config
 from llmprune.common.errors import RecipeError
 from llmprune.planning.base import Base
 from llmprune.planning.memory import parameter_bytes
+from llmprune.planning.next_tools.tool_compatibility import about_derived_widths, about_head_size, about_layer_count
 from llmprune.planning.notes import about_base, about_judgement, about_refit, about_scores, about_sparsity
-from llmprune.planning.planned_sizes import PlannedCut
 from llmprune.planning.recovery_notes import about_recovery
 from llmprune.planning.settings_without_effect import settings_without_effect
+from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.planning.sparsity import SparsityPlan
-from llmprune.planning.tool_compatibility import about_derived_widths, about_head_size, about_layer_count
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.recipe import Recipe
 

@@ -21,10 +21,9 @@ from llmprune.evaluation.lm_eval.tasks import check_tasks
 from llmprune.evaluation.prompts import require_windows
 from llmprune.planning.budget.cost import require_windows_to_search
 from llmprune.planning.devices import require_devices
-from llmprune.planning.gguf import require_gguf
+from llmprune.planning.export_checks import require_gguf, require_quantized
 from llmprune.planning.reference import key_of_reference, require_matching_layers, require_same_tokens
-from llmprune.planning.requantizing import require_quantized
-from llmprune.planning.text_checks import (
+from llmprune.planning.texts.text_checks import (
     Check,
     is_readable,
     keys_in,
@@ -33,7 +32,7 @@ from llmprune.planning.text_checks import (
     text_checks,
     vocabulary_checks,
 )
-from llmprune.planning.text_inputs import TextInputs
+from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.recipe.calibration import NEEDS_SEVERAL, Calibration
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.validation_messages import models_in

@@ -15,8 +15,8 @@ from llmprune.common.linalg.precision import dtype_name
 from llmprune.common.schema import format_size
 from llmprune.criteria.base import AblationCost, DepthCriterion
 from llmprune.planning.memory import neurons_of_up_refit
+from llmprune.planning.next_tools.tool_compatibility import about_depth
 from llmprune.planning.sparsity import SparsityPlan
-from llmprune.planning.tool_compatibility import about_depth
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import EPOCHS, Refit
 from llmprune.results.formatting import plural, ranges

@@ -17,10 +17,8 @@ from llmprune.common.hub.client import resolve_revision
 from llmprune.common.linalg.precision import dtype_name
 from llmprune.planning.all_notes import is_exact, notes_of
 from llmprune.planning.base import Base, describe_base, require_complete
-from llmprune.planning.begin_of_text import about_begin, planned_begin
 from llmprune.planning.budget.plan import BudgetPlan, plan_budget, stored_speed, with_search
 from llmprune.planning.budget.settle import is_open
-from llmprune.planning.calibration_sources import calibration_sources
 from llmprune.planning.checks import ErrorCollector, run_checks
 from llmprune.planning.counted_vocabulary import counted_tokens, with_vocabulary
 from llmprune.planning.device_memory import BatchSizes, DeviceMemory
@@ -28,22 +26,29 @@ from llmprune.planning.duration.estimate import Durations, run_work
 from llmprune.planning.duration.parts import PlannedModels, RunWork
 from llmprune.planning.duration.recovering import recovery_parts
 from llmprune.planning.lineage import lineage_of, settle_first_base
-from llmprune.planning.lost_tools import with_next_tools
 from llmprune.planning.machine import Machine, this_machine
 from llmprune.planning.memory import Memory, bytes_of_window, memory_of, memory_planner
-from llmprune.planning.model_size import measure_size
+from llmprune.planning.next_tools.lost_tools import with_next_tools
 from llmprune.planning.notes import require_disk_for_hidden_states
-from llmprune.planning.planned_cut import collect_planned_cut
-from llmprune.planning.planned_sizes import PlannedCut
 from llmprune.planning.prediction_heads import about_declared, with_prediction_heads
-from llmprune.planning.pruned_model import pruned_meta_model
 from llmprune.planning.recovery import RecoveryPlan, plan_recovery, recovery_shortage
 from llmprune.planning.reference import size_of_reference, without_reference
 from llmprune.planning.round_recipes import has_rounds
 from llmprune.planning.rounds import PlannedRound, RoundToPlan, with_rounds
-from llmprune.planning.self_generated import NOTHING_CHOSEN, ChosenNumbers, about_self_generated, settle_self_generated
+from llmprune.planning.sizes.model_size import measure_size
+from llmprune.planning.sizes.planned_cut import collect_planned_cut
+from llmprune.planning.sizes.planned_sizes import PlannedCut
+from llmprune.planning.sizes.pruned_model import pruned_meta_model
 from llmprune.planning.sparsity import SparsityPlan, planned_sparsity
-from llmprune.planning.text_inputs import TextInputs
+from llmprune.planning.texts.begin_of_text import about_begin, planned_begin
+from llmprune.planning.texts.calibration_sources import calibration_sources
+from llmprune.planning.texts.self_generated import (
+    NOTHING_CHOSEN,
+    ChosenNumbers,
+    about_self_generated,
+    settle_self_generated,
+)
+from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.planning.vocabulary import VocabularyPlan, planned_vocabulary
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.calibration_sources import CalibrationSource

@@ -13,7 +13,7 @@ from llmprune.checkpoint.location import folder_of
 from llmprune.cut.apply import cut_config
 from llmprune.cut.prediction_heads import HeadsDecision, decide_heads
 from llmprune.planning.base import Base
-from llmprune.planning.planned_sizes import PlannedCut
+from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.prediction_heads import PredictionHeads, describe_declared, describe_prediction_heads
 

@@ -11,10 +11,10 @@ from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.cut.apply import cut_config
 from llmprune.planning.base import Base
 from llmprune.planning.duration.generating import RECOVERY_GENERATED, SELF_GENERATED
-from llmprune.planning.planned_cut import planned_cut
-from llmprune.planning.planned_sizes import PlannedCut
 from llmprune.planning.recovery import RecoveryPlan
 from llmprune.planning.round_recipes import round_recipes
+from llmprune.planning.sizes.planned_cut import planned_cut
+from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures import Figures
 from llmprune.results.report_schema import Size

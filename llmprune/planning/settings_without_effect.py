@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from llmprune.anatomy.types import Anatomy
-from llmprune.planning.planned_sizes import PlannedCut
+from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.planning.sparsity import SparsityPlan
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.width import Width

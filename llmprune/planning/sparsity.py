@@ -11,7 +11,7 @@ from llmprune.anatomy.projections import projections_of
 from llmprune.anatomy.stacked_projections import stacked_projections
 from llmprune.anatomy.types import Anatomy, routed_units
 from llmprune.common.errors import RecipeError
-from llmprune.planning.planned_sizes import PlannedCut
+from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.sparsity import select
 from llmprune.results.formatting import ranges

@@ -29,9 +29,14 @@ from llmprune.criteria.depth.residual import Residual
 from llmprune.cut.decision import Cut
 from llmprune.cut.layer_choice import choose_in_pattern, kinds_of, possible_counts
 from llmprune.pipeline.run import run
+from llmprune.planning.next_tools.tool_compatibility import (
+    about_depth,
+    about_derived_widths,
+    about_head_size,
+    about_layer_count,
+)
 from llmprune.planning.plan import Plan
-from llmprune.planning.planned_sizes import planned_layers
-from llmprune.planning.tool_compatibility import about_depth, about_derived_widths, about_head_size, about_layer_count
+from llmprune.planning.sizes.planned_sizes import planned_layers
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.recipe import Recipe
 from llmprune.score.ablation import layer_ablation_scores

@@ -10,7 +10,7 @@ import torch
 
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.pipeline.context import RunContext, Search
-from llmprune.pipeline.search_windows import (
+from llmprune.pipeline.search.windows import (
     judged_windows,
     judging_batches,
     order_batches,

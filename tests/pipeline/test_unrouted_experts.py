@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from llmprune.pipeline.expert_warnings import warn_of_experts_without_refit, warn_of_unrouted_experts
+from llmprune.pipeline.report.expert_warnings import warn_of_experts_without_refit, warn_of_unrouted_experts
 from llmprune.prune.records import ExpertsRecord, LayerRecord
 from llmprune.score.scores import Scores
 

@@ -12,7 +12,7 @@ from llmprune.cut.shape import Shape
 from llmprune.planning.base import Base
 from llmprune.planning.budget.settle import is_open, settled
 from llmprune.planning.budget.sizes import ShapeCounter
-from llmprune.planning.planned_cut import planned_cut
+from llmprune.planning.sizes.planned_cut import planned_cut
 from llmprune.testing import tiny_config
 
 

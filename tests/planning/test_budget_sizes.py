@@ -14,8 +14,8 @@ from llmprune.cut.apply import cut_config
 from llmprune.cut.shape import Shape
 from llmprune.planning.base import describe_base
 from llmprune.planning.budget.sizes import ShapeCounter, ShapeSizes
-from llmprune.planning.model_size import measure_size
-from llmprune.planning.planned_sizes import planned_layers
+from llmprune.planning.sizes.model_size import measure_size
+from llmprune.planning.sizes.planned_sizes import planned_layers
 from llmprune.recipe.depth import Depth
 from llmprune.results.report_schema import Size
 from llmprune.testing import tiny_config, tiny_model

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.kept_sizes import KeptSizes
-from llmprune.planning.model_size import measure_size
+from llmprune.planning.sizes.model_size import measure_size
 from llmprune.testing import tiny_model
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from llmprune.common.errors import LLMPruneError, RecipeError
 from llmprune.planning.checks import ErrorCollector, _placed, checks_of
 from llmprune.planning.plan import make_plan, plan_and_check
-from llmprune.planning.text_inputs import TextInputs
+from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.recipe.recipe import Recipe
 from llmprune.service.planner import worker as plan_worker
 

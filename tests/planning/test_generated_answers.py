@@ -14,7 +14,7 @@ from llmprune.common.errors import ModelError, RecipeError
 from llmprune.evaluation.prompts import Prompts
 from llmprune.planning.checks import checks_of
 from llmprune.planning.plan import Plan
-from llmprune.planning.text_inputs import TextInputs
+from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.recipe.recipe import Recipe
 from llmprune.report.plan_table import print_plan
 from llmprune.testing import tiny_config

@@ -10,7 +10,7 @@ from helpers.recipes import BASE, problems
 
 from llmprune.anatomy.types import Anatomy, HiddenSize
 from llmprune.common.errors import RecipeError
-from llmprune.planning.planned_hidden import PlannedHidden, planned_hidden
+from llmprune.planning.sizes.planned_hidden import PlannedHidden, planned_hidden
 from llmprune.recipe.recipe import Recipe
 
 

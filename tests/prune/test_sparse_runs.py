@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from llmprune.common.errors import RecipeError
 from llmprune.layerwise.decoder import Tensors
-from llmprune.pipeline.run_warnings import warn_of_fixed_order
+from llmprune.pipeline.report.run_warnings import warn_of_fixed_order
 from llmprune.planning.plan import make_plan
 from llmprune.prune.records import LayerRecord, MatrixRecord
 from llmprune.recipe.recipe import Recipe

@@ -9,7 +9,7 @@ from llmprune.anatomy.types import NO_HEADS
 from llmprune.common.errors import RecipeError
 from llmprune.cut.layer_choice import possible_counts
 from llmprune.planning.budget.sizes import ShapeCounter
-from llmprune.planning.planned_sizes import unscorable_fields
+from llmprune.planning.sizes.planned_sizes import unscorable_fields
 from llmprune.recipe.budget import Axes, ExpertsAxis, HeadsAxis, LayersAxis, MlpAxis
 from llmprune.recipe.width_rounding import K_QUANT_ROW, round_width, width_step
 from llmprune.results.formatting import ranges

@@ -8,7 +8,7 @@ from llmprune.common.distributed import world_size
 from llmprune.common.errors import CalibrationError
 from llmprune.planning.budget.candidates import Candidate
 from llmprune.planning.budget.space import SearchSpace
-from llmprune.planning.calibration_sources import calibration_sources
+from llmprune.planning.texts.calibration_sources import calibration_sources
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.search_schedule import Schedule

@@ -18,8 +18,8 @@ from llmprune.anatomy.meta_model import build_meta_model, find_layers
 from llmprune.anatomy.types import Anatomy, PrunableDim
 from llmprune.cut.shape import Shape
 from llmprune.planning.base import Base
-from llmprune.planning.model_size import cache_bytes_by_layer
-from llmprune.planning.planned_sizes import planned_layers
+from llmprune.planning.sizes.model_size import cache_bytes_by_layer
+from llmprune.planning.sizes.planned_sizes import planned_layers
 from llmprune.planning.vocabulary import TokenSizes
 from llmprune.recipe.depth import Depth
 

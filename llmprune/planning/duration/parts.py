@@ -15,7 +15,7 @@ from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.types import Anatomy
 from llmprune.planning.device_memory import BatchSizes
 from llmprune.planning.duration.operations import LayerCost, Work, costs_of
-from llmprune.planning.planned_sizes import PlannedCut
+from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures import Figures
 

@@ -1,4 +1,4 @@
-"""Check that llmprune can write the GGUF files of a recipe, before the work begins."""
+"""Checks that llmprune can write what a recipe's ``export`` asks for, before the work begins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 
 from llmprune.checkpoint.llama_cpp.tools import LlamaCpp
 from llmprune.checkpoint.llama_cpp.write_gguf import refused_vocabulary
+from llmprune.checkpoint.location import quantization_of_source
+from llmprune.checkpoint.requantized import require_requantizable
 from llmprune.common.errors import RecipeError
+from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe
 
 
@@ -20,3 +23,8 @@ def require_gguf(recipe: Recipe) -> None:
     folder = Path(recipe.model.id).expanduser()
     if folder.is_dir() and (reason := refused_vocabulary(tools, folder)):
         raise RecipeError(f"export.gguf: {reason}; take gguf out of export, or install a newer llama.cpp")
+
+
+def require_quantized(source: ModelSource) -> None:
+    """Raise ModelError where the base is not quantized, or in a format that is not written here."""
+    require_requantizable(quantization_of_source(source))

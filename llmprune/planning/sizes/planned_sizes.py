@@ -17,7 +17,7 @@ from llmprune.anatomy.types import NO_HEADS, Anatomy, Heads
 from llmprune.common.errors import RecipeError
 from llmprune.criteria.base import WidthCriterion
 from llmprune.cut.layer_choice import choose_in_pattern, first_break, possible_counts
-from llmprune.planning.planned_hidden import ALL_CHANNELS, PlannedHidden
+from llmprune.planning.sizes.planned_hidden import ALL_CHANNELS, PlannedHidden
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.experts import Experts
 from llmprune.recipe.width import Width

@@ -11,7 +11,7 @@ from llmprune.common.errors import LLMPruneError, RecipeError
 from llmprune.data.begin_of_text import required_begin
 from llmprune.data.sources import local_bytes, require_present
 from llmprune.data.window_sources import require_shares
-from llmprune.planning.text_inputs import TextInputs
+from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.planning.vocabulary import is_quick, vocabulary_sources
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe

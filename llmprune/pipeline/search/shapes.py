@@ -20,9 +20,9 @@ from llmprune.cut.layer_choice import may_remain
 from llmprune.cut.shape import Shape
 from llmprune.pipeline.context import RunContext, Search
 from llmprune.pipeline.score_and_select import criteria_of, find_scores, origin_of_scores
-from llmprune.pipeline.search_figures import Progress, SearchedMember, SearchRecord, shape_of, shape_of_tried
-from llmprune.pipeline.search_speed import ShapeSpeeds
-from llmprune.pipeline.search_windows import (
+from llmprune.pipeline.search.figures import Progress, SearchedMember, SearchRecord, shape_of, shape_of_tried
+from llmprune.pipeline.search.speed import ShapeSpeeds
+from llmprune.pipeline.search.windows import (
     judged_windows,
     judging_batches,
     order_batches,

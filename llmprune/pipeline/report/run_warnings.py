@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from llmprune.checkpoint.prediction_heads import describe_heads
 from llmprune.pipeline.context import RunContext
-from llmprune.pipeline.expert_warnings import warn_of_experts_without_refit, warn_of_unrouted_experts
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
-from llmprune.pipeline.round_figures import about_rounds
-from llmprune.pipeline.run_results import RunResults
+from llmprune.pipeline.report.expert_warnings import warn_of_experts_without_refit, warn_of_unrouted_experts
+from llmprune.pipeline.report.round_figures import about_rounds
+from llmprune.pipeline.report.run_results import RunResults
 from llmprune.pipeline.step_costs import warn_of_slow_disk
-from llmprune.planning.tool_compatibility import settle_patterns
+from llmprune.planning.next_tools.tool_compatibility import settle_patterns
 from llmprune.prune.records import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.formatting import ranges

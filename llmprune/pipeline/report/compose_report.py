@@ -17,10 +17,10 @@ from llmprune.evaluation.greedy_agreement import estimate_agreement
 from llmprune.evaluation.recovery_scores import compare_recovery
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.context import RunContext
-from llmprune.pipeline.layer_rows import layer_figures
-from llmprune.pipeline.round_figures import Round, round_figures, source_figures
-from llmprune.pipeline.run_results import RunResults
-from llmprune.pipeline.run_warnings import warnings_of
+from llmprune.pipeline.report.layer_rows import layer_figures
+from llmprune.pipeline.report.round_figures import Round, round_figures, source_figures
+from llmprune.pipeline.report.run_results import RunResults
+from llmprune.pipeline.report.run_warnings import warnings_of
 from llmprune.pipeline.step_costs import with_forward_ratios
 from llmprune.prune.records import LayerRecord
 from llmprune.recipe.recipe import Recipe

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llmprune.planning.base import Base
-from llmprune.planning.next_tools import (
+from llmprune.planning.next_tools.tool_sizes import (
     FP8_BLOCK,
     GROUPS,
     ToolSizes,
@@ -17,7 +17,7 @@ from llmprune.planning.next_tools import (
     sizes_for_tools,
     with_tokens,
 )
-from llmprune.planning.planned_sizes import PlannedCut
+from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.results.next_tools import NextTools, degrees
 
 if TYPE_CHECKING:

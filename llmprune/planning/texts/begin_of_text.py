@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmprune.data.begin_of_text import begins, describe_begin, required_begin
 from llmprune.data.windows import TextWindows
-from llmprune.planning.text_inputs import TextInputs
+from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.results.formatting import plural
 
 

@@ -9,8 +9,8 @@ from llmprune.common.errors import ModelError
 from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.context import RunContext, Search
 from llmprune.pipeline.inputs import RunInputs
-from llmprune.pipeline.search import search_shapes, search_space_of
-from llmprune.pipeline.search_figures import shape_of_tried
+from llmprune.pipeline.search.figures import shape_of_tried
+from llmprune.pipeline.search.shapes import search_shapes, search_space_of
 from llmprune.pipeline.self_generated import add_self_generated
 from llmprune.planning.budget.settle import settled
 from llmprune.planning.checks import ErrorCollector

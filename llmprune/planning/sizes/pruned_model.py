@@ -9,7 +9,7 @@ from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.checkpoint.base_files import require_expressible
 from llmprune.cut.apply import cut_config
 from llmprune.planning.base import Base
-from llmprune.planning.planned_sizes import PlannedCut
+from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.recipe.recipe import Recipe
 
 

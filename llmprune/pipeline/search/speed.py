@@ -14,7 +14,7 @@ from llmprune.evaluation.bench.speed_prediction import predict
 from llmprune.evaluation.bench.speed_subject import SpeedSubject
 from llmprune.evaluation.bench.speed_table import speed_table
 from llmprune.pipeline.context import RunContext
-from llmprune.pipeline.search_figures import shape_of_tried
+from llmprune.pipeline.search.figures import shape_of_tried
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.recipe.evaluation import Speed
 from llmprune.results.products import SPEEDS

@@ -10,7 +10,7 @@ from torch import Tensor
 from llmprune.anatomy.types import Anatomy, MlpUnit, unit_key
 from llmprune.cut.decision import Cut, kept_share
 from llmprune.pipeline.context import RunContext
-from llmprune.pipeline.run_results import RunResults
+from llmprune.pipeline.report.run_results import RunResults
 from llmprune.prune.records import LayerRecord
 from llmprune.results.report_schema import BlockFigures, LayerFigures, MatrixFigures
 from llmprune.score.scores import Scores
