@@ -33,7 +33,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TE
 from llmprune import CheckpointError, LLMPruneError, ModelError, Recipe, RecipeError, VerificationError, run
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.known_refusals import refused_model
-from llmprune.checkpoint import verify
+from llmprune.checkpoint.result import verify
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
 RESULTS = Path(__file__).parent / "results"

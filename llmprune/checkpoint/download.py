@@ -14,8 +14,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
+from llmprune.checkpoint.converted.pickles import pickles_in
 from llmprune.checkpoint.copied_files import is_copied
-from llmprune.checkpoint.pickles import pickles_in
 from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, headers_of_repository, weights_files
 from llmprune.common.errors import CheckpointError, ModelError
 from llmprune.common.files import sha256_of

@@ -9,15 +9,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llmprune.checkpoint.adapter import ADAPTER_WEIGHTS, base_of, is_of_tokenizer, read_adapter
 from llmprune.checkpoint.checkpoint_kind import has_own_weights, names_in, problems_of_kind, without_config
-from llmprune.checkpoint.conversion import Conversion
+from llmprune.checkpoint.converted.adapter import ADAPTER_WEIGHTS, base_of, is_of_tokenizer, read_adapter
+from llmprune.checkpoint.converted.conversion import Conversion
+from llmprune.checkpoint.converted.gguf import chosen_gguf, gguf_conversion, gguf_in_package, parts_in
+from llmprune.checkpoint.converted.pickles import cache_folder as cache_folder_of_pickles
+from llmprune.checkpoint.converted.pickles import converted_folder as converted_folder_of_pickles
+from llmprune.checkpoint.converted.pickles import pickles_in
 from llmprune.checkpoint.download import Part, commit_of, fetch, headers, names_of, snapshot
 from llmprune.checkpoint.file_references import ADAPTER, adapter_problem, require_own_names
-from llmprune.checkpoint.gguf import chosen_gguf, gguf_conversion, gguf_in_package, parts_in
-from llmprune.checkpoint.pickles import cache_folder as cache_folder_of_pickles
-from llmprune.checkpoint.pickles import converted_folder as converted_folder_of_pickles
-from llmprune.checkpoint.pickles import pickles_in
 from llmprune.checkpoint.quantized.formats import Quantization, quantization_of
 from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, read_config
 from llmprune.common.errors import ModelError
@@ -123,7 +123,7 @@ def _conversion_in(source: ModelSource, names: Collection[str], *, folder: Path 
 
 def _adapter_conversion(source: ModelSource, names: Collection[str], *, folder: Path | None) -> Conversion:
     """Return how an adapter and its base make one checkpoint."""
-    from llmprune.checkpoint.adapter_merge import AdapterBase, adapter_conversion
+    from llmprune.checkpoint.converted.adapter_merge import AdapterBase, adapter_conversion
 
     if folder is None:
         wanted = [name for name in names if name in (ADAPTER, ADAPTER_WEIGHTS, "README.md") or is_of_tokenizer(name)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmprune.anatomy.config_edits import counts_heads
 from llmprune.anatomy.meta_model import text_config
-from llmprune.checkpoint.config_file import ConfigChange, leaves
+from llmprune.checkpoint.result.config_file import ConfigChange, leaves
 from llmprune.checkpoint.weight_headers import headers_of_folder
 
 if TYPE_CHECKING:

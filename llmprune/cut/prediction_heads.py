@@ -21,9 +21,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from llmprune.anatomy.meta_model import build_meta_model, text_config
 from llmprune.anatomy.selection import neuron_rows
 from llmprune.anatomy.types import Anatomy, MlpUnit, PrunableDim, unit_key
-from llmprune.checkpoint.config_file import ConfigChange, edited_config
 from llmprune.checkpoint.file_names import FileNames, Tensors
 from llmprune.checkpoint.head_tensors import HeadLayer, HeadTensors, find_head_tensors, others_of
+from llmprune.checkpoint.result.config_file import ConfigChange, edited_config
 from llmprune.checkpoint.weights_reader import WeightsReader
 from llmprune.common.errors import ModelError
 from llmprune.cut.apply import cut_layer

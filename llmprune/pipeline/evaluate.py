@@ -7,7 +7,7 @@ from pathlib import Path
 from llmprune.checkpoint.loading import load_tokenizer
 from llmprune.checkpoint.model_memory import fits_in_memory
 from llmprune.checkpoint.open_decoder import open_decoder
-from llmprune.checkpoint.pruned_source import pruned_source
+from llmprune.checkpoint.result.pruned_source import pruned_source
 from llmprune.common.distributed import is_first_process
 from llmprune.common.out_of_memory import free_cached_memory
 from llmprune.cut.apply import cut_decoder

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from llmprune.anatomy.config_edits import count_heads_again, declared_heads
-from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.location import folder_of
 from llmprune.checkpoint.placement import free_on_all_gpus
-from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.result.config_file import ConfigChange
+from llmprune.checkpoint.result.saving import CheckpointWriter
+from llmprune.checkpoint.result.verify import Probe, Verified
 from llmprune.checkpoint.skeleton import tensors_of
-from llmprune.checkpoint.verify import Probe, Verified
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.files import replace_folder
 from llmprune.common.out_of_memory import free_cached_memory

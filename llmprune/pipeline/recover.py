@@ -10,8 +10,8 @@ from pathlib import Path
 
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.checkpoint.placement import free_on_all_gpus
-from llmprune.checkpoint.pruned_source import pruned_source
-from llmprune.checkpoint.verify import Verified
+from llmprune.checkpoint.result.pruned_source import pruned_source
+from llmprune.checkpoint.result.verify import Verified
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.energy import EnergyMeter
 from llmprune.common.errors import OutputError

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llmprune.checkpoint.loading import load_tokenizer
-from llmprune.checkpoint.pruned_source import pruned_source
+from llmprune.checkpoint.result.pruned_source import pruned_source
 from llmprune.common.devices import use_gpus
 from llmprune.common.distributed import broadcast_from_first, is_first_process, synchronized
 from llmprune.common.errors import OutputError

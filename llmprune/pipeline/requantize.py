@@ -14,7 +14,7 @@ from torch import Tensor
 from llmprune.anatomy.meta_model import find_layers
 from llmprune.checkpoint.location import headers_of, quantization_of_source
 from llmprune.checkpoint.open_decoder import open_decoder
-from llmprune.checkpoint.requantized import QuantizedBase, write_requantized
+from llmprune.checkpoint.result.requantized import QuantizedBase, write_requantized
 from llmprune.common.distributed import broadcast_from_first
 from llmprune.common.errors import ModelError
 from llmprune.common.linalg.kl_divergence import kl_divergence

@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
-from llmprune.checkpoint.pruned_source import pruned_source
+from llmprune.checkpoint.result.pruned_source import pruned_source
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.errors import LLMPruneError, ModelError
 from llmprune.common.files import write_text

@@ -10,8 +10,8 @@ from llmprune.anatomy.projections import projections_of
 from llmprune.anatomy.stacked_projections import StackedProjection, stacked_projections
 from llmprune.anatomy.types import MlpUnit, routed_units
 from llmprune.checkpoint.placement import device_map_of, device_map_of_whole
-from llmprune.checkpoint.pruned_source import pruned_source
-from llmprune.checkpoint.verify import Loading, Probe, SparseClaim, Verified, verify
+from llmprune.checkpoint.result.pruned_source import pruned_source
+from llmprune.checkpoint.result.verify import Loading, Probe, SparseClaim, Verified, verify
 from llmprune.common.errors import ModelError
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Decoder

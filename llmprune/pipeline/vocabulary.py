@@ -18,8 +18,8 @@ from torch import Tensor
 from llmprune.anatomy.vocabulary import new_ids_of
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.checkpoint.placement import free_on_all_gpus
-from llmprune.checkpoint.pruned_source import pruned_source
-from llmprune.checkpoint.verify import Probe, Verified
+from llmprune.checkpoint.result.pruned_source import pruned_source
+from llmprune.checkpoint.result.verify import Probe, Verified
 from llmprune.checkpoint.vocabulary.cut_checkpoint import CutCheckpoint, VocabularyCut
 from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.files import replace_folder

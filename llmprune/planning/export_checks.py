@@ -7,7 +7,7 @@ from pathlib import Path
 from llmprune.checkpoint.llama_cpp.tools import LlamaCpp
 from llmprune.checkpoint.llama_cpp.write_gguf import refused_vocabulary
 from llmprune.checkpoint.location import quantization_of_source
-from llmprune.checkpoint.requantized import require_requantizable
+from llmprune.checkpoint.result.requantized import require_requantizable
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe

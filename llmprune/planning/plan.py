@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from llmprune.anatomy.types import Anatomy
-from llmprune.checkpoint.base_files import planned_files
 from llmprune.checkpoint.loading import load_config
+from llmprune.checkpoint.result.base_files import planned_files
 from llmprune.checkpoint.stored_dtypes import kept_dtypes
 from llmprune.common.hub.client import resolve_revision
 from llmprune.common.linalg.precision import dtype_name

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from llmprune.anatomy.config_edits import count_heads_again, declared_heads
 from llmprune.anatomy.kept_sizes import KeptSizes
-from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.head_tensors import find_head_tensors
 from llmprune.checkpoint.location import folder_of
+from llmprune.checkpoint.result.config_file import ConfigChange
 from llmprune.cut.apply import cut_config
 from llmprune.cut.prediction_heads import HeadsDecision, decide_heads
 from llmprune.planning.base import Base

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmprune.anatomy.meta_model import text_config
 from llmprune.checkpoint.open_decoder import open_decoder
-from llmprune.checkpoint.verify import Probe
+from llmprune.checkpoint.result.verify import Probe
 from llmprune.common.distributed import rank, world_size
 from llmprune.common.errors import DeviceMemoryError, OutputError, to_continue
 from llmprune.common.out_of_memory import BatchSize, describe_shortage, is_out_of_memory

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from llmprune.anatomy.meta_model import find_layers
-from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.head_tensors import find_head_tensors
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.location import folder_of
 from llmprune.checkpoint.open_decoder import open_decoder, open_reader
-from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.result.config_file import ConfigChange
+from llmprune.checkpoint.result.saving import CheckpointWriter
+from llmprune.checkpoint.result.verify import Probe
 from llmprune.checkpoint.stored_dtypes import Originals
-from llmprune.checkpoint.verify import Probe
 from llmprune.common.distributed import is_first_process
 from llmprune.common.progress import track
 from llmprune.layerwise.decoder import Tensors

@@ -19,7 +19,7 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig, PeftModel, get_p
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmprune.checkpoint import adapter_merge
+from llmprune.checkpoint.converted import adapter_merge
 from llmprune.checkpoint.loading import load_config, load_model, load_tokenizer
 from llmprune.checkpoint.location import conversion_of, folder_of, identity, quantization_of_source, reads_pickles
 from llmprune.common.errors import CheckpointError, ModelError

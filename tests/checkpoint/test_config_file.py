@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, Pretrained
 
 from llmprune import Recipe
 from llmprune.anatomy.config_edits import edit_config
-from llmprune.checkpoint.config_file import ConfigChange, edited_config, write_config
-from llmprune.checkpoint.gguf import _spell_for_transformers_4
+from llmprune.checkpoint.converted.gguf import _spell_for_transformers_4
+from llmprune.checkpoint.result.config_file import ConfigChange, edited_config, write_config
 from llmprune.planning.plan import make_plan
 from llmprune.testing import tiny_config
 

@@ -22,9 +22,9 @@ from transformers import AutoConfig
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.meta_model import auto_class
 from llmprune.anatomy.types import unit_key
-from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.loading import load_config, load_model
-from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.result.config_file import ConfigChange
+from llmprune.checkpoint.result.saving import CheckpointWriter
 from llmprune.checkpoint.skeleton import tensors_of
 from llmprune.cut.apply import cut_config, cut_decoder
 from llmprune.cut.decision import Cut

@@ -12,7 +12,7 @@ from helpers.devices import simulated_devices
 
 from llmprune.checkpoint.model_memory import fit_together, memory_for_models, whole_model_bytes
 from llmprune.checkpoint.placement import device_map_of_whole
-from llmprune.checkpoint.pruned_source import pruned_source
+from llmprune.checkpoint.result.pruned_source import pruned_source
 from llmprune.recipe.model import ModelSource
 from llmprune.testing import tiny_model
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmprune.checkpoint.loading import load_model
 from llmprune.checkpoint.quantized.formats import quantization_of
-from llmprune.checkpoint.requantized import QuantizedBase, write_requantized
+from llmprune.checkpoint.result.requantized import QuantizedBase, write_requantized
 from llmprune.checkpoint.weight_headers import headers_of_folder
 from llmprune.recipe.model import ModelSource
 

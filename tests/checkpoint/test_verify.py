@@ -14,10 +14,10 @@ from helpers.decoders import dense_decoder
 from helpers.devices import simulated_devices
 from transformers import PreTrainedModel, modeling_utils
 
-from llmprune.checkpoint import verify as verify_module
 from llmprune.checkpoint.loading import load_model
-from llmprune.checkpoint.verify import Loading, Probe, SparseClaim, SparseCounts, Verified, verify
-from llmprune.checkpoint.verify_worker import logits_at, same_up_to_rounding
+from llmprune.checkpoint.result import verify as verify_module
+from llmprune.checkpoint.result.verify import Loading, Probe, SparseClaim, SparseCounts, Verified, verify
+from llmprune.checkpoint.result.verify_worker import logits_at, same_up_to_rounding
 from llmprune.common.errors import VerificationError
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.recipe.model import ModelSource

@@ -17,9 +17,9 @@ from transformers.modeling_layers import MtpModel
 
 from llmprune.anatomy.config_edits import count_heads_again, edit_config
 from llmprune.anatomy.meta_model import build_meta_model
-from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.file_names import FileNames
 from llmprune.checkpoint.head_tensors import find_head_tensors
+from llmprune.checkpoint.result.config_file import ConfigChange
 from llmprune.checkpoint.weight_headers import headers_of_folder
 from llmprune.cut.prediction_heads import HeadsDecision, decide_heads
 

@@ -10,7 +10,7 @@ from helpers.random_inputs import windows
 from helpers.tiny import tiny_tokenizer
 from helpers.whole_models import side_by_side
 
-from llmprune.checkpoint.verify_worker import generate
+from llmprune.checkpoint.result.verify_worker import generate
 from llmprune.common.errors import RecipeError
 from llmprune.evaluation.bench.generation_speed import time_generation
 from llmprune.evaluation.generation import ends_in_loop, repetition

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.types import Anatomy
-from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.result.saving import CheckpointWriter
 from llmprune.checkpoint.skeleton import tensors_of
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut

@@ -128,7 +128,7 @@ def forbid_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def verify_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Verify checkpoints in this process instead of a fresh one, which takes ten seconds of imports."""
-    from llmprune.checkpoint import verify, verify_worker
+    from llmprune.checkpoint.result import verify, verify_worker
 
     def run(arguments: list[str], **_: Any) -> SimpleNamespace:
         out = StringIO()

@@ -17,7 +17,7 @@ from helpers.damaged_models import (
     with_tensors,
 )
 
-from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.result.saving import CheckpointWriter
 
 pytestmark = pytest.mark.usefixtures("in_one_process")
 
@@ -26,7 +26,7 @@ def test_verification_refuses_a_corrupt_result(
     workspace: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tensor that changed between computing and reloading is found, and the old model stays."""
-    from llmprune.checkpoint.saving import CheckpointWriter
+    from llmprune.checkpoint.result.saving import CheckpointWriter
 
     model = states(finished / "model")
     original = CheckpointWriter.finish
@@ -68,7 +68,7 @@ _SLOW = """
 import signal
 import time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.result.saving import CheckpointWriter
 write = CheckpointWriter.write_layer
 def write_and_wait(self, index, tensors):
     write(self, index, tensors)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers.commands import LAYERS, Outcome, command, states, verify_here, write_recipe
 
-from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.result.saving import CheckpointWriter
 from llmprune.common.files import folder_size, require_space
 from llmprune.layerwise.backward import LayerwiseBackward
 from llmprune.layerwise.forward import LayerwiseForward

@@ -83,7 +83,7 @@ def test_a_run_proves_the_pattern_of_experts(base: Path, tmp_path: Path, monkeyp
 
 def test_a_broken_file_is_not_published(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A nonzero weight that breaks the pattern stops the run before there is a model folder."""
-    from llmprune.checkpoint.saving import CheckpointWriter
+    from llmprune.checkpoint.result.saving import CheckpointWriter
 
     verify_here(monkeypatch)
     write = CheckpointWriter.write_layer

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from helpers.commands import Outcome, command, save_model, verify_here, write_recipe, write_text
 
-from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.result.saving import CheckpointWriter
 from llmprune.common.errors import DiskError, OutputError
 from llmprune.results.replacing import complete_swap, take_over
 from llmprune.results.run_folder import RunFolder

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmprune.checkpoint.verify import SparseClaim
-from llmprune.checkpoint.verify_worker import counts
+from llmprune.checkpoint.result.verify import SparseClaim
+from llmprune.checkpoint.result.verify_worker import counts
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.masked_least_squares import output_energy, solve_on_support
 from llmprune.recipe.sparsity import Sparsity

@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from llmprune.anatomy.meta_model import build_meta_model, find_layers, text_config
 from llmprune.anatomy.selection import select_along
 from llmprune.anatomy.vocabulary import find_vocabulary, new_ids_of, vocabulary_config
-from llmprune.checkpoint.config_file import ConfigChange
 from llmprune.checkpoint.file_names import Dtypes
 from llmprune.checkpoint.loading import load_tokenizer
 from llmprune.checkpoint.location import folder_of
 from llmprune.checkpoint.open_decoder import open_reader
-from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.result.config_file import ConfigChange
+from llmprune.checkpoint.result.saving import CheckpointWriter
 from llmprune.checkpoint.vocabulary.tokenizer_files import rewrite_tokenizer_files
 from llmprune.common.progress import track
 from llmprune.data.vocabulary.comparison import TokenizerPair

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from llmprune.checkpoint.location import conversion_of, hub_commit, quantization_of_source
-from llmprune.checkpoint.verify import SparseCounts, Verified
+from llmprune.checkpoint.result.verify import SparseCounts, Verified
 from llmprune.common.devices import device_name
 from llmprune.common.distributed import local_device, world_size
 from llmprune.common.versions import now, versions

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, sizes_that_change
 from llmprune.anatomy.meta_model import build_meta_model
-from llmprune.checkpoint.base_files import require_expressible
+from llmprune.checkpoint.result.base_files import require_expressible
 from llmprune.cut.apply import cut_config
 from llmprune.planning.base import Base
 from llmprune.planning.sizes.planned_sizes import PlannedCut

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from llmprune.anatomy.meta_model import Config
-from llmprune.checkpoint.config_file import ConfigChange, edited_config
 from llmprune.checkpoint.copied_files import FileSelection, select_by_name, select_files
 from llmprune.checkpoint.download import file_sizes
 from llmprune.checkpoint.location import conversion_of, folder_of, is_on_hub
+from llmprune.checkpoint.result.config_file import ConfigChange, edited_config
 from llmprune.recipe.model import ModelSource
 
 

@@ -18,17 +18,17 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers, quiet_transformers, text_config
-from llmprune.checkpoint.adapted_model import AdaptedModel, whole_tensors
-from llmprune.checkpoint.adapter import ADAPTER_WEIGHTS, Adapter, is_of_tokenizer
-from llmprune.checkpoint.config_file import ConfigChange, write_config
 from llmprune.checkpoint.config_limits import check_config_file
-from llmprune.checkpoint.conversion import Conversion, digest_of
+from llmprune.checkpoint.converted.adapted_model import AdaptedModel, whole_tensors
+from llmprune.checkpoint.converted.adapter import ADAPTER_WEIGHTS, Adapter, is_of_tokenizer
+from llmprune.checkpoint.converted.conversion import Conversion, digest_of
 from llmprune.checkpoint.copied_files import CONFIG, copy_selected, select_files
 from llmprune.checkpoint.file_names import FileNames
 from llmprune.checkpoint.file_references import ADAPTER, TEMPLATES, unread_fields
 from llmprune.checkpoint.quantized.formats import quantization_of
 from llmprune.checkpoint.quantized.quantizers import drop_quantization
-from llmprune.checkpoint.saving import CheckpointWriter
+from llmprune.checkpoint.result.config_file import ConfigChange, write_config
+from llmprune.checkpoint.result.saving import CheckpointWriter
 from llmprune.checkpoint.stored_dtypes import require_all
 from llmprune.checkpoint.weight_headers import headers_of_folder, read_config
 from llmprune.checkpoint.weights_reader import WeightsReader

@@ -12,8 +12,8 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from llmprune.checkpoint.conversion import Conversion, digest_of
-from llmprune.checkpoint.gguf_parts import (
+from llmprune.checkpoint.converted.conversion import Conversion, digest_of
+from llmprune.checkpoint.converted.gguf_parts import (
     GGUF_PACKAGE,
     first_parts,
     has_tensors,

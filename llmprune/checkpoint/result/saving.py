@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from llmprune.checkpoint.config_file import ConfigChange
+    from llmprune.checkpoint.result.config_file import ConfigChange
 
     Tensors = dict[str, Tensor]
 
@@ -47,8 +47,8 @@ class CheckpointWriter:
         self.parts, self.folder = folder / "parts", folder / "checkpoint"
         self.selection, self.left_heads = FileSelection((), {}), dict[str, int]()
         if change is not None:
-            from llmprune.checkpoint.config_file import edited_config
             from llmprune.checkpoint.prediction_heads import fields_of_left_heads
+            from llmprune.checkpoint.result.config_file import edited_config
 
             self.selection = select_files(change.base, change.trusted)
             if not change.heads:
@@ -106,7 +106,7 @@ class CheckpointWriter:
 
     def _copy_base_files(self, change: ConfigChange) -> None:
         """Copy the base's files, and write its config with the cut in it."""
-        from llmprune.checkpoint.config_file import write_config
+        from llmprune.checkpoint.result.config_file import write_config
 
         copy_selected(change.base, self.selection, target=self.folder, trusted=change.trusted)
         write_config(

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmprune.checkpoint.adapter import ADAPTER_WEIGHTS, Adapter
+from llmprune.checkpoint.converted.adapter import ADAPTER_WEIGHTS, Adapter
 from llmprune.common.errors import CheckpointError, ModelError
 
 _PREFIX = "base_model.model."
