@@ -39,14 +39,11 @@ def check_calibration(context: RunContext) -> StabilityFigures | None:
         folder.write(path.name, found.model_dump_json(indent=1) + "\n")
         return found
 
-    def load(path: Path) -> StabilityFigures:
-        return StabilityFigures.model_validate_json(path.read_text(encoding="utf-8"))
-
     return folder.produce(
         "calibration check",
         fingerprint(origin, planned_sizes(context)),
         file="calibration-check.json",
-        load=load,
+        load=StabilityFigures.read,
         make=make,
         together=True,
     )

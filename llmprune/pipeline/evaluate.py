@@ -44,9 +44,6 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
         folder.write(path.name, measured.model_dump_json(indent=1) + "\n")
         return measured
 
-    def load(path: Path) -> Measured:
-        return Measured.model_validate_json(path.read_text(encoding="utf-8"))
-
     origin = fingerprint(
         inputs.identity,
         inputs.reference_identity,
@@ -59,7 +56,7 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
     )
     if is_first_process():
         refuse_fewer_samples(folder.path, evaluation)
-    return folder.produce("evaluation", origin, file="evaluation.json", load=load, make=make, together=True)
+    return folder.produce("evaluation", origin, file="evaluation.json", load=Measured.read, make=make, together=True)
 
 
 def _measure(context: RunContext, cut: Cut) -> Measured:

@@ -253,9 +253,7 @@ class _RecoveryStep:
         for index, name in enumerate(windows.names):
             source = CalibrationSource(name=name, windows=counted[index], tokens=counted[index] * length)
             if name in known:
-                text = known[name]
-                update = {"text": text.dataset, "config": text.config, "split": text.split, "licence": text.licence}
-                source = source.model_copy(update=update | {"commit": commits.get(text.dataset)})
+                source = source.with_origin(known[name], commit=commits.get(known[name].dataset))
             elif name != SELF_GENERATED:
                 source = source.model_copy(update={"text": settings.tokens})
             found.append(source)

@@ -19,15 +19,12 @@ from llmprune.common.libraries import quiet_libraries
 from llmprune.common.progress import report_progress
 from llmprune.common.versions import now
 from llmprune.evaluation.evaluate import Measured
-from llmprune.evaluation.gate import judge
-from llmprune.evaluation.greedy_agreement import estimate_agreement
 from llmprune.evaluation.lm_eval.harness import evaluate_tasks, evaluated_model
 from llmprune.evaluation.lm_eval.results import TaskResults
 from llmprune.evaluation.lm_eval.tasks import check_tasks, fetch_tasks
 from llmprune.evaluation.more_samples import next_limit, with_tasks
-from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.finish import FinishedRun, push_as_requested, write_report
-from llmprune.pipeline.report.compose_report import recovery_scores
+from llmprune.pipeline.report.compose_report import judge_scores
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.lineage import settle_first_base
 from llmprune.publish.push import MORE_SAMPLES, require_whole
@@ -133,7 +130,7 @@ def _read_finished(path: Path, tasks: Sequence[str]) -> tuple[Report, Measured]:
     if tasks and not measured.is_file():  # the recipe measures nothing
         return report, Measured()
     try:
-        return report, Measured.model_validate_json(measured.read_text(encoding="utf-8"))
+        return report, Measured.read(measured)
     except (OSError, ValidationError) as error:
         raise OutputError(f"{measured} cannot be read; run the recipe again, which evaluates anew") from error
 
@@ -194,21 +191,12 @@ def _joined(before: TaskResults, added: TaskResults) -> TaskResults:
 
 def _new_report(old: Report, recipe: Recipe, *, measured: Measured, folder: RunFolder) -> Report:
     """Return the old report with the new tasks, retention and verdict, and the costs of the evaluation."""
-    gate = recipe.evaluation.gate
-    confidence = gate.confidence if gate else CONFIDENCE
-    comparison = compare(measured.dense_tasks, measured.pruned_tasks, confidence=confidence)
-    agreement = estimate_agreement(measured.agreement, confidence=confidence)
     return old.model_copy(
-        update={
+        update=judge_scores(measured, recipe.evaluation.gate).fields
+        | {
             "created": now(),
             "recipe": recipe.model_dump(mode="json"),
             "overrides": recipe.overrides,
-            "tasks": comparison.tasks,
-            "groups": comparison.groups,
-            "mean_retention": comparison.mean.retention if comparison.mean else None,
-            "retention": comparison.mean,
-            "recovery_scores": recovery_scores(measured, confidence=confidence),
-            "gate": judge(gate, comparison, agreement=agreement),
             "steps": old.steps + tuple(folder.steps),
             "warnings": tuple(dict.fromkeys((*old.warnings, *measured.warnings))),
             "files": {name: _in_folder(folder, file) for name, file in old.files.items()},

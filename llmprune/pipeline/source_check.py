@@ -31,7 +31,7 @@ def compares_sources(context: RunContext) -> bool:
 def check_sources(context: RunContext, scores: Scores | None, *, cut: Cut, asked: bool) -> SourceFigures | None:
     """Compare the cuts that sources would choose alone with the cut; None where scores are not summed by source.
 
-    ``asked``: scores that are not are then computed anew by source, in one more pass.
+    ``asked``: then they are summed by source in one more pass.
     """
     if scores is None or not compares_sources(context):
         return None
@@ -51,15 +51,12 @@ def _compute(context: RunContext, scores: Scores, *, cut: Cut) -> SourceFigures:
         folder.write(path.name, found.model_dump_json(indent=1) + "\n")
         return found
 
-    def load(path: Path) -> SourceFigures:
-        return SourceFigures.model_validate_json(path.read_text(encoding="utf-8"))
-
     assert inputs.sources is not None
     return folder.produce(
         "calibration check",
         fingerprint(origin_of_scores(context), planned_sizes(context), inputs.sources.tolist(), cut.layers),
         file="source-check.json",
-        load=load,
+        load=SourceFigures.read,
         make=make,
         together=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmprune.recipe.text_source import TextSource
 from llmprune.results.figures import Figures
 
 
@@ -17,6 +18,11 @@ class CalibrationSource(Figures):
     windows: int
     tokens: int
     documents: int | None = None  # that the windows hold, whole or in part; None in a plan
+
+    def with_origin(self, source: TextSource, *, commit: str | None) -> CalibrationSource:
+        """Return the source with the place of its text. ``commit``: of a hub data set."""
+        origin = {"text": source.dataset, "config": source.config, "split": source.split, "licence": source.licence}
+        return self.model_copy(update=origin | {"commit": commit})
 
 
 def describe_text(source: CalibrationSource) -> str:

@@ -62,7 +62,7 @@ def stored_table(subject: SpeedSubject, *, settings: Speed, file: str | None = N
         return read_table(Path(file).expanduser(), subject, settings=settings)
     path = kept_file(subject, settings)
     try:
-        return SpeedTable.model_validate_json(path.read_text(encoding="utf-8"))
+        return SpeedTable.read(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -92,7 +92,7 @@ def read_table(path: Path, subject: SpeedSubject, *, settings: Speed) -> SpeedTa
     """
     remedy = "write one with `llmprune speed MODEL --output FILE` on the machine that it is for"
     try:
-        table = SpeedTable.model_validate_json(path.read_text(encoding="utf-8"))
+        table = SpeedTable.read(path)
     except OSError as error:
         raise RecipeError(f"{_PLACE}: {path} cannot be read ({error.strerror}); {remedy}") from error
     except ValidationError as error:

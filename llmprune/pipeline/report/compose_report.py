@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from llmprune.checkpoint.location import conversion_of, hub_commit, quantization_of_source
 from llmprune.checkpoint.result.verify import SparseCounts, Verified
@@ -23,9 +24,11 @@ from llmprune.pipeline.report.run_results import RunResults
 from llmprune.pipeline.report.run_warnings import warnings_of
 from llmprune.pipeline.step_costs import with_forward_ratios
 from llmprune.prune.records import LayerRecord
+from llmprune.recipe.evaluation import Gate
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.composed_layers import compose_layers
+from llmprune.results.evaluation_figures import AgreementFigures
 from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
 from llmprune.results.report_schema import (
     BaseFiles,
@@ -39,11 +42,8 @@ from llmprune.results.report_schema import (
 def compose_report(context: RunContext, results: RunResults) -> Report:
     """Put the results of all steps together into the report."""
     recipe, plan, folder = context.whole_recipe, context.whole_plan, context.folder
-    pruned, measured, gate = results.pruned, results.measured, context.recipe.evaluation.gate
-    confidence = gate.confidence if gate else CONFIDENCE
-    comparison = compare(measured.dense_tasks, measured.pruned_tasks, confidence=confidence)
-    agreement = estimate_agreement(measured.agreement, confidence=confidence)
-    generation = measured.generation
+    pruned, measured, generation = results.pruned, results.measured, results.measured.generation
+    scores = judge_scores(measured, context.recipe.evaluation.gate)
     earlier, recovery = context.earlier.reports if context.earlier else (), _recovery_figures(recipe, results.recovery)
     skipped = plan.sparsity.skipped if plan.sparsity else ()
     layers = layer_figures(context, results)
@@ -64,16 +64,11 @@ def compose_report(context: RunContext, results: RunResults) -> Report:
         recovery=recovery,
         search=context.search.reported if context.search else None,
         rounds=round_figures(earlier, Round(layers, pruned.size, recovery)) if earlier else (),
-        recovery_scores=recovery_scores(measured, confidence=confidence),
         perplexity=measured.perplexity,
         divergence=measured.divergence,
-        tasks=comparison.tasks,
-        groups=comparison.groups,
-        mean_retention=comparison.mean.retention if comparison.mean else None,
-        retention=comparison.mean,
-        generation=generation.model_copy(update={"agreement": agreement}) if generation else None,
+        generation=generation.model_copy(update={"agreement": scores.agreement}) if generation else None,
         speed=measured.speed,
-        gate=judge(gate, comparison, agreement=agreement),
+        **scores.fields,
         verification=_verification_figures(pruned.verified),
         steps=with_forward_ratios(folder.steps),
         warnings=warnings_of(context, results),
@@ -101,7 +96,31 @@ def _base_files(planned: BaseFiles, found: BaseFiles) -> BaseFiles:
     return BaseFiles(carried=found.carried, left=planned.left | found.left, rewritten=found.rewritten)
 
 
-def recovery_scores(measured: Measured, *, confidence: float) -> RecoveryScores | None:
+@dataclass(frozen=True)
+class JudgedScores:
+    """Greedy agreement, and the ``fields`` of a report about tasks, retention and the gate."""
+
+    agreement: AgreementFigures | None
+    fields: dict[str, Any]
+
+
+def judge_scores(measured: Measured, gate: Gate | None) -> JudgedScores:
+    """Compare the answers of both models, and judge them by the gate."""
+    confidence = gate.confidence if gate else CONFIDENCE
+    comparison = compare(measured.dense_tasks, measured.pruned_tasks, confidence=confidence)
+    agreement = estimate_agreement(measured.agreement, confidence=confidence)
+    fields = {
+        "tasks": comparison.tasks,
+        "groups": comparison.groups,
+        "mean_retention": comparison.mean.retention if comparison.mean else None,
+        "retention": comparison.mean,
+        "recovery_scores": _recovery_scores(measured, confidence=confidence),
+        "gate": judge(gate, comparison, agreement=agreement),
+    }
+    return JudgedScores(agreement, fields)
+
+
+def _recovery_scores(measured: Measured, *, confidence: float) -> RecoveryScores | None:
     """Return the scores before and after the training; None where no task was evaluated before it."""
     if measured.repaired_tasks is None:
         return None

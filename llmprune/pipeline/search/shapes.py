@@ -115,12 +115,9 @@ class _Step:
                     remove(folder.path / name)
             return found
 
-        def load(path: Path) -> SearchFigures:
-            return SearchFigures.model_validate_json(path.read_text(encoding="utf-8"))
-
         order = self._order
         return folder.produce(
-            "search", fingerprint(self._origin, order), file=SEARCH, load=load, make=make, together=True
+            "search", fingerprint(self._origin, order), file=SEARCH, load=SearchFigures.read, make=make, together=True
         )
 
     @cached_property

@@ -60,7 +60,7 @@ class ShapeSpeeds:
             SPEED_TABLE,
             fingerprint(context.inputs.identity, settings, asked, file, file_fingerprint(*given)),
             file=SPEEDS,
-            load=lambda path: SpeedTable.model_validate_json(path.read_text(encoding="utf-8")),
+            load=SpeedTable.read,
             make=make,
             together=True,
         )

@@ -25,11 +25,9 @@ def calibration_sources(
     for index, (name, windows) in enumerate(zip(source_names(calibration), counts, strict=True)):
         source = CalibrationSource(name=name, windows=windows, tokens=windows * shape[1])
         if index < len(texts):
-            text = texts[index]
-            update = {"text": text.dataset, "config": text.config, "split": text.split, "licence": text.licence}
-            update["commit"] = (commits or {}).get(text.dataset)
-            read = {"documents": documents[index]} if documents else {}
-            source = source.model_copy(update=update | read)
+            source = source.with_origin(texts[index], commit=(commits or {}).get(texts[index].dataset))
+            if documents:
+                source = source.model_copy(update={"documents": documents[index]})
         elif not (calibration.generated and index == len(counts) - 1):
             source = source.model_copy(update={"text": calibration.tokens})
         found.append(source)
