@@ -37,7 +37,8 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from llmprune.pipeline.run import run
-    from llmprune.planning.plan import Plan, make_plan
+    from llmprune.planning.plan import make_plan
+    from llmprune.planning.plan_schema import Plan
     from llmprune.recipe.recipe import Recipe
     from llmprune.results.report_page import ReportPage
     from llmprune.results.report_schema import Report
@@ -88,7 +89,7 @@ _HOMES = {
     "AsyncJobHandle": "llmprune.service.client.aio.job",
     "Client": "llmprune.service.client.sync.client",
     "JobHandle": "llmprune.service.client.sync.job",
-    "Plan": "llmprune.planning.plan",
+    "Plan": "llmprune.planning.plan_schema",
     "Recipe": "llmprune.recipe.recipe",
     "Report": "llmprune.results.report_schema",
     "ReportPage": "llmprune.results.report_page",

@@ -14,7 +14,7 @@ from helpers.tiny import structure_of
 from rich.console import Console
 from transformers import LlamaConfig
 
-from llmprune.planning.plan import Plan
+from llmprune.planning.plan_schema import Plan
 from llmprune.recipe.recipe import Recipe
 from llmprune.report.plan_table import print_plan
 from llmprune.results.evaluation_figures import (

@@ -12,7 +12,7 @@ from torch import Tensor
 from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.planning.duration.estimate import Durations
-from llmprune.planning.plan import Plan
+from llmprune.planning.plan_schema import Plan
 from llmprune.planning.vocabulary import vocabulary_sources
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.text_source import TextSource

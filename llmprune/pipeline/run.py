@@ -44,7 +44,8 @@ from llmprune.pipeline.steps import run_steps
 from llmprune.planning.budget.settle import is_open
 from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.duration.measured import expecting_durations
-from llmprune.planning.plan import Plan, PlanningOutcome, plan_and_check
+from llmprune.planning.plan import PlanningOutcome, plan_and_check
+from llmprune.planning.plan_schema import Plan
 from llmprune.planning.round_recipes import has_rounds
 from llmprune.planning.texts.self_generated import ChosenNumbers
 from llmprune.planning.timing import estimate_durations

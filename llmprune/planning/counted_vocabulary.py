@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from llmprune.planning.checks import ErrorCollector
 from llmprune.planning.next_tools.lost_tools import with_tokens_kept
+from llmprune.planning.plan_schema import Plan
 from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.planning.vocabulary import cut_size, with_tokens
-
-if TYPE_CHECKING:
-    from llmprune.planning.plan import Plan
 
 
 def counted_tokens(inputs: TextInputs, errors: ErrorCollector, *, whole: bool) -> int | None:

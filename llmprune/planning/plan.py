@@ -17,29 +17,29 @@ from llmprune.common.hub.client import resolve_revision
 from llmprune.common.linalg.precision import dtype_name
 from llmprune.planning.all_notes import is_exact, notes_of
 from llmprune.planning.base import Base, describe_base, require_complete
-from llmprune.planning.budget.plan import BudgetPlan, plan_budget, stored_speed, with_search
+from llmprune.planning.budget.plan import plan_budget, stored_speed, with_search
 from llmprune.planning.budget.settle import is_open
 from llmprune.planning.checks import ErrorCollector, run_checks
 from llmprune.planning.counted_vocabulary import counted_tokens, with_vocabulary
-from llmprune.planning.device_memory import BatchSizes, DeviceMemory
-from llmprune.planning.duration.estimate import Durations, run_work
-from llmprune.planning.duration.parts import PlannedModels, RunWork
+from llmprune.planning.duration.estimate import run_work
+from llmprune.planning.duration.parts import PlannedModels
 from llmprune.planning.duration.recovering import recovery_parts
 from llmprune.planning.lineage import lineage_of, settle_first_base
 from llmprune.planning.machine import Machine, this_machine
-from llmprune.planning.memory import Memory, bytes_of_window, memory_of, memory_planner
+from llmprune.planning.memory import bytes_of_window, memory_of, memory_planner
 from llmprune.planning.next_tools.lost_tools import with_next_tools
 from llmprune.planning.notes import require_disk_for_hidden_states
+from llmprune.planning.plan_schema import Plan, PlannedTask
 from llmprune.planning.prediction_heads import about_declared, with_prediction_heads
-from llmprune.planning.recovery import RecoveryPlan, plan_recovery, recovery_shortage
+from llmprune.planning.recovery import plan_recovery, recovery_shortage
 from llmprune.planning.reference import size_of_reference, without_reference
 from llmprune.planning.round_recipes import has_rounds
-from llmprune.planning.rounds import PlannedRound, RoundToPlan, with_rounds
+from llmprune.planning.rounds import RoundToPlan, with_rounds
 from llmprune.planning.sizes.model_size import measure_size
 from llmprune.planning.sizes.planned_cut import collect_planned_cut
 from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.planning.sizes.pruned_model import pruned_meta_model
-from llmprune.planning.sparsity import SparsityPlan, planned_sparsity
+from llmprune.planning.sparsity import planned_sparsity
 from llmprune.planning.texts.begin_of_text import about_begin, planned_begin
 from llmprune.planning.texts.calibration_sources import calibration_sources
 from llmprune.planning.texts.self_generated import (
@@ -49,61 +49,10 @@ from llmprune.planning.texts.self_generated import (
     settle_self_generated,
 )
 from llmprune.planning.texts.text_inputs import TextInputs
-from llmprune.planning.vocabulary import VocabularyPlan, planned_vocabulary
+from llmprune.planning.vocabulary import planned_vocabulary
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.calibration_sources import CalibrationSource
-from llmprune.results.figures import Figures
-from llmprune.results.lineage import Ancestor, describe_lineage
-from llmprune.results.next_tools import NextTools
-from llmprune.results.prediction_heads import PredictionHeads
-from llmprune.results.report_schema import BaseFiles, Size
-
-
-class PlannedTask(Figures):
-    """An lm-eval task or group, and the maximum number of samples of each task (None: all)."""
-
-    name: str
-    limit: int | None
-
-
-class Plan(Figures):
-    """Sizes, memory and disk of a run, and notes on its settings."""
-
-    model: str
-    model_type: str
-    dtype: str
-    dense: Size
-    pruned: Size
-    lineage: tuple[Ancestor, ...] = ()  # models from the first base to the one that is pruned
-    parameters_exact: bool  # False where layers differ in size and the scores choose which are removed
-    removed_layers: tuple[int, ...] | None  # None where the scores choose them
-    keep_layers: int
-    keep_widths: dict[str, int]  # by config field
-    keep_experts: int | None
-    keep_kv_groups: int | None  # of attention heads, in each layer
-    keep_hidden: int | None = None  # residual channels; None where all are kept
-    budget: BudgetPlan | None = None  # where the shape is not chosen yet; the plan is then that of a nominal one
-    vocabulary: VocabularyPlan | None = None
-    sparsity: SparsityPlan | None = None
-    recovery: RecoveryPlan | None = None  # the training after the cut
-    rounds: tuple[PlannedRound, ...] = ()  # of cut and training, where there are several
-    calibration: tuple[int, int]  # windows, tokens in each
-    calibration_sources: tuple[CalibrationSource, ...] = ()
-    begin_of_text: str | None = None  # that windows begin with; None for none, and where the tokenizer is not here yet
-    memory: Memory
-    processes: int  # that share the windows, on all machines
-    batch_sizes: BatchSizes
-    devices: tuple[DeviceMemory, ...]  # those that compute; the main memory last, of which each process has a share
-    shortage: str | None = None  # why a run on this machine is refused
-    disk: int  # bytes of the result
-    work: RunWork  # operations and bytes of each part of the run
-    durations: Durations | None = None  # estimated from the work; None where the device's rates are not known
-    base_files: BaseFiles = BaseFiles()
-    tasks: tuple[PlannedTask, ...] = ()  # of the evaluation
-    next_tools: NextTools | None = None  # that the shape allows; None where a search will choose the shape
-    prediction_heads: PredictionHeads | None = None  # of the base's files
-    lost_tools: tuple[str, ...] = ()  # a sentence, with the remedy, on those that the dense model's shape allows
-    notes: tuple[str, ...]
+from llmprune.results.lineage import describe_lineage
+from llmprune.results.report_schema import BaseFiles
 
 
 @dataclass(frozen=True)

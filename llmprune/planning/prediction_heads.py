@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from llmprune.anatomy.config_edits import count_heads_again, declared_heads
 from llmprune.anatomy.kept_sizes import KeptSizes
@@ -13,12 +12,10 @@ from llmprune.checkpoint.result.config_file import ConfigChange
 from llmprune.cut.apply import cut_config
 from llmprune.cut.prediction_heads import HeadsDecision, decide_heads
 from llmprune.planning.base import Base
+from llmprune.planning.plan_schema import Plan
 from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.prediction_heads import PredictionHeads, describe_declared, describe_prediction_heads
-
-if TYPE_CHECKING:
-    from llmprune.planning.plan import Plan
 
 
 def with_prediction_heads(plan: Plan, base: Base, *, recipe: Recipe, planned: PlannedCut) -> Plan:

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.cut.apply import cut_config
 from llmprune.planning.base import Base
 from llmprune.planning.duration.generating import RECOVERY_GENERATED, SELF_GENERATED
+from llmprune.planning.plan_schema import Plan, PlannedRound
 from llmprune.planning.recovery import RecoveryPlan
 from llmprune.planning.round_recipes import round_recipes
 from llmprune.planning.sizes.planned_cut import planned_cut
 from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.figures import Figures
-from llmprune.results.report_schema import Size
-
-if TYPE_CHECKING:
-    from llmprune.planning.plan import Plan
 
 _WRITTEN_ONCE = (SELF_GENERATED, RECOVERY_GENERATED)  # windows of the dense model, which all rounds share
-
-
-class PlannedRound(Figures):
-    """Size after a round, and the tokens that it trains on; None where the recipe gives hours."""
-
-    size: Size
-    tokens: int | None
 
 
 @dataclass(frozen=True)

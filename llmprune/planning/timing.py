@@ -11,7 +11,8 @@ from llmprune.planning.duration.estimate import Durations, durations, parts_with
 from llmprune.planning.duration.measured import as_measured
 from llmprune.planning.duration.rates import known_rates, rates_of
 from llmprune.planning.duration.slowdown import slowdown
-from llmprune.planning.plan import Plan, plan_structure
+from llmprune.planning.plan import plan_structure
+from llmprune.planning.plan_schema import Plan
 from llmprune.recipe.recipe import Recipe
 
 

@@ -21,7 +21,7 @@ from llmprune.results.sentences import describe_carried, describe_left
 from llmprune.results.size_table import size_rows
 
 if TYPE_CHECKING:
-    from llmprune.planning.plan import Plan
+    from llmprune.planning.plan_schema import Plan
     from llmprune.planning.vocabulary import VocabularyPlan
 
 _BUSY = 1.2  # times as long as on a machine that does nothing else

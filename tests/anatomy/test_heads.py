@@ -19,7 +19,7 @@ from llmprune.anatomy.types import PrunableDim, unit_key
 from llmprune.common.errors import ModelError, RecipeError
 from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_config
-from llmprune.planning.plan import Plan
+from llmprune.planning.plan_schema import Plan
 from llmprune.score.forward_pass import score
 from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.score.select import PlannedSizes, choose_cut

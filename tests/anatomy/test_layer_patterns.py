@@ -35,7 +35,7 @@ from llmprune.planning.next_tools.tool_compatibility import (
     about_head_size,
     about_layer_count,
 )
-from llmprune.planning.plan import Plan
+from llmprune.planning.plan_schema import Plan
 from llmprune.planning.sizes.planned_sizes import planned_layers
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.recipe import Recipe

@@ -26,7 +26,7 @@ from llmprune.checkpoint.loading import load_model
 from llmprune.checkpoint.weight_headers import headers_of_folder
 from llmprune.checkpoint.weights_reader import WeightsReader
 from llmprune.pipeline.run import run
-from llmprune.planning.plan import Plan
+from llmprune.planning.plan_schema import Plan
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.report_schema import Report

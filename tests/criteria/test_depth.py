@@ -14,7 +14,7 @@ from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.perplexity import Perplexity
 from llmprune.criteria.depth.residual import Residual
-from llmprune.planning.plan import Plan
+from llmprune.planning.plan_schema import Plan
 from llmprune.recipe.recipe import Recipe
 from llmprune.testing import tiny_model
 

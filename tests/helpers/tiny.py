@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from llmprune.planning.checks import ErrorCollector
-from llmprune.planning.plan import Plan, plan_structure
+from llmprune.planning.plan import plan_structure
+from llmprune.planning.plan_schema import Plan
 from llmprune.recipe.recipe import Recipe
 
 CHAT_TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n{% endfor %}"

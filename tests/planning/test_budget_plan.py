@@ -24,7 +24,8 @@ from llmprune.planning.budget.candidates import candidates
 from llmprune.planning.budget.cost import require_windows_to_search
 from llmprune.planning.budget.plan import plan_budget
 from llmprune.planning.budget.space import search_space
-from llmprune.planning.plan import Plan, plan_and_check
+from llmprune.planning.plan import plan_and_check
+from llmprune.planning.plan_schema import Plan
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.recipe import Recipe
 from llmprune.report.plan_table import print_plan

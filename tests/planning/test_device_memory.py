@@ -12,7 +12,7 @@ from helpers.devices import simulated_devices
 from helpers.public_configs import LLAMA_31_8B
 from helpers.tiny import structure_of
 
-from llmprune.planning.plan import Plan
+from llmprune.planning.plan_schema import Plan
 from llmprune.recipe.recipe import Recipe
 
 GB = 10**9

@@ -19,7 +19,7 @@ from llmprune.planning.duration.operations import Work
 from llmprune.planning.duration.parts import Part
 from llmprune.planning.duration.rates import Rates
 from llmprune.planning.duration.slowdown import slowdown
-from llmprune.planning.plan import Plan
+from llmprune.planning.plan_schema import Plan
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.refit import EPOCHS
 from llmprune.report.plan_table import print_plan

@@ -13,7 +13,7 @@ from llmprune.common.console import PlainConsole
 from llmprune.common.errors import ModelError, RecipeError
 from llmprune.evaluation.prompts import Prompts
 from llmprune.planning.checks import checks_of
-from llmprune.planning.plan import Plan
+from llmprune.planning.plan_schema import Plan
 from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.recipe.recipe import Recipe
 from llmprune.report.plan_table import print_plan

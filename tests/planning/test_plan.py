@@ -12,7 +12,7 @@ from helpers.tiny import structure_of
 from transformers import AutoModelForCausalLM
 
 from llmprune.common.errors import ModelError, RecipeError
-from llmprune.planning.plan import Plan
+from llmprune.planning.plan_schema import Plan
 from llmprune.recipe.recipe import Recipe
 from llmprune.testing import tiny_config
 

@@ -21,7 +21,8 @@ from llmprune.common.errors import LLMPruneError
 from llmprune.planning import machine
 from llmprune.planning.duration.operations import Work
 from llmprune.planning.duration.recovering import PREDICTIONS, TRAINING
-from llmprune.planning.plan import Plan, make_plan
+from llmprune.planning.plan import make_plan
+from llmprune.planning.plan_schema import Plan
 from llmprune.planning.recovery import RecoveryPlan
 from llmprune.recipe.recipe import Recipe
 from llmprune.report.plan_table import print_plan

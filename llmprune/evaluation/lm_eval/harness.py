@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmprune.common.errors import EvaluationError, NumericalError, RecipeError
+from llmprune.evaluation.lm_eval.loaded_task import LoadedTask
 from llmprune.evaluation.lm_eval.results import Answer, Sample, TaskResult, TaskResults
 from llmprune.evaluation.lm_eval.store import ResultStore, baselines_folder
 from llmprune.evaluation.lm_eval.tasks import (
-    LoadedTask,
     load_tasks,
     quiet_unless_watched,
     seed_everything,

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from llmprune.common.errors import RecipeError, did_you_mean
+from llmprune.evaluation.lm_eval.loaded_task import LoadedTask
 from llmprune.recipe.evaluation import Evaluation
-
-if TYPE_CHECKING:
-    from llmprune.evaluation.lm_eval.tasks import LoadedTask
 
 _LISTED = 5  # names; a group may have dozens
 

@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 from llmprune.common.errors import EvaluationError, RecipeError, did_you_mean
 from llmprune.common.files import sha256_of
 from llmprune.common.hub.time_limits import limit_waits
+from llmprune.evaluation.lm_eval.loaded_task import LoadedTask
 from llmprune.evaluation.lm_eval.task_names import require_names
 from llmprune.recipe.evaluation import Backend, Evaluation
 
@@ -29,20 +29,6 @@ logger = logging.getLogger(__name__)
 
 HUB_SETTINGS = "HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and HF_DATASETS_CACHE"
 _LARGE = 10_000_000  # bytes; larger files of the include folder are identified by time, not by contents
-
-
-@dataclass(frozen=True)
-class LoadedTask:
-    """lm-eval task with its data."""
-
-    name: str
-    task: Any
-    group: str | None  # group in the recipe that includes this task
-    named: str  # in the recipe: the task, or a group or tag that includes it
-
-    def limit(self, evaluation: Evaluation) -> int | None:
-        """Return the maximum number of samples; None: all."""
-        return evaluation.limit_of(self.named)
 
 
 def check_tasks(evaluation: Evaluation) -> None:

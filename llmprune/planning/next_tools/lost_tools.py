@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from llmprune.planning.base import Base
 from llmprune.planning.next_tools.tool_sizes import (
@@ -17,12 +16,10 @@ from llmprune.planning.next_tools.tool_sizes import (
     sizes_for_tools,
     with_tokens,
 )
+from llmprune.planning.plan_schema import Plan
 from llmprune.planning.sizes.planned_sizes import PlannedCut
+from llmprune.planning.vocabulary import VocabularyPlan
 from llmprune.results.next_tools import NextTools, degrees
-
-if TYPE_CHECKING:
-    from llmprune.planning.plan import Plan
-    from llmprune.planning.vocabulary import VocabularyPlan
 
 Keeps = Callable[[ToolSizes], bool]
 

@@ -45,8 +45,8 @@ class Call(Generic[R_co]):
         return sent | {"params": without_nothing(self.params), "headers": dict(self.headers)}
 
 
-class JobSettings(TypedDict, total=False):
-    """Settings of a submission; the service chooses those that are left out."""
+class SweepSettings(TypedDict, total=False):
+    """Settings of every job of a sweep, and the sweep's name; the service chooses those that are left out."""
 
     name: str | None
     launcher: str | None
@@ -54,6 +54,11 @@ class JobSettings(TypedDict, total=False):
     priority: int | None
     time_limit: float | None  # seconds
     shared: bool | None
+
+
+class JobSettings(SweepSettings, total=False):
+    """Settings of a submission, and the targets of its notifications."""
+
     notify_urls: Iterable[str] | None
     notify_emails: Iterable[str] | None
 
@@ -94,17 +99,6 @@ class LabelChanges(TypedDict, total=False):
     add_tags: Sequence[str] | None
     remove_tags: Sequence[str] | None
     notes: str | None
-
-
-class SweepSettings(TypedDict, total=False):
-    """Settings of every job of a sweep, and the sweep's name."""
-
-    name: str | None
-    launcher: str | None
-    gpus: int | None
-    priority: int | None
-    time_limit: float | None  # seconds
-    shared: bool | None
 
 
 class UploadSettings(TypedDict, total=False):
