@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from llmprune.common.errors import HubError, RecipeError
 from llmprune.common.files import sha256_of
+from llmprune.common.nested import value_at
 from llmprune.common.paths import is_plain_path
 from llmprune.publish.provenance import Record, fetch_record
 from llmprune.recipe.calibration import TokenWindows
@@ -167,9 +168,9 @@ def differences(record: Record, report: Report, *, model: Path) -> list[str]:
         return []
     before, after = record.report, report.model_dump(mode="json")
     found = [
-        f"{name}: {_value(before, path)} recorded, {_value(after, path)} now"
+        f"{name}: {value_at(before, path)} recorded, {value_at(after, path)} now"
         for name, path in _COMPARED.items()
-        if _value(before, path) != _value(after, path)
+        if value_at(before, path) != value_at(after, path)
     ]
     removed = record.cut.get("remove_layers"), [layer.layer for layer in report.layers if layer.removed]
     if removed[0] != removed[1] and not report.rounds:  # else the recorded ones are those of the last round
@@ -187,10 +188,3 @@ _COMPARED = {
     "device": ("provenance", "device"),
     "versions": ("provenance", "versions"),
 }
-
-
-def _value(report: dict[str, Any], path: tuple[str, ...]) -> Any:
-    value: Any = report
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value

@@ -24,6 +24,7 @@ from llmprune.checkpoint.quantized.formats import without_quantization
 from llmprune.checkpoint.weight_headers import read_config
 from llmprune.common.errors import ModelError
 from llmprune.common.linalg.precision import dtype_name
+from llmprune.common.nested import value_at
 
 Raw = dict[str, Any]
 Place = tuple[str, ...]
@@ -262,9 +263,7 @@ def _clear(config: Config, names: Collection[str]) -> Config:
 
 
 def _part(raw: Raw, place: Place) -> Raw | None:
-    part: Any = raw
-    for name in place:
-        part = part.get(name) if isinstance(part, dict) else None
+    part = value_at(raw, place)
     return part if isinstance(part, dict) else None
 
 

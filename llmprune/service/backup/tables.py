@@ -14,6 +14,7 @@ from psycopg import IsolationLevel, sql
 from llmprune.service.backup.archive import names
 from llmprune.service.jobs.postgresql import PostgresqlDatabase
 from llmprune.service.jobs.schema import steps
+from llmprune.service.jobs.store_reads import placeholders
 
 _ROWS = 1_000  # in memory at a time
 
@@ -29,7 +30,7 @@ def copy_to_file(database: PostgresqlDatabase, path: Path) -> None:
                     target.executescript(step.sql)
             target.execute(f"PRAGMA user_version = {version}")
             for table, columns in _in_order(target):
-                marks = ", ".join("?" * len(columns))
+                marks = placeholders(columns)
                 query = sql.SQL("SELECT {} FROM {}").format(_listed(columns), sql.Identifier(table))
                 with source.cursor(name="backup") as cursor:
                     cursor.itersize = _ROWS

@@ -19,7 +19,7 @@ from llmprune.service.jobs.job import FINISHED, Job, NewJob
 from llmprune.service.jobs.job_models import JobModels
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
-from llmprune.service.jobs.submission import Submission, job_request, queue_new
+from llmprune.service.jobs.submission import QueueSettings, Submission, job_request, queue_new
 from llmprune.service.jobs.tokens import Caller
 from llmprune.service.jobs.work import Bench, Evaluate, Recover, Repeat, Size, Sparsify, Work
 from llmprune.service.recipe_policy.policy import admit
@@ -27,24 +27,17 @@ from llmprune.service.settings import Settings
 
 
 @dataclass(frozen=True)
-class FollowUp:
-    """Work on a finished job, and the settings of its job; the service chooses those that are None."""
+class FollowUp(QueueSettings):
+    """Work on a finished job, and the settings of its job."""
 
     parent: Job
     work: Work
-    name: str | None = None
-    launcher: str = "local"
-    gpus: int | None = None
-    priority: int = 0
-    time_limit: float | None = None
-    key: str | None = None
-    hub_token: str | None = None
-    shared: bool = False
 
     def digest(self) -> str:
         """Return a digest of everything that an idempotency key stands for, which excludes the hub token."""
-        own = self.name, self.launcher, self.gpus, self.priority, self.time_limit, self.shared
-        return hashlib.sha256(json.dumps([self.parent.id, self.work.model_dump_json(), *own]).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([self.parent.id, self.work.model_dump_json(), *self.hashed]).encode()
+        ).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from llmprune.service.jobs.models import (
     checked_tags,
 )
 from llmprune.service.jobs.store import write_event
-from llmprune.service.jobs.store_reads import Conflict, Term, first_row
+from llmprune.service.jobs.store_reads import Conflict, Term, first_row, placeholders
 
 _BATCH = 500  # rows that are completed in one transaction
 _MOST_CHOICES = 200
@@ -93,7 +93,7 @@ class Library:
 
     def jobs_of_models(self, models: Sequence[str]) -> list[JobSummary]:
         """Return the jobs that prune one of these models, the newest first."""
-        sql = f"SELECT {SUMMARY_COLUMNS} FROM jobs WHERE model IN ({_marks(models)}) ORDER BY seq DESC LIMIT ?"
+        sql = f"SELECT {SUMMARY_COLUMNS} FROM jobs WHERE model IN ({placeholders(models)}) ORDER BY seq DESC LIMIT ?"
         return [summary_of(row) for row in self.database.read(sql, [*models, _MOST_LINKS])]
 
     def complete(self) -> None:
@@ -116,7 +116,7 @@ class Library:
         """Return the models of these jobs in their order; jobs without a result are left out."""
         if not jobs:
             return []
-        marks = _marks(jobs)
+        marks = placeholders(jobs)
         summaries = {
             row["id"]: summary_of(row)
             for row in self.database.read(f"SELECT {SUMMARY_COLUMNS} FROM jobs WHERE id IN ({marks})", jobs)
@@ -197,10 +197,6 @@ def _visible(viewer: str | None, prefix: str = "") -> tuple[str, list[Any]]:
 
 def _where(term: str) -> str:
     return f"WHERE {term}" if term else ""
-
-
-def _marks(values: Sequence[object]) -> str:
-    return ", ".join("?" * len(values))
 
 
 def _changes(row: Row, *, stage: str, tags: Sequence[str], notes: str) -> dict[str, Any]:

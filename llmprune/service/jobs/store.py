@@ -35,6 +35,7 @@ from llmprune.service.jobs.store_reads import (
     first_row,
     newest,
     numbers_by_state,
+    placeholders,
     require_made_here,
     require_no_push,
     retried_columns,
@@ -114,7 +115,7 @@ class JobStore:
 
     def in_states(self, *states: State) -> list[Job]:
         """Return the jobs in these states, in the order in which they should start."""
-        marks = ", ".join("?" * len(states))
+        marks = placeholders(states)
         sql = f"SELECT {JOB_COLUMNS} FROM jobs WHERE state IN ({marks}) ORDER BY priority DESC, seq"
         known, found = self._parsed.get(states, {}), {}
         for row in self.database.read(sql, states):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 from llmprune.service.jobs.database import Row, Transaction
@@ -83,6 +84,11 @@ def _values(terms: list[Term]) -> list[Any]:
 def escaped(part: str) -> str:
     """Return a text as part of a LIKE pattern whose escape character is the backslash."""
     return part.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_")
+
+
+def placeholders(values: Sized) -> str:
+    """Return a question mark for each value of an SQL list."""
+    return ", ".join("?" * len(values))
 
 
 def first_row(connection: Transaction, sql: str, *values: Any) -> Row | None:

@@ -37,12 +37,10 @@ from llmprune.service.settings import Settings
 from llmprune.service.supervisor.launchers import offered_launchers
 
 
-@dataclass(frozen=True)
-class Submission:
-    """A recipe to run, and its settings; the service chooses those that are None."""
+@dataclass(frozen=True, kw_only=True)
+class QueueSettings:
+    """Settings of a new job; the service chooses those that are None. ``key``: of a request that may be repeated."""
 
-    recipe: str
-    overrides: Sequence[str] = ()
     name: str | None = None
     launcher: str = "local"
     gpus: int | None = None
@@ -51,23 +49,26 @@ class Submission:
     key: str | None = None
     hub_token: str | None = None
     shared: bool = False
+
+    @property
+    def hashed(self) -> tuple[str | float | None, ...]:
+        """Settings that an idempotency key stands for: all but the hub token."""
+        return self.name, self.launcher, self.gpus, self.priority, self.time_limit, self.shared
+
+
+@dataclass(frozen=True)
+class Submission(QueueSettings):
+    """A recipe to run, and its settings."""
+
+    recipe: str
+    overrides: Sequence[str] = ()
     notify_urls: Sequence[str] = ()
     notify_emails: Sequence[str] = ()
 
     def digest(self) -> str:
         """Return a digest of everything that an idempotency key stands for, which excludes the hub token."""
-        content = (
-            self.recipe,
-            list(self.overrides),
-            self.name,
-            self.launcher,
-            self.gpus,
-            self.priority,
-            self.time_limit,
-            self.shared,
-            list(self.notify_urls),
-            list(self.notify_emails),
-        )
+        targets = list(self.notify_urls), list(self.notify_emails)
+        content = (self.recipe, list(self.overrides), *self.hashed, *targets)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

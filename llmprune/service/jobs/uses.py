@@ -11,7 +11,7 @@ from typing import get_args
 from llmprune.service.artifacts.parts import Part, Use
 from llmprune.service.jobs.database import Database, Transaction
 from llmprune.service.jobs.job import ACTIVE, ENDED
-from llmprune.service.jobs.store_reads import Conflict, first_row, require_made_here, row_of
+from llmprune.service.jobs.store_reads import Conflict, first_row, placeholders, require_made_here, row_of
 
 PARTS: tuple[Part, ...] = get_args(Part)
 _UNDER_WAY = ("queued", *ACTIVE)
@@ -67,7 +67,7 @@ def require_unused(
     parts_and_states = (*parts, *_UNDER_WAY)
     sql = (
         "SELECT id, owner FROM jobs JOIN uses ON uses.job = id "
-        f"WHERE used = ? AND part IN ({_marks(parts)}) AND state IN ({_marks(_UNDER_WAY)})"
+        f"WHERE used = ? AND part IN ({placeholders(parts)}) AND state IN ({placeholders(_UNDER_WAY)})"
     ) + ("" if by_sweeps else " AND (part <> 'scores' OR work IS NOT NULL)")
     reader = first_row(connection, sql, job, *parts_and_states)
     if reader is None:
@@ -79,9 +79,5 @@ def require_unused(
 
 def jobs_in_use(database: Database) -> set[str]:
     """Return the jobs whose files others need that have not ended."""
-    sql = f"SELECT DISTINCT used FROM uses JOIN jobs ON id = uses.job WHERE state IN ({_marks(_UNDER_WAY)})"
+    sql = f"SELECT DISTINCT used FROM uses JOIN jobs ON id = uses.job WHERE state IN ({placeholders(_UNDER_WAY)})"
     return {row["used"] for row in database.read(sql, _UNDER_WAY)}
-
-
-def _marks(values: Sequence[str]) -> str:
-    return ", ".join("?" * len(values))

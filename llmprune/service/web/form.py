@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from llmprune.common.errors import RecipeError
+from llmprune.common.nested import value_at
 from llmprune.recipe.yaml_reader import Document, dump, read, read_value
 from llmprune.service.recipe_policy.yaml_limits import refuse_costly
 from llmprune.service.web.repairs import LOOK, look_values, repair_of, repair_values
@@ -145,12 +146,12 @@ def follows(text: str, answers: RecipeForm, *, before: RecipeForm | None) -> Rec
 
 
 def _filled_in(data: dict[str, Any]) -> RecipeForm:
-    answers = {name: _text(_get(data, place)) for name, place in _PLACES.items()}
-    tasks = _get(data, ("evaluation", "tasks"))
+    answers = {name: _text(value_at(data, place)) for name, place in _PLACES.items()}
+    tasks = value_at(data, ("evaluation", "tasks"))
     answers["tasks"] = ", ".join(map(_text, tasks)) if isinstance(tasks, list) else ""
-    answers["speed"] = "on" if _get(data, ("evaluation", "speed")) else ""
+    answers["speed"] = "on" if value_at(data, ("evaluation", "speed")) else ""
     answers["by"] = "size" if data.get("budget") is not None else ""
-    answers["keep"] = _percent(_get(data, _PLACES["keep"]))
+    answers["keep"] = _percent(value_at(data, _PLACES["keep"]))
     answers["repair"] = repair_of(data)
     answers["use"], answers["source"] = use_of(data.get("calibration"))
     if answers["use"] != OWN:
@@ -177,7 +178,7 @@ def _values(data: dict[str, Any], name: str, *, answers: RecipeForm) -> Iterator
         yield ("evaluation", "speed"), {"new_tokens": 32} if answer else None
     elif name == "held_out" and not answer:
         yield _PERPLEXITY, None
-    elif name == "held_out" and _get(data, _PERPLEXITY) is None:
+    elif name == "held_out" and value_at(data, _PERPLEXITY) is None:
         text = data.get("calibration")
         shared = {key: text[key] for key in _SHARED if key in text} if isinstance(text, dict) else {}
         yield _PERPLEXITY, shared | {"split": answer}
@@ -190,10 +191,10 @@ def _plain_values(data: dict[str, Any], name: str, *, answer: str) -> Iterator[t
     value = None if (name, answer) in (("dtype", "auto"), ("layers", "0")) else _value(answer)
     if name == "tokens" and data.get("recover") is None:
         return  # without a distillation the number of its tokens is not asked
-    if name in _SHARED and _get(data, (*_PERPLEXITY, name)) == _get(data, _PLACES[name]) is not None:
+    if name in _SHARED and value_at(data, (*_PERPLEXITY, name)) == value_at(data, _PLACES[name]) is not None:
         yield (*_PERPLEXITY, name), value
     section, others = _ALTERNATIVES.get(name, ("", ()))
-    yield from (((section, other), None) for other in others if _get(data, (section, other)) is not None)
+    yield from (((section, other), None) for other in others if value_at(data, (section, other)) is not None)
     yield _PLACES[name], value
 
 
@@ -226,12 +227,6 @@ def _reads_as(text: str, data: dict[str, Any]) -> bool:
         return bool(read_value(text) == data)
     except RecipeError:
         return False
-
-
-def _get(data: Any, place: _Place) -> Any:
-    for key in place:
-        data = data.get(key) if isinstance(data, dict) else None
-    return data
 
 
 def _set(data: dict[str, Any], place: _Place, *, value: Any) -> None:

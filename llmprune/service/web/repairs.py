@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmprune.common.nested import value_at
 from llmprune.service.web.uses import HERE, HUB, Text
 
 LOOK, CLOSED, BLOCK, DISTILLATION, NONE = "look", "", "block", "distillation", "off"
@@ -105,26 +106,20 @@ def look_values(data: dict[str, Any]) -> Changes:
     if isinstance(data.get("budget"), dict):
         yield _QUICK, True
     yield from (((*_GENERATION, key), value) for key, value in _ANSWERS.items())
-    if _in(data, ("evaluation", "suite")) or _in(data, ("evaluation", "tasks")):
+    if value_at(data, ("evaluation", "suite")) or value_at(data, ("evaluation", "tasks")):
         yield _OF_TASKS, _LIMIT
     for section in _SECTIONS:
-        if _in(data, section) is not None:
+        if value_at(data, section) is not None:
             yield from (((*section, key), value) for key, value in _WINDOWS.items())
 
 
 def _without_look(data: dict[str, Any], text: Text | None) -> Changes:
     yield _QUICK, None
-    if _in(data, _GENERATION) == _ANSWERS:
+    if value_at(data, _GENERATION) == _ANSWERS:
         yield _GENERATION, None
-    if _in(data, _OF_TASKS) == _LIMIT:
+    if value_at(data, _OF_TASKS) == _LIMIT:
         yield _OF_TASKS, None
     whole = (text.calibration, text.perplexity) if text else ({}, {})
     for section, given in zip(_SECTIONS, whole, strict=True):
-        if _in(data, section) is not None:
+        if value_at(data, section) is not None:
             yield from (((*section, key), given.get(key)) for key in _WINDOWS)
-
-
-def _in(data: Any, place: tuple[str, ...]) -> Any:
-    for key in place:
-        data = data.get(key) if isinstance(data, dict) else None
-    return data
