@@ -66,7 +66,7 @@ class BlockProof:
 
     @torch.no_grad()
     def prove(self, groups: int) -> Outcome:
-        """Return the outcome for experts in so many groups of consecutive ones."""
+        """Return the outcome for experts in a number of groups, each of consecutive experts."""
         try:
             run = self._first_run()
         except RUN_ERRORS:

@@ -18,7 +18,7 @@ from llmprune.common.distributed import is_first_process, local_device, sum_over
 POWERCAP = Path("/sys/class/powercap")
 _PERIOD = 1.0  # seconds between readings; a package's counter wraps after minutes
 _JOULES_PER_KILOWATT_HOUR = 3.6e6
-Meter = Callable[[float], float]  # joules since the last call, which was so many seconds ago
+Meter = Callable[[float], float]  # joules since the last call; its argument: seconds since then
 
 
 class EnergyMeter:

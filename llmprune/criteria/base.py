@@ -87,10 +87,10 @@ class DepthCriterion(Variant, ABC):
         return self
 
     def require_samples(self, samples: int) -> None:
-        """Raise CalibrationError where so many calibration samples are too few for the criterion."""
+        """Raise CalibrationError where the number of calibration samples is too small for the criterion."""
 
     def require_sources(self, windows: Sequence[int]) -> None:
-        """Raise CalibrationError where a source, of so many windows each, has none that the criterion evaluates on."""
+        """Raise CalibrationError where the criterion evaluates on no window of a source. ``windows``: of each."""
 
     def hidden_state_bytes(self, size: ScoringSize) -> int:
         """Return the bytes of hidden states kept in addition to the dense and pruned ones of all windows."""
@@ -244,7 +244,7 @@ class WidthCriterion(Variant, ABC):
         """
 
     def for_tokens(self, tokens: int) -> Self:
-        """Return the criterion for so many calibration tokens; one that computes less of each of many may differ."""
+        """Return the criterion for a number of calibration tokens; with more tokens it may compute less of each."""
         return self
 
     def operations(self, width: int) -> int:

@@ -49,7 +49,7 @@ class HeadsDecision:
 
 
 def decide_heads(names: FileNames, *, change: ConfigChange, narrowed: bool, keep: bool) -> HeadsDecision | None:
-    """Return what becomes of the heads in a base's files; None without heads, and for a model with code of its own.
+    """Return the decision on the heads in a base's files; None without heads, and for a model with code of its own.
 
     ``change``: of the config, with the heads still counted after it; ``narrowed``: True where neurons, heads or experts
     are removed; ``keep``: as the recipe asks.

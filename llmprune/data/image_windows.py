@@ -31,7 +31,7 @@ class PackedImages:
     images: tuple[Any, ...]
 
     def after(self, images: int) -> Packed:
-        """Return the windows as they refer to the images where so many others come before them."""
+        """Return the windows as they refer to their images behind ``images`` others."""
         windows_NL = self.packed.windows_NL
         return replace(self.packed, windows_NL=windows_NL.where(windows_NL >= 0, windows_NL - images))
 

@@ -255,7 +255,7 @@ class _Reader:
     used: tuple[UsedText, ...]
 
     def read_all(self, wanted: Sequence[int]) -> list[Tensor]:
-        """Return so many windows of each source, int64 [N, L]; where one has too few, the others give more."""
+        """Return the wanted windows of each source, int64 [N, L]; where one has too few, the others give more."""
         import torch
 
         sources = self.windows.text_sources()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _QUESTION = "llmprunequestion"  # found again in what the template writes
 _LEAST_OF_TURN = 4  # tokens of a user's turn
-_SHARE_OF_TURN = 4  # of a window, the user's turn takes at most one part in so many
+_SHARE_OF_TURN = 4  # the user's turn takes at most a quarter of a window
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,7 @@ class _CheckpointStep:
 
 
 def _config_change(context: RunContext, cut: Cut) -> tuple[ConfigChange, HeadsDecision | None]:
-    """Return the base's config, read again from its folder, before and after the cut; and what becomes of its heads."""
+    """Return the base's config, read again from its folder, before and after the cut; and the decision on its heads."""
     source = context.recipe.model
     before = load_config(source)
     after = cut_config(before, context.inputs.anatomy, kept=cut.sizes)

@@ -154,7 +154,7 @@ def write_windows(inputs: RunInputs, writing: Writing, *, parts: Path, reduction
 
 
 def _batch(whole: WholeModel, writing: Writing, *, batch: range, prompts_NP: Tensor) -> Callable[[int], Tensor]:
-    """Return the function that samples a batch, so many windows at a time."""
+    """Return the function that samples a batch; its argument: windows at a time."""
     chats = [index for index in batch if writing.turns is not None and index % 2]
     plain = [index for index in batch if index not in chats]
 

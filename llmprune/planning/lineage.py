@@ -56,7 +56,7 @@ def ancestors_of(source: ModelSource) -> tuple[Ancestor, ...]:
 
 
 def lineage_of(source: ModelSource, parameters: int) -> tuple[Ancestor, ...]:
-    """Return the models from the first base to the one that is pruned now, of so many ``parameters``."""
+    """Return the models from the first base to the one that is pruned now, which has ``parameters``."""
     own = Ancestor(name=source.id, commit=hub_commit(source), parameters=parameters)
     return (*ancestors_of(source), own)
 

@@ -1,4 +1,4 @@
-"""Plan what becomes of the base's prediction heads."""
+"""Plan the decision on the base's prediction heads: kept, narrowed or left out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmprune.results.prediction_heads import PredictionHeads, describe_declared
 
 
 def with_prediction_heads(plan: Plan, base: Base, *, recipe: Recipe, planned: PlannedCut) -> Plan:
-    """Return a plan with what becomes of the prediction heads, a note on it, and their bytes on the disk.
+    """Return a plan with the decision on the prediction heads, a note on it, and their bytes on the disk.
 
     Where the base's files are not known, the note is on the heads that its config declares.
     """
@@ -33,7 +33,7 @@ def with_prediction_heads(plan: Plan, base: Base, *, recipe: Recipe, planned: Pl
 
 
 def about_declared(base: Base) -> list[str]:
-    """Return a note on heads that the config declares, where it is not decided what becomes of them.
+    """Return a note on heads that the config declares, where the decision on them is still open.
 
     Models with code of their own may load theirs.
     """

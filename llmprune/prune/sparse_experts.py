@@ -2,7 +2,7 @@
 
 Second moments of the inputs are summed over the tokens of one expert, each with the square of its routing weight, for
 one expert at a time. An expert with fewer tokens than inputs is filled up with the mean over all tokens of the layer,
-as if so many more had been routed to it; one without tokens is calibrated on those alone.
+as if the missing tokens had been routed to it; one without tokens is calibrated on those alone.
 
 Shapes: T tokens, O outputs of a matrix, I its inputs, E experts, F neurons of an expert.
 """

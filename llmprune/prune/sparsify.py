@@ -81,7 +81,7 @@ class Sparsifier:
         everything = {one.name: one for one in projections_of(layer)}
         for group in topology.order.groups:
             if topology.last is not None and topology.last.name in group and self._is_beside(topology.last):
-                records += self._prune_experts(staged)  # which the last writer makes good
+                records += self._prune_experts(staged)  # the refit of the last writer then corrects their error
             together = [chosen[name] for name in group if name in chosen and topology.writer(name) is None]
             if together:
                 records += self._prune_together(staged, together)

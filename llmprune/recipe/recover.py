@@ -20,7 +20,7 @@ from llmprune.recipe.text_source import TextSource
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _MOST_TOKENS = 10**13
 _MOST_GENERATED, _GENERATED_AN_HOUR = 512, 64  # windows that the dense model writes by itself
-_HELD_OUT_SHARE = 4  # of few windows, one in so many is held out
+_HELD_OUT_SHARE = 4  # of few windows, one in four is held out
 _TOKENS_AT_ONCE = {False: 1024, True: 8192}  # on the CPU and on a GPU: larger products are hardly faster
 _RATE, _RATE_WIDTH, _LORA_RATE = 2e-4, 576, 2e-4  # of AdamW, at this hidden size; LoRA's does not depend on it
 

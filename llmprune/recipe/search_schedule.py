@@ -16,11 +16,11 @@ from llmprune.recipe.refit import Refit
 _JUDGED_PART, _LEAST_OF_SOURCE, _MOST_OF_SOURCE = 8, 3, 8  # windows of a source that judge: every eighth
 _JUDGED_TOKENS = 256  # of each of them, from its beginning; the second half of these counts
 _REPAIR_TOKENS = 4096  # that a repair of the second round is solved on, at least
-_REPAIR_PART, _MOST_TO_REPAIR = 10, 4  # one in so many calibration windows, where these are more; at most a quarter
+_REPAIR_PART, _MOST_TO_REPAIR = 10, 4  # one in ten calibration windows, where these are more; at most a quarter
 _REPAIRED, _LAST = 4, 2  # shapes of the second and of the last round, for each budget
 _ORDER_PART, _LEAST_TO_ORDER, _MOST_TO_ORDER = 8, 3, 6  # windows that the order of the layers is found on
 ORDER_TOKENS = 256  # of each of them; the second half of these counts
-REPEATED_TO_ORDER = 3  # one in so many of them is there once more, repeated
+REPEATED_TO_ORDER = 3  # every third of them is there once more, repeated
 TRIED_LAYERS = 6  # that are judged in each round of that order
 _PASSES_OF_REPAIR = 4.0  # that a repair takes over its own windows, its solves included
 _PASSES_OF_UP_REFIT = 5.0  # that it takes more with ``refit.up``

@@ -20,7 +20,7 @@ class PredictionHeads(Figures):
 
 
 def describe_prediction_heads(found: PredictionHeads) -> str:
-    """Return a sentence on what becomes of the heads."""
+    """Return a sentence on the decision: heads kept, narrowed or left out."""
     heads = describe_declared(found.fields)
     if found.reason is not None:
         return f"{heads} are not part of the result: {found.reason}; the result's config declares none"

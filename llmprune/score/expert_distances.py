@@ -3,7 +3,7 @@
     distance of experts i and j = Σ over tokens   g_i² ‖ f_i(x) − f_j(x) ‖²
 
 It is the squared error of the layer if expert j answers in place of i with the weight g_i. All experts are run on
-evenly spaced tokens, so many that it costs as much as one pass through the routed experts. The usage of an expert is
+evenly spaced tokens, as many as cost one pass through the routed experts. The usage of an expert is
 the sum of its routing weights over all tokens. (M-SMoE, arXiv 2310.01334, compares router scores, and HC-SMoE,
 arXiv 2410.08589, mean outputs.)
 

@@ -62,7 +62,7 @@ class ScoringCriteria:
         return max(one.windows_for_gradients(windows, generated) if one else 0 for one in (self.width, self.heads))
 
     def for_tokens(self, tokens: int) -> ScoringCriteria:
-        """Return the criteria for so many calibration tokens."""
+        """Return the criteria for a number of calibration tokens."""
         width, heads = (one and one.for_tokens(tokens) for one in (self.width, self.heads))
         return replace(self, width=width, heads=heads)
 

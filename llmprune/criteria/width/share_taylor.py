@@ -56,7 +56,7 @@ class ShareTaylor(WidthCriterion):
         return min(self.gradient_windows, generated)
 
     def for_tokens(self, tokens: int) -> Self:
-        """Return the criterion with the ``share`` for so many calibration tokens."""
+        """Return the criterion with the ``share`` for a number of calibration tokens."""
         criterion = self.model_copy()
         criterion._share = self._share.for_tokens(tokens)
         return criterion

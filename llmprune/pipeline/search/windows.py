@@ -77,7 +77,7 @@ def order_batches(context: RunContext, *, batch_size: int) -> CalibrationBatches
 
 
 def repair_windows(context: RunContext, number: int, *, batch_size: int) -> RepairWindows:
-    """Return windows that the repairs of a search are solved on: so many that judge none, spread over the sources."""
+    """Return ``number`` windows that the repairs of a search are solved on: none of those that judge shapes."""
     inputs = context.inputs
     unseen_N, sources_N = _unseen(context), sources_of(inputs)
     order_N = unseen_N[sources_N[unseen_N].argsort(stable=True)]

@@ -98,7 +98,7 @@ class SearchSpace:
 
 
 def moved(place: Place, axis: int, *, steps: int) -> Place:
-    """Return a place that is so many steps further from the dense model along an axis; negative ones are nearer."""
+    """Return the place ``steps`` further from the dense model along an axis; nearer to it where they are negative."""
     layers, widths, groups, experts = (one + steps * (index == axis) for index, one in enumerate(place))
     return layers, widths, groups, experts
 

@@ -47,7 +47,7 @@ class FreeChannels:
         return frozenset(source.name.rpartition(".")[0] for source in self.sources)
 
     def fits(self, group: int) -> bool:
-        """Check that groups of so many neighbours do not cross the border of a set, and that a set has several."""
+        """Check that groups of ``group`` neighbours do not cross the border of a set, and that a set has several."""
         channels = self.columns_SQC.shape[2]
         return channels % group == 0 and channels > group
 

@@ -32,7 +32,7 @@ class Folds:
 
     @classmethod
     def of(cls, windows: int, sources_N: Tensor | None, *, generated_N: Tensor | None = None) -> Folds:
-        """Return the folds of so many windows: their sources, or with a single source both halves.
+        """Return the folds of a number of windows: their sources, or with a single source both halves.
 
         ``generated_N``: True for windows that the dense model wrote itself, bool [N]; None where it wrote none.
         """
