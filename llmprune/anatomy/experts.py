@@ -107,7 +107,7 @@ class _Search:
         Every token needs ``top_k`` different experts of its chosen groups, and a router of groups some in each. Where
         all experts of the model are chosen, their order shows nothing, so there are more.
         """
-        if groups == 1:  # without groups, any number from the top k on works; this one fewer shows that it builds
+        if groups == 1:  # without groups any number of at least top k works; one fewer shows that the model builds
             fewer = self.representative.with_fields(self.small | {self.experts.field: count - 1})
             runs = count - 1 < top_k or (fewer is not None and self._outcome(count - 1, 1).refusal is None)
             return top_k if fewer is not None and runs else None

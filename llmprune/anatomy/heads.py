@@ -1,4 +1,4 @@
-"""Find the attention heads by key-value group: the config fields that count them, and the sizes that these set.
+"""Find attention heads by key-value group: the config fields that count them, and the sizes that follow.
 
 A group is a key-value head with the query heads that read it. ``attention`` proposes and proves the units.
 """

@@ -61,7 +61,7 @@ def units_of_field(field: Field, representative: RepresentativeModel, *, small: 
 
 
 def _by_holder(changes: tuple[Change, ...]) -> dict[str, list[Change]]:
-    """Group changes by the module that holds them; those of experts last, whose proof may need the other units."""
+    """Group changes by the module that holds them. Experts come last: their proof may need the other units."""
     holders: dict[str, list[Change]] = {}
     for change in sorted(changes, key=lambda change: "expert" in change.name and "shared" not in change.name):
         holders.setdefault(holder_of(change.name), []).append(change)

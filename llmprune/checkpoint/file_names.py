@@ -48,7 +48,7 @@ class FileNames:
         self._own_converters, self._converters = _by_pattern(self._own_rules), _by_pattern(self._rules)
         self._all_converters = list(dict.fromkeys(self._converters.values()))
         self._own = model.state_dict()
-        # by the first tensor that a rule makes: its sources, each with the pattern that it matched
+        # sources of a rule, each with its pattern, by the first tensor that the rule makes
         self._sources: dict[str, list[tuple[str, str | None]]] = {}
         self._first: dict[str, str] = {}  # for each tensor of the model, the first that its rule makes
         self._unused: list[str] = []
@@ -110,7 +110,7 @@ class FileNames:
         ]
 
     def missing(self) -> list[str]:
-        """Return the parameters that the files do not have, except tied ones and those that may be missing."""
+        """Return the parameters that the files lack, except tied ones and those that the model declares optional."""
         patterns = [re.compile(pattern) for pattern in self.model._keys_to_ignore_on_load_missing or ()]
         tied = self.model.all_tied_weights_keys
         return [

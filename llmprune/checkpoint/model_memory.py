@@ -1,4 +1,4 @@
-"""Memory that whole models take, and memory that is free for them where the recipe's device map puts them."""
+"""Memory of whole models: what they take, and what is free on the devices of the recipe's device map."""
 
 from __future__ import annotations
 

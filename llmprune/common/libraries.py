@@ -53,7 +53,7 @@ def quiet_libraries() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     disable_progress_bars()
-    # datasets reads it when it is imported, which not every run does
+    # datasets reads it on its import, which not every run makes
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if "datasets" in sys.modules:
         sys.modules["datasets"].disable_progress_bars()

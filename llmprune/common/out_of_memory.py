@@ -86,7 +86,7 @@ class BatchSize:
             f"{step} ran out of memory on {_places(messages)} with batches of {before} {self.unit}; it was repeated "
             f"{how}"
         )
-        if sentence not in self.reductions:  # it is in those of a stopped run that repeats the step
+        if sentence not in self.reductions:  # a continued run has it from the stopped one
             self.reductions.append(sentence)
         logger.warning("%s", sentence)
         if self.on_reduction is not None:

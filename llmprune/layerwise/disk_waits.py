@@ -16,13 +16,13 @@ _LONG_WAIT = 10.0  # seconds; less is not worth a warning
 
 
 def is_long(waited: float, seconds: float) -> bool:
-    """Check that a step of this many seconds waited for the disk for so long that people should know."""
+    """Check that a step waited for the disk long enough for a warning. ``waited``: of its ``seconds``."""
     return waited >= _LONG_WAIT and waited > _LARGE_WAIT * seconds
 
 
 @dataclass
 class _Watched:
-    """A step that is watched: its name, when it began, and the seconds that were waited before it."""
+    """A watched step: its name, its begin, and the seconds waited before it."""
 
     name: str
     began: float

@@ -70,7 +70,7 @@ class LayerCall:
 
 @dataclass(frozen=True)
 class ReceivedCall:
-    """All that one layer receives for one batch: the hidden states before it [B, L, D], and its other arguments."""
+    """Arguments of one layer for one batch: the hidden states before it [B, L, D], and the others."""
 
     hidden_BLD: Tensor
     call: LayerCall

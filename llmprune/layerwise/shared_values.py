@@ -25,7 +25,7 @@ class SharedValues:
         self._copies = DeviceCopies()
 
     def share(self, calls: Sequence[LayerCall]) -> list[LayerCall]:
-        """Return the calls of one batch with each tensor in them replaced by an equal one that is already kept."""
+        """Return the calls of one batch, with each tensor replaced by an equal one that is kept already."""
         tensors = tensors_in([(call.args, call.kwargs) for call in calls])
         own = {id(tensor): (place, tensor) for place, tensor in reversed(list(enumerate(tensors)))}
         kept = self._share_with_first(own) if self._first else _share_among(list(own.values()))

@@ -215,7 +215,7 @@ class _Probe:
         self.inputs.append((projection, value))
 
     def add_return(self, path: str, value: Any) -> None:
-        """Make a module the owner of the projection within it whose output it returns; the outermost one counts."""
+        """Note the owner of a projection: the outermost module that returns the projection's output."""
         first = value[0] if isinstance(value, tuple) and value else value
         for name, output in self.outputs.items():
             if first is output and name.startswith(f"{path}."):

@@ -220,7 +220,7 @@ def _after_earlier_rounds(context: RunContext, *, options: RunOptions) -> tuple[
 
 
 def _ends(options: RunOptions, folder: Path) -> bool:
-    """Check that a round's training is to be ended: that which was stopped, and none that follows."""
+    """Check that --end-recovery ends a round's training: only the one that was stopped, not later ones."""
     return options.end_recovery and broadcast_from_first(is_begun(folder) if is_first_process() else False)
 
 

@@ -1,4 +1,4 @@
-"""The model that a run compares its result with, where that is another than the model that it prunes."""
+"""The reference model of a run: compared with the result, where it is not the pruned model itself."""
 
 from __future__ import annotations
 

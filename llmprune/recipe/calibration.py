@@ -13,7 +13,7 @@ from llmprune.recipe.text_source import TextSource, readable_split
 
 _SAMPLES, _LENGTH = 128, 2048  # calibration windows and their tokens, where the recipe gives none
 NEEDS_SEVERAL = "needs several sources of text; list them, or remove combine"
-_AUTO_SHARE = 4  # windows that are read to one that the dense model writes itself
+_AUTO_SHARE = 4  # windows of text for each self-generated one
 
 
 class TokenWindows(Section):
@@ -202,7 +202,7 @@ class Calibration(TokenWindows):
         return self.read_shape()[0] // _AUTO_SHARE if self.self_generated == "auto" else self.self_generated
 
     def shape(self) -> tuple[int, int]:
-        """Return (N, L) of all windows: those that are read and those that the dense model writes itself."""
+        """Return (N, L) of all windows, read and self-generated."""
         samples, length = self.read_shape()
         return samples + self.generated, length
 

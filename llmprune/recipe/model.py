@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from llmprune.common.paths import is_plain_path
 from llmprune.common.schema import Section, Size
 
-FIRST_BASE = "first_base"  # in place of a model: that from which a model that is pruned again was first pruned
+FIRST_BASE = "first_base"  # in place of a model: the first base of one that is pruned repeatedly
 
 
 def _device_key(value: Any) -> Any:

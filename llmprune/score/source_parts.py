@@ -46,7 +46,7 @@ class SourceParts:
         return 1 if self.is_pooled else self.count
 
     def merged(self, accumulators: Sequence[A]) -> Sequence[A]:
-        """Return the accumulators that scores are made of: one by source, or one of all that are pooled."""
+        """Return the accumulators that give the scores: one for each source, or a single one of pooled sources."""
         return pooled(accumulators, self._weights) if self.is_pooled else accumulators
 
     def of(self, batch: int, *values: Tensor) -> Iterator[tuple[int, Sequence[Tensor]]]:

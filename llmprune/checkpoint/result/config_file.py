@@ -208,7 +208,7 @@ def _kept(value: list[Any] | str, change: ConfigChange) -> list[Any] | str:
 
 
 def _parsed(raw: Raw, before: Config) -> Values | None:
-    """Return the values that the base's config class reads from these fields; None where it refuses them."""
+    """Return the values that the base's config class reads from the fields; None if it refuses them."""
     try:
         with quiet_transformers():
             return _values(type(before).from_dict(type(before)._decode_special_floats(copy.deepcopy(raw))))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Tensors = dict[str, Tensor]
 
 
-_GROUP = 128 << 20  # bytes of one part, which is what writing a layer takes in addition to it
+_GROUP = 128 << 20  # bytes of one part: the memory that writing takes in addition to the layer
 
 
 class CheckpointWriter:

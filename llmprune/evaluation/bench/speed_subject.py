@@ -22,7 +22,7 @@ from llmprune.results.speed_table import ModelSizes
 
 @dataclass(frozen=True)
 class SpeedSubject:
-    """A dense model as it is timed: on one device, the first GPU if there is one, in the type that it computes in."""
+    """A dense model to be timed, on one device: the first GPU, or the CPU."""
 
     source: ModelSource
     config: Config

@@ -50,7 +50,7 @@ class Checkpoint:
 
 
 def chosen_checks(names: Sequence[str]) -> list[ToolCheck]:
-    """Return the checks whose names begin with one of these; all for none. Raises RecipeError for an unknown one."""
+    """Return the checks whose names begin with a given one; all without any. Raises RecipeError for an unknown one."""
     unknown = [name for name in names if not any(_begins(check, name) for check in CHECKS)]
     if unknown:
         first = ", ".join(dict.fromkeys(check.partition(":")[0] for check in CHECKS))

@@ -152,7 +152,7 @@ class _Step:
 
     @cached_property
     def _order(self) -> tuple[int, ...]:
-        """Layers in the order in which shapes lack them: as many as one of them does."""
+        """Layers in the order of their removal, as many as the smallest shape lacks."""
         folder, inputs = self.context.folder, self.context.inputs
         fewest = min(one.shape.layers for budget in self._budgets for one in budget.tried)
         rounds = self.space.dense.layers - max(fewest - 1, self.space.smallest.layers)  # one step further included
@@ -221,7 +221,7 @@ class _Step:
         return SearchRecord(self.context, self.space, self._order, self._schedule, self._speed)
 
     def _further(self, rounds: Rounds, chosen: Tried) -> dict[str, Tried]:
-        """Try the shapes that go one step beyond the chosen one, by axis: in the first rounds, as far as it went."""
+        """Try, for each axis, the shape one step beyond the chosen one, in the rounds that this took part in."""
         found = {}
         shape = shape_of(chosen.cut, self.space)
         steps = {

@@ -1,4 +1,4 @@
-"""Calibration windows of a search: those that judge shapes, and those that layers are ordered and repairs solved on.
+"""Calibration windows of a search: to judge shapes, to order layers, and to solve repairs.
 
 Shapes and layers are also judged on windows whose first half comes twice. Ordinary text hardly shows that a cut takes a
 model's ability to copy from its context: SmolLM2 without four layers lost less on prose than with narrower MLPs of the

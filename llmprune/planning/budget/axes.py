@@ -24,7 +24,7 @@ Widths = tuple[tuple[str, int], ...]  # of all fields, sorted by field
 
 @dataclass(frozen=True)
 class AxisValues:
-    """The values that each axis may have, from the dense one; an axis that gives nothing has that alone."""
+    """The values of each axis, beginning with the dense one, which is the only one of an axis that cannot be cut."""
 
     layers: tuple[int, ...]
     widths: tuple[Widths, ...]
@@ -35,7 +35,7 @@ class AxisValues:
 def axis_values(axes: Axes | None, counter: ShapeCounter) -> AxisValues:
     """Return the values of the axes that a recipe names, or of all that the model has.
 
-    Raises RecipeError for a named axis that the model cannot give, with the anatomy's reason, and where no axis can.
+    Raises RecipeError for a named axis that cannot be cut, with the anatomy's reason, and where none can.
     """
     finder = _Finder(axes, counter)
     found = AxisValues(
@@ -153,7 +153,7 @@ class _Finder:
         return step
 
     def _refused(self, name: str, reason: str | None) -> bool:
-        """Note that an axis cannot give; a problem where the recipe names it."""
+        """Note an axis that cannot be cut, with the reason; a problem if the recipe names it."""
         if reason is not None:
             self.refusals[name] = reason
             if self._axes is not None:
@@ -169,7 +169,7 @@ class _Finder:
         possible: Sequence[int] = (),
         keys: str = "at_least",
     ) -> None:
-        """Note that an axis has no smaller value; a problem where the recipe names it. ``keys``: that bound it."""
+        """Note an axis without a smaller value; a problem if the recipe names it. ``keys``: its bounds."""
         if values:
             return
         remedy = f"; possible: {ranges(possible)}" if possible else ""

@@ -73,7 +73,7 @@ def candidates(space: SearchSpace, limits: Limits, *, speed: SpeedOf | None = No
 
 
 def one_step_further(space: SearchSpace, shape: Shape, *, speed: SpeedOf | None = None) -> dict[str, Candidate]:
-    """Return by axis the shape that has one step less along it; without the axes that have no smaller value."""
+    """Return by axis the shape one step smaller along it, for the axes that have a smaller value."""
     judge, place = _Judge(space, {}, speed=speed), space.place(shape)
     return {
         name: judge.candidate(moved(place, axis, steps=1))

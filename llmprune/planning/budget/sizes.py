@@ -62,7 +62,7 @@ class _Cache:
 
 
 class ShapeCounter:
-    """Exact sizes of the shapes of one model; only layers that differ in size make them depend on which are removed."""
+    """Exact sizes of the shapes of one model. They depend on which layers are removed only if layers differ in size."""
 
     def __init__(self, base: Base, *, token: TokenSizes | None = None, trust_remote_code: bool = False) -> None:
         """Count the tensors of the dense model. ``token``: sizes of a token, None where all tokens are kept."""

@@ -50,7 +50,7 @@ class ResidualWriter:
 
 @dataclass(frozen=True)
 class LayerTopology:
-    """Order in which a layer calls its projections, and those of them that write to the residual stream, in order."""
+    """Order in which a layer calls its projections, and its residual writers in that order."""
 
     order: Order
     writers: tuple[ResidualWriter, ...] = ()
