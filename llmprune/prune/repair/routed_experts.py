@@ -6,7 +6,7 @@ the experts that are solved together each gets its share of the error by the squ
 
     g_e² / Σ g²      over the experts of this pass that the token is routed to
 
-which is the smallest change that makes it good. After each pass, what the solved experts add now is subtracted, and the
+which is the smallest change that corrects it. After each pass, what the solved experts add now is subtracted, and the
 next ones get what remains. Passes bound the memory for normal equations too. Ridge and the fraction of the inherited
 error are cross-validated for each expert; one that gains nothing on folds that its solve did not see keeps its weights,
 and so does one with too few tokens.
