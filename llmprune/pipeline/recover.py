@@ -13,7 +13,7 @@ from llmprune.checkpoint.placement import free_on_all_gpus
 from llmprune.checkpoint.result.pruned_source import pruned_source
 from llmprune.checkpoint.result.verify import Verified
 from llmprune.common.distributed import broadcast_from_first, is_first_process
-from llmprune.common.energy import EnergyMeter
+from llmprune.common.energy import EnergyMeter, total_kilowatt_hours
 from llmprune.common.errors import OutputError
 from llmprune.common.files import replace_folder
 from llmprune.common.out_of_memory import BatchSize, free_cached_memory
@@ -159,7 +159,7 @@ class _RecoveryStep:
         context.inputs.release()
         free_cached_memory()
         verified = self._verified(found)
-        figures = self._figures(found, kilowatt_hours=meter.kilowatt_hours)
+        figures = self._figures(found, kilowatt_hours=total_kilowatt_hours(meter))
         made = RecoveredCheckpoint(figures, verified)
         if is_first_process():
             self._put_in_place(found)
