@@ -34,14 +34,7 @@ from llmprune.results.recovery_sentences import describe_gain
 from llmprune.results.report_schema import Report, Size
 from llmprune.results.round_table import round_table
 from llmprune.results.search_figures import SearchFigures
-from llmprune.results.search_sentences import (
-    describe_broken,
-    describe_choice,
-    describe_further,
-    describe_limits,
-    describe_margin,
-    describe_search,
-)
+from llmprune.results.search_sentences import describe_broken, describe_budgets, describe_search
 from llmprune.results.sentences import describe_carried, describe_left
 from llmprune.results.size_table import size_rows, width_names
 from llmprune.results.templates import template_environment
@@ -231,11 +224,9 @@ def _score_row(score: RecoveryScore) -> tuple[str, ...]:
 def _search(found: SearchFigures) -> list[str]:
     """Return what was searched, the choice for each reported budget and its margin, and what one step more costs."""
     sentences = [describe_search(found)]
-    for size in found.sizes:
-        sentences.append(f"budget: {describe_limits(found.chosen[size].limits)}")
-        sentences.append(f"chosen: {describe_choice(found, size)}")
-        sentences += describe_margin(found, size)
-        sentences += [f"one step further in {sentence}" for sentence in describe_further(found, size)]
+    for budget in describe_budgets(found):
+        sentences += [f"budget: {budget.limits}", f"chosen: {budget.choice}", *budget.margin]
+        sentences += [f"one step further in {sentence}" for sentence in budget.further]
     return [as_sentence(sentence) for sentence in (*sentences, *describe_broken(found), *found.notes)]
 
 

@@ -9,14 +9,7 @@ from rich.text import Text
 
 from llmprune.results.formatting import count, fixed, number, percent, share, times
 from llmprune.results.search_figures import SearchFigures, TriedShape
-from llmprune.results.search_sentences import (
-    describe_broken,
-    describe_choice,
-    describe_further,
-    describe_limits,
-    describe_margin,
-    describe_search,
-)
+from llmprune.results.search_sentences import describe_broken, describe_budgets, describe_search
 
 _MOST_LETTERS = 24  # of all sources that have a column of their own in 80 columns
 
@@ -24,13 +17,13 @@ _MOST_LETTERS = 24  # of all sources that have a column of their own in 80 colum
 def print_search(found: SearchFigures, console: Console) -> None:
     """Print the shape chosen for each budget, what one step further costs, the frontier, and notes."""
     console.print(Text(describe_search(found)))
-    for size in found.sizes:
+    for budget in describe_budgets(found):
         console.print()
-        console.print(Text.assemble(("Budget  ", "bold"), describe_limits(found.chosen[size].limits)))
-        console.print(Text.assemble(("Chosen  ", "bold green"), describe_choice(found, size)))
-        for sentence in describe_margin(found, size):
+        console.print(Text.assemble(("Budget  ", "bold"), budget.limits))
+        console.print(Text.assemble(("Chosen  ", "bold green"), budget.choice))
+        for sentence in budget.margin:
             console.print(Text(f"- {sentence}"))
-        for sentence in describe_further(found, size):
+        for sentence in budget.further:
             console.print(Text(f"- one step further in {sentence}"))
     console.print()
     console.print(Text("On the frontier, by size:", "bold"))
@@ -41,7 +34,7 @@ def print_search(found: SearchFigures, console: Console) -> None:
 
 def search_lines(found: SearchFigures) -> list[str]:
     """Return the lines of a run's summary: the search, and for each reported budget the choice and its margin."""
-    choices = ["; ".join([describe_choice(found, size), *describe_margin(found, size)]) for size in found.sizes]
+    choices = ["; ".join([budget.choice, *budget.margin]) for budget in describe_budgets(found)]
     return [describe_search(found), *choices, *describe_broken(found), *found.notes]
 
 

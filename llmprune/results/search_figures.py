@@ -51,11 +51,6 @@ class TriedShape(Figures):
         last = min(self.rounds, other.rounds) - 1
         return self.scores[last], other.scores[last]
 
-    @property
-    def as_cut(self) -> float:
-        """Score without repair."""
-        return self.scores[0]
-
 
 class ChosenShape(Figures):
     """The shape chosen for one budget. ``limits``: of the budget, in absolute numbers, by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from llmprune.results.formatting import byte_size, change, count, duration, fixed, percent, plural, share, times
 from llmprune.results.search_figures import SearchFigures, TriedShape
@@ -21,6 +22,29 @@ _LIMITS = {
     "kv_cache": lambda value: f"a key-value cache of {byte_size(value)} per token",
     "speed": lambda value: f"{times(value)} the dense model's speed",
 }
+
+
+@dataclass(frozen=True)
+class BudgetSentences:
+    """Sentences about the shape chosen for one budget. ``further``: what one step further in each axis costs."""
+
+    limits: str
+    choice: str
+    margin: list[str]
+    further: list[str]
+
+
+def describe_budgets(found: SearchFigures) -> list[BudgetSentences]:
+    """Return the sentences about each reported budget."""
+    return [
+        BudgetSentences(
+            describe_limits(found.chosen[size].limits),
+            _describe_choice(found, size),
+            _describe_margin(found, size),
+            _describe_further(found, size),
+        )
+        for size in found.sizes
+    ]
 
 
 def describe_limits(limits: dict[str, float]) -> str:
@@ -48,7 +72,7 @@ def describe_search(found: SearchFigures) -> str:
     )
 
 
-def describe_choice(found: SearchFigures, size: int) -> str:
+def _describe_choice(found: SearchFigures, size: int) -> str:
     """Return the shape chosen for a budget, with its size and divergence, and its speed where that was asked for."""
     chosen, shape = found.chosen[size], found.chosen_shape(size)
     kept = percent(share(found.dense_parameters, shape.parameters))
@@ -63,7 +87,7 @@ def describe_choice(found: SearchFigures, size: int) -> str:
     return f"{text}; speed: predicted {times(shape.speed)} the dense model's{measured}{off}"
 
 
-def describe_margin(found: SearchFigures, size: int) -> list[str]:
+def _describe_margin(found: SearchFigures, size: int) -> list[str]:
     """Return how much worse the best shape of each single axis is than the chosen one."""
     chosen = found.chosen_shape(size)
     sentences = []
@@ -74,7 +98,7 @@ def describe_margin(found: SearchFigures, size: int) -> list[str]:
     return sentences
 
 
-def describe_further(found: SearchFigures, size: int) -> list[str]:
+def _describe_further(found: SearchFigures, size: int) -> list[str]:
     """Return what one step further in each axis would save and cost."""
     chosen = found.chosen_shape(size)
     sentences = []

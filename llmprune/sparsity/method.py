@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from llmprune.common.variants import Variant
+from llmprune.sparsity.importance import compensated_importance
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from llmprune.sparsity.pattern import Pattern
 
-DAMPING_HELP = "λ, in units of diag(XᵀX): of its mean for sparsegpt, of each input's own for alps."
 InputMoments = Literal["nothing", "squares", "gram"]
 
 
@@ -70,3 +70,20 @@ class SparsityMethod(Variant, ABC):
     def operations(self, outputs: int, inputs: int) -> float:
         """Return the float32 operations of pruning a matrix of this shape, where they are many."""
         return 0.0
+
+
+class CompensatingMethod(SparsityMethod):
+    """Prunes a weight by the error that is left once other weights of its output compensate for it."""
+
+    requires: ClassVar[InputMoments] = "gram"
+
+    damping: float = Field(
+        0.01,
+        gt=0,
+        description="λ, in units of diag(XᵀX): of its mean for sparsegpt, of each input's own for alps.",
+    )
+
+    def importance(self, weight_OI: Tensor, moments: Tensor | None) -> Tensor:
+        """Return the error after all other weights compensate, whichever of them are pruned later."""
+        assert moments is not None, "required"
+        return compensated_importance(weight_OI, moments, damping=self.damping)

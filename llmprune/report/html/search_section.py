@@ -10,24 +10,7 @@ from markupsafe import Markup
 from llmprune.report.html.frontier_chart import SPEED, Link, frontier_chart, marker
 from llmprune.report.html.shape_rows import ShapeTable, shape_table
 from llmprune.results.search_figures import SearchFigures, TriedShape
-from llmprune.results.search_sentences import (
-    describe_broken,
-    describe_choice,
-    describe_further,
-    describe_limits,
-    describe_margin,
-    describe_search,
-)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Sentences about the shape chosen for one budget."""
-
-    limits: str
-    choice: str
-    margin: list[str]
-    further: list[str]
+from llmprune.results.search_sentences import BudgetSentences, describe_broken, describe_budgets, describe_search
 
 
 @dataclass(frozen=True)
@@ -35,7 +18,7 @@ class SearchView:
     """Parts of the section. ``kinds``: the legend of the chart, a marker and its meaning each."""
 
     summary: str
-    choices: list[Choice]
+    choices: list[BudgetSentences]
     chart: Markup | None
     speed_chart: Markup | None
     kinds: list[tuple[Markup, str]]
@@ -52,15 +35,7 @@ def view_search(found: SearchFigures, *, link: Link | None = None) -> SearchView
     ordered = sorted(found.tried, key=lambda one: (-one.parameters, one.score))
     return SearchView(
         summary=describe_search(found) if found.chosen else "",
-        choices=[
-            Choice(
-                describe_limits(found.chosen[size].limits),
-                describe_choice(found, size),
-                describe_margin(found, size),
-                describe_further(found, size),
-            )
-            for size in found.sizes
-        ],
+        choices=describe_budgets(found),
         chart=frontier_chart(found, link=link),
         speed_chart=frontier_chart(found, SPEED, link=link) if found.speed_frontier else None,
         kinds=_kinds(found),

@@ -18,13 +18,10 @@ Shapes: O outputs of a matrix, I inputs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Literal
 
 from llmprune.common.linalg.cholesky import inverse
-from llmprune.sparsity.importance import compensated_importance
-from llmprune.sparsity.method import DAMPING_HELP, InputMoments, SparsityMethod
+from llmprune.sparsity.method import CompensatingMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,13 +32,10 @@ _PENALTY = 0.5  # ρ, in units of the scaled diagonal of A
 _STEPS = 5
 
 
-class Alps(SparsityMethod):
+class Alps(CompensatingMethod):
     """``method: {kind: alps}``."""
 
-    requires: ClassVar[InputMoments] = "gram"
-
     kind: Literal["alps"] = "alps"
-    damping: float = Field(0.01, gt=0, description=DAMPING_HELP)
 
     def prune(self, weight_OI: Tensor, moments: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """Alternate between the least-squares weights and their projection onto the pattern."""
@@ -61,11 +55,6 @@ class Alps(SparsityMethod):
             sparse_OI = shifted_OI * mask_OI
             dual_OI = shifted_OI.sub_(sparse_OI)
         return sparse_OI / scale_I, mask_OI
-
-    def importance(self, weight_OI: Tensor, moments: Tensor | None) -> Tensor:
-        """Return the error after all other weights compensate."""
-        assert moments is not None, "required"
-        return compensated_importance(weight_OI, moments, damping=self.damping)
 
     def operations(self, outputs: int, inputs: int) -> float:
         """Return the operations of the inverse and of one product in each step."""

@@ -16,13 +16,10 @@ Shapes: O outputs of a matrix, I inputs, B inputs of a block, M of a group.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Literal
 
 from llmprune.common.linalg.cholesky import factorize, inverse, mean_diagonal, singular
-from llmprune.sparsity.importance import compensated_importance
-from llmprune.sparsity.method import DAMPING_HELP, InputMoments, SparsityMethod
+from llmprune.sparsity.method import CompensatingMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,13 +30,10 @@ _BLOCK = 128  # inputs whose effect on later blocks is applied in one product
 _SETTING = "sparsity.method.damping"
 
 
-class SparseGPT(SparsityMethod):
+class SparseGPT(CompensatingMethod):
     """``method: {kind: sparsegpt}``; with ``refit: false`` it is the authors' method."""
 
-    requires: ClassVar[InputMoments] = "gram"
-
     kind: Literal["sparsegpt"] = "sparsegpt"
-    damping: float = Field(0.01, gt=0, description=DAMPING_HELP)
 
     def prune(self, weight_OI: Tensor, moments: Tensor | None, *, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """Choose weights and compensate for them from the first input to the last."""
@@ -49,11 +43,6 @@ class SparseGPT(SparsityMethod):
         factor_II = _inverse_factor(moments, self.damping)
         with one_thread():
             return self._in_order(weight_OI, factor_II, pattern=pattern)
-
-    def importance(self, weight_OI: Tensor, moments: Tensor | None) -> Tensor:
-        """Return the error after all other weights compensate, whichever of them are visited later."""
-        assert moments is not None, "required"
-        return compensated_importance(weight_OI, moments, damping=self.damping)
 
     def operations(self, outputs: int, inputs: int) -> float:
         """Return the operations of the inverse, of its factor, and of the compensations."""
