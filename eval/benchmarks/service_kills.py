@@ -245,19 +245,21 @@ class Ordeal:
         }
 
 
+def undisturbed(recipe: Path, whole: Path, arguments: argparse.Namespace) -> str:
+    """Return the results of a run that nothing kills, in the folder ``whole``."""
+    if arguments.fake:
+        whole.mkdir()
+        os.environ.setdefault("LLMPRUNE_PROGRESS", str(whole.parent / "data" / "jobs" / "0" / "progress.json"))
+        finish_fake(whole, recipe.read_text())
+    else:
+        finish(run(recipe, whole))
+    return results(whole)
+
+
 def measure_kills(folder: Path, arguments: argparse.Namespace) -> None:
     """SIGKILL at random instants of whoever takes part: every job must end well, once, with the same bytes."""
     recipes = fake_recipes(folder) if arguments.fake else tiny_recipes(folder)
-    expected = []
-    for number, recipe in enumerate(recipes):
-        whole = folder / f"whole-{number}"
-        if arguments.fake:
-            whole.mkdir()
-            os.environ.setdefault("LLMPRUNE_PROGRESS", str(folder / "data" / "jobs" / "0" / "progress.json"))
-            finish_fake(whole, recipe.read_text())
-        else:
-            finish(run(recipe, whole))
-        expected.append(results(whole))
+    expected = [undisturbed(recipe, folder / f"whole-{number}", arguments) for number, recipe in enumerate(recipes)]
     database = postgresql_server() if arguments.database == "postgresql" else None
     settings = Settings(
         data_dir=folder / "data", port=free_port(), slots=2, allow_roots=(folder,),

@@ -193,7 +193,7 @@ def _explained(auto: Any, source: ModelSource, *, place: str, error: Exception) 
             "or take a smaller model.dtype"
         )
     if isinstance(error, ImportError):
-        return ModelError(f"the {part} of {source.id} needs a package that is not installed: {cause}")
+        return ModelError(f"the {part} of {source.id} needs a package that is not installed: {cause}; install it")
     if part == "tokenizer" and not any(Path(place).glob("tokenizer*")):
         return _no_tokenizer(source)
     if part == "weights" and "safetensors" in cause:

@@ -56,7 +56,10 @@ def make_prompts(
     Raises RecipeError where held-out text has too few windows, or they are too short, or there is no tokenizer.
     """
     if tokenizer is None:
-        raise RecipeError("evaluation.generation: the model has no tokenizer, which reads prompts and writes answers")
+        raise RecipeError(
+            "evaluation.generation: the model has no tokenizer, which reads prompts and writes answers; add one to its "
+            "folder, or set evaluation.generation to false"
+        )
     asks_windows = settings.prompts == "held_out" or (settings.prompts == "auto" and not tokenizer.chat_template)
     if asks_windows and held_out_NL is not None:
         shape = held_out_NL.shape[0], held_out_NL.shape[1]

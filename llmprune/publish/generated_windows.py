@@ -70,9 +70,12 @@ def read_generated(path: Path, *, vocabulary: int) -> Tensor:
         windows_NL = torch.tensor(json.loads(path.read_text(encoding="utf-8"))[KEY])
         valid = windows_NL.dtype == torch.int64 and windows_NL.ndim == 2 and windows_NL.numel() > 0
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise HubError(f"the generated windows in {path} cannot be read: {error}") from error
+        raise HubError(f"the generated windows in {path} cannot be read: {error}; fetch them again") from error
     if not valid or int(windows_NL.min()) < 0 or int(windows_NL.max()) >= vocabulary:
-        raise HubError(f"the generated windows in {path} are no token ids from 0 to {vocabulary - 1}")
+        raise HubError(
+            f"the generated windows in {path} are no token ids from 0 to {vocabulary - 1}; ask their author to push "
+            "them again"
+        )
     return windows_NL
 
 

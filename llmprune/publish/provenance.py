@@ -78,9 +78,12 @@ class Record(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise HubError(f"the {FILE} of {place} cannot be read: {problem}") from error
+            raise HubError(
+                f"the {FILE} of {place} cannot be read: {problem}; ask its author to push it again"
+            ) from error
         except (ValueError, RecursionError) as error:
-            raise HubError(f"the {FILE} of {place} cannot be read: {str(error).splitlines()[0]}") from error
+            cause = str(error).splitlines()[0]
+            raise HubError(f"the {FILE} of {place} cannot be read: {cause}; ask its author to push it again") from error
 
     def to_json(self) -> str:
         """Return the file's text."""
@@ -133,7 +136,9 @@ def fetch_record(place: str) -> tuple[Record, str]:
     folder = Path(place).expanduser()
     if folder.is_dir():
         if not (folder / FILE).is_file():
-            raise HubError(f"the folder {place} has no {FILE}: it does not hold a model pushed by llmprune")
+            raise HubError(
+                f"the folder {place} has no {FILE}: it does not hold a model pushed by llmprune; name one that does"
+            )
         return Record.read((folder / FILE).read_text(encoding="utf-8"), place), ""
     repo_id, revision = parse_hub_address(place)
     from huggingface_hub import hf_hub_download
@@ -143,7 +148,9 @@ def fetch_record(place: str) -> tuple[Record, str]:
         commit = str(resolve_revision(repo_id, revision).resolved)
         path = with_retries(lambda: hf_hub_download(repo_id, FILE, revision=commit))
     except RemoteEntryNotFoundError as error:
-        raise HubError(f"{repo_id} (revision {revision}) has no {FILE}: it was not pushed by llmprune") from error
+        raise HubError(
+            f"{repo_id} (revision {revision}) has no {FILE}: it was not pushed by llmprune; name a model that was"
+        ) from error
     except Exception as error:  # the hub client's errors have no base in common
         redact_error(error)
         raise HubError(f"{FILE} of {repo_id} (revision {revision}) cannot be fetched: {explain(error)}") from error

@@ -60,7 +60,8 @@ def recorded_search(record: Record, recipe: Recipe) -> SearchFigures | None:
     try:
         return SearchFigures.model_validate(found)
     except ValidationError as error:
-        raise HubError(f"the recorded search cannot be read: {error.errors()[0]['msg']}") from error
+        cause = error.errors()[0]["msg"]
+        raise HubError(f"the recorded search cannot be read: {cause}; ask its author to push it again") from error
 
 
 def _local_names(recipe: Recipe) -> Iterator[tuple[str, str]]:

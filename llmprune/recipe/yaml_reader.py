@@ -56,7 +56,9 @@ def read(text: str) -> Document:
         hint = "; indent with spaces" if r"'\t'" in problem else ""
         raise RecipeError(f"{place}not valid YAML: {problem}{hint}") from None
     except RecursionError:
-        raise RecipeError("not a recipe: brackets or mappings are nested hundreds deep") from None
+        raise RecipeError(
+            "not a recipe: brackets or mappings are nested hundreds deep; close those that are open"
+        ) from None
     except (ValueError, OverflowError):
         raise RecipeError(
             r"not valid YAML: a \U escape is above \U0010FFFF, or the version after %YAML is too long; correct it"

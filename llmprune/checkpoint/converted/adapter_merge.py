@@ -147,7 +147,10 @@ class _Merge:
         shown = self.base.source.id
         headers = headers_of_folder(self.change.base, shown)
         if not headers:
-            raise CheckpointError(f"{shown}, the base of {self.adapter.shown}, has no safetensors weights file")
+            raise CheckpointError(
+                f"{shown}, the base of {self.adapter.shown}, has no safetensors weights file; save it again with "
+                "save_pretrained"
+            )
         quantization = quantization_of(read_config(self.change.base))
         names = FileNames(self._build(self.change.before), headers, quantization=quantization)
         require_all(names, shown)

@@ -46,7 +46,9 @@ class LlamaCpp:
         """Look for the tools. Raises RecipeError where ``LLAMA_CPP`` names no folder."""
         home = os.environ.get(HOME)
         if home and not Path(home).is_dir():
-            raise RecipeError(f"the environment variable {HOME} names {home}, which is not a folder")
+            raise RecipeError(
+                f"the environment variable {HOME} names {home}, which is not a folder; correct it, or unset it"
+            )
         folders = [Path(home) / name for name in _PROGRAMS] if home else []
         places = [*folders, Path(sys.executable).parent, *map(Path, os.get_exec_path())]
         quantizer, converter = _program((_QUANTIZER,), places), _program(_CONVERTERS, places)

@@ -114,7 +114,7 @@ def time_products(
             if difference > _TOLERANCE[dense_OI.dtype]:
                 raise ModelError(
                     f"{names[0]}: the sparse product differs by {difference:.2g} of its largest output from the "
-                    "dense product"
+                    "dense product; update torch and the GPU's driver"
                 )
             milliseconds = [_milliseconds(input_TI, weight_OI, repeats=repeats) for weight_OI in (dense_OI, sparse_OI)]
             products.append(

@@ -226,7 +226,11 @@ def _metric(
     )  # directions are in the order of the metric list
     found = next((name for name in candidates if f"{name},{filter_name}" in metrics), None)
     if found is None:
-        raise EvaluationError(f"the task {task!r} gave no metric {metric or ''} under its filter {filter_name!r}")
+        listed = ", ".join(name for name in metrics if "," in name)
+        raise EvaluationError(
+            f"the task {task!r} gave no metric {metric or ''} under its filter {filter_name!r}; name one of these in "
+            f"evaluation.metrics: {listed}"
+        )
     return found, filter_name
 
 
