@@ -25,8 +25,8 @@ from llmprune.publish.push import refuse_fewer_samples
 from llmprune.recipe.model import ModelSource
 from llmprune.results.evaluation_figures import DivergenceFigures, PerplexityFigures
 from llmprune.results.figures import Figures
+from llmprune.results.fingerprints import file_fingerprint, fingerprint
 from llmprune.results.products import FULL_VOCABULARY, RECOVERY, REPAIRED, TASKS, VOCABULARY
-from llmprune.results.run_folder import file_fingerprint, fingerprint
 
 
 def evaluate(context: RunContext, cut: Cut) -> Measured:

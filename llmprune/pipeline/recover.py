@@ -23,7 +23,7 @@ from llmprune.data.window_sources import SELF_GENERATED, distinct_names
 from llmprune.data.windows import fingerprint_tokens
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint, name_before_vocabulary
-from llmprune.pipeline.recovery_text import recovery_windows
+from llmprune.pipeline.recovery_windows import recovery_windows
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.pipeline.verify_saved import SavedModel, verify_saved
 from llmprune.planning.duration.recovering import VERIFIED_AGAIN
@@ -35,9 +35,9 @@ from llmprune.recover.recovery import Recovered, Recovery
 from llmprune.recover.timing import windows_in
 from llmprune.recover.training import MOST_SETBACKS
 from llmprune.results.calibration_sources import CalibrationSource
+from llmprune.results.fingerprints import file_fingerprint, fingerprint
 from llmprune.results.products import RECOVERY, RECOVERY_LENGTH, RECOVERY_STATE, REPAIRED, ROUNDS
 from llmprune.results.recovery_figures import RecoveryFigures
-from llmprune.results.run_folder import file_fingerprint, fingerprint
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,11 @@ from llmprune.publish.generated_windows import GENERATED
 from llmprune.publish.preflight import check_push
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.report.runs import Run
+from llmprune.results.fingerprints import fingerprint
 from llmprune.results.products import MEMBERS, PLAN, ROUNDS
 from llmprune.results.replacing import recipe_of_model, remove
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import RunFolder, bytes_at_hand, fingerprint
+from llmprune.results.run_folder import RunFolder, bytes_at_hand
 from llmprune.results.search_figures import SearchFigures
 from llmprune.results.taking_over import take_scores
 

@@ -17,7 +17,7 @@ from llmprune.pipeline.finish import push_as_requested, write_report
 from llmprune.pipeline.options import RunOptions
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint, prune_checkpoint
 from llmprune.pipeline.recover import RecoveredCheckpoint, recover_checkpoint
-from llmprune.pipeline.recovery_text import windows_of_tokens
+from llmprune.pipeline.recovery_windows import windows_of_tokens
 from llmprune.pipeline.report.compose_report import compose_report
 from llmprune.pipeline.report.run_results import RunResults
 from llmprune.pipeline.requantize import requantize_as_requested

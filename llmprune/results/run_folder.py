@@ -7,11 +7,9 @@ fingerprints and the cost of each product. Only a finished model replaces a fini
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -228,29 +226,6 @@ def bytes_at_hand(home: Path, *, fresh: bool) -> int:
     if not fresh:
         return sum(folder_size(folder / name) for folder in (home, home / NEXT) for name in ("model", "model.partial"))
     return folder_size(home / NEXT) + (0 if has_model(home) else sum(folder_size(home / name) for name in PRODUCTS))
-
-
-def fingerprint(*parts: object) -> str:
-    """Return the SHA-256 of the parts' texts."""
-    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
-
-
-@lru_cache(maxsize=1)
-def code_fingerprint() -> str:
-    """Return the SHA-256 of llmprune's modules, so that products of other code are not reused."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def file_fingerprint(*paths: Path) -> str:
-    """Return the SHA-256 of the contents of those files that exist."""
-    digest = hashlib.sha256()
-    for path in paths:
-        if path.is_file():
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _refuse_foreign(path: Path) -> None:

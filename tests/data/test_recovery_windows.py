@@ -12,7 +12,8 @@ from helpers.windows import write_rows
 from safetensors.torch import save_file
 
 from llmprune.common.errors import CalibrationError
-from llmprune.data.recovery_windows import Part, RecoverySources, UsedText, arrange, load_recovery_text
+from llmprune.data.recovery_text import RecoverySources, UsedText, load_recovery_text
+from llmprune.data.recovery_windows import Part, arrange
 from llmprune.data.windows import load_windows
 from llmprune.recipe import recover
 from llmprune.recipe.calibration import Calibration, TokenWindows

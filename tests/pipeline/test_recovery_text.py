@@ -13,7 +13,7 @@ from llmprune.evaluation.chat_windows import ChatTurns
 from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.inputs import RunInputs
-from llmprune.pipeline.recovery_text import Writing, recovery_windows, write_windows
+from llmprune.pipeline.recovery_windows import Writing, recovery_windows, write_windows
 from llmprune.planning.plan import plan_and_check
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.run_folder import RunFolder

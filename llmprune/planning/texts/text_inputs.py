@@ -15,7 +15,8 @@ from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.checkpoint.loading import load_config, load_processor, load_tokenizer
 from llmprune.common.errors import CalibrationError, ModelError, RecipeError
 from llmprune.data.begin_of_text import required_begin
-from llmprune.data.recovery_windows import Part, RecoverySources, UsedText, about_epochs, load_recovery_text
+from llmprune.data.recovery_text import RecoverySources, UsedText, load_recovery_text
+from llmprune.data.recovery_windows import Part, about_epochs
 from llmprune.data.window_sources import source_names, sources_of_windows, with_generated
 from llmprune.data.windows import TextWindows, load_windows
 from llmprune.evaluation.prompts import ModelLimits, Prompts, make_prompts

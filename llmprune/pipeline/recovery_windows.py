@@ -35,8 +35,8 @@ from llmprune.planning.duration.generating import KEPT_TOGETHER, RECOVERY_GENERA
 from llmprune.publish.generated_windows import KEY
 from llmprune.recipe.recover import SelfGenerated
 from llmprune.results import products
+from llmprune.results.fingerprints import file_fingerprint, fingerprint
 from llmprune.results.products import RECOVERY_WINDOWS_PARTS
-from llmprune.results.run_folder import file_fingerprint, fingerprint
 
 logger = logging.getLogger(__name__)
 
