@@ -44,8 +44,9 @@ def compare(
 ) -> None:
     """Compare several runs: size, retention, perplexity, speed."""
     from llmprune.common.files import require_file, write_text
-    from llmprune.report.html.compare_page import figures_of, render_comparison
-    from llmprune.report.runs import load_runs, print_runs
+    from llmprune.report.html.compare_page import render_comparison
+    from llmprune.report.runs import figures_of, load_runs
+    from llmprune.report.runs_table import print_runs
 
     if output is not None:
         require_file(output, option="--output", example="compare.html")

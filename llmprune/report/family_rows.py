@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llmprune.report.runs import Run, has_trained, mean_interval
 from llmprune.results.formatting import NOTHING, byte_size, count, fixed, number, percent, share, span, speedup, times
 from llmprune.results.report_schema import Report
 from llmprune.results.size_table import width_names
+from llmprune.results.text_table import TextTable
 
 
-@dataclass(frozen=True)
-class FamilyTable:
-    """Heads of the columns, and a row of text for the dense model and for each member, the name first."""
-
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-def family_table(members: Sequence[Run]) -> FamilyTable:
-    """Return sizes, the search's divergence, perplexity, retention and speed, without columns that have no figure."""
+def family_table(members: Sequence[Run]) -> TextTable:
+    """Return the figures of the dense model and of each member, without columns that have none."""
     dense = members[0].report.dense
     reports = [member.report for member in members]
     columns: list[tuple[str, list[str]]] = [
@@ -45,7 +37,7 @@ def family_table(members: Sequence[Run]) -> FamilyTable:
     known = [(head, cells) for head, cells in columns if set(cells) - {"", NOTHING}]
     names = ["dense", *(member.name for member in members)]
     rows = zip(names, *(cells for _, cells in known), strict=True)
-    return FamilyTable(("model", *(head for head, _ in known)), tuple(rows))
+    return TextTable(("model", *(head for head, _ in known)), tuple(rows))
 
 
 def _score(report: Report) -> str:

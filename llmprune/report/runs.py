@@ -1,30 +1,15 @@
-"""Comparison of finished runs."""
+"""Finished runs that are compared: their names, their figures as JSON data, and how they differ."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import Any
 
 from llmprune.common.errors import OutputError
 from llmprune.results.comparison import ComparedRun, Difference, comparison_warnings, recipe_differences
-from llmprune.results.formatting import (
-    NOTHING,
-    count,
-    interval_name,
-    number,
-    percent,
-    plural,
-    share,
-    span,
-    speedup,
-    times,
-)
+from llmprune.results.formatting import interval_name, plural, share
 from llmprune.results.load_report import load_report
 from llmprune.results.report_schema import Report
 
@@ -87,48 +72,30 @@ def has_trained(runs: Sequence[Run]) -> bool:
     return any(run.report.recovery is not None for run in runs)
 
 
-def print_runs(runs: Sequence[Run], console: Console) -> None:
-    """Print one row per run: size, tokens trained on, retention, perplexity, speed, verdict."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    trained = has_trained(runs)
-    heads = (
-        "run",
-        "size",
-        *(["trained on"] if trained else []),
-        "retained",
-        mean_interval(runs),
-        "perplexity",
-        "speed",
-    )
-    for head in (*heads, "gate"):
-        table.add_column(head, justify="left" if head == "run" else "right", overflow="fold")
-    for run in runs:
-        report = run.report
-        ratio = share(report.perplexity.dense, report.perplexity.pruned) if report.perplexity else None
-        table.add_row(
-            Text(run.name),
-            percent(share(report.dense.bytes, report.pruned.bytes)),
-            *([f"{count(report.trained_tokens)} tokens" if report.trained_tokens else NOTHING] if trained else []),
-            percent(report.mean_retention),
-            span(report.retention.interval if report.retention else None),
-            f"{number(report.perplexity.pruned)} ({percent(ratio, 0)})" if report.perplexity else NOTHING,
-            times(speedup(report.speed)) if report.speed else NOTHING,
-            report.gate.verdict if report.gate else NOTHING,
-        )
-    console.print(table)
-    _print_differences(runs, console)
-    for warning in warnings_of(runs):
-        console.print(Text.assemble(("Warning: ", "bold yellow"), warning))
+def figures_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the compared figures as JSON data, a mapping for each run."""
+    return [
+        {
+            "run": run.name,
+            "size": relative_size(run),
+            "parameters": run.report.pruned.parameters,
+            "trained_tokens": run.report.trained_tokens or 0,
+            "retention": run.report.retention.model_dump(mode="json") if run.report.retention else None,
+            "perplexity": run.report.perplexity.model_dump(mode="json") if run.report.perplexity else None,
+            "greedy_agreement": _greedy_agreement(run),
+            "speed": run.report.speed.model_dump(mode="json") if run.report.speed else None,
+            "verdict": run.report.gate.verdict if run.report.gate else None,
+        }
+        for run in runs
+    ]
 
 
-def _print_differences(runs: Sequence[Run], console: Console) -> None:
-    """Print the keys of the recipes that differ, a column for each run."""
-    differences = differences_of(runs)
-    if not differences:
-        return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for head in ("recipe", *(run.name for run in runs)):
-        table.add_column(Text(head), overflow="fold")
-    for one in differences:
-        table.add_row(one.key, *(Text(value or NOTHING) for value in one.values))
-    console.print(table)
+def _greedy_agreement(run: Run) -> dict[str, Any] | None:
+    generation = run.report.generation
+    found = generation.agreement if generation else None
+    return found.model_dump(mode="json") if found else None
+
+
+def relative_size(run: Run) -> float:
+    """Return the share of the dense model's bytes."""
+    return share(run.report.dense.bytes, run.report.pruned.bytes) or 0.0

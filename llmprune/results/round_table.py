@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llmprune.results.formatting import count, fixed, number
 from llmprune.results.report_schema import Report, Size
 from llmprune.results.size_table import width_names
+from llmprune.results.text_table import TextTable
 
 
-@dataclass(frozen=True)
-class RoundTable:
-    """Heads of the columns, and a row of text for the dense model and for each round."""
-
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-def round_table(report: Report) -> RoundTable:
-    """Return the sizes, the held-out divergence before and after the training, and the tokens of each round."""
+def round_table(report: Report) -> TextTable:
+    """Return sizes, held-out divergence before and after the training, and tokens of the dense model and each round."""
     rounds = report.rounds
     sizes = size_columns([report.dense, *(one.size for one in rounds)])
     trained = [("", "", ""), *((fixed(one.before), fixed(one.after), count(one.tokens)) for one in rounds)]
     rows = [(*cells, *of_round) for cells, of_round in zip(sizes.rows, trained, strict=True)]
-    return RoundTable((*sizes.heads, "KL before", "saved", "tokens"), tuple(rows))
+    return TextTable((*sizes.heads, "KL before", "saved", "tokens"), tuple(rows))
 
 
-def size_columns(sizes: Sequence[Size]) -> RoundTable:
+def size_columns(sizes: Sequence[Size]) -> TextTable:
     """Return the numbers that change from round to round. ``sizes``: of the dense model, and after each round."""
     dense = sizes[0]
     columns = [("parameters", [count(one.parameters) for one in sizes])]
@@ -37,4 +29,4 @@ def size_columns(sizes: Sequence[Size]) -> RoundTable:
     columns += [(name, [number(value) for value in values]) for name, values in counted if len(set(values)) > 1]
     names = ["dense", *(str(round_) for round_ in range(1, len(sizes)))]
     rows = zip(names, *(cells for _, cells in columns), strict=True)
-    return RoundTable(("round", *(name for name, _ in columns)), tuple(rows))
+    return TextTable(("round", *(name for name, _ in columns)), tuple(rows))

@@ -15,7 +15,8 @@ from rich.table import Table
 from llmprune.report.bench_table import print_bench
 from llmprune.report.html.compare_page import render_comparison
 from llmprune.report.html.page import render_page
-from llmprune.report.runs import Run, print_runs
+from llmprune.report.runs import Run
+from llmprune.report.runs_table import print_runs
 from llmprune.report.task_table import table_of_two
 from llmprune.results.bench_figures import BenchFigures, BenchPoint, BenchSize, Pair, Spread
 from llmprune.results.evaluation_figures import Interval, SpeedFigures, TaskFigures
