@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 
@@ -27,25 +26,22 @@ def check_calibration(context: RunContext) -> StabilityFigures | None:
         return None
     inputs, folder = context.inputs, context.folder
 
-    def make(path: Path) -> StabilityFigures:
+    def make() -> StabilityFigures:
         with measure_step(folder.steps, "calibration check", tokens=inputs.windows.numel()):
             named = context.plan.removed_layers is not None
-            found = compare(
+            return compare(
                 lambda numbers_N: _cut_selected_by(context, numbers_N),
                 len(scored_windows(context).windows_NL),
                 anatomy=inputs.anatomy,
                 named=named,
             )
-        folder.write(path.name, found.model_dump_json(indent=1) + "\n")
-        return found
 
-    return folder.produce(
+    return folder.produce_figures(
         "calibration check",
         fingerprint(origin, planned_sizes(context)),
         file="calibration-check.json",
-        load=StabilityFigures.read,
+        kind=StabilityFigures,
         make=make,
-        together=True,
     )
 
 

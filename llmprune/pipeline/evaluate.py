@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from llmprune.checkpoint.loading import load_tokenizer
 from llmprune.checkpoint.model_memory import fits_in_memory
 from llmprune.checkpoint.open_decoder import open_decoder
@@ -39,11 +37,6 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
     if not (evaluation.perplexity or evaluation.generation or evaluation.task_names or evaluation.speed):
         return Measured()
 
-    def make(path: Path) -> Measured:
-        measured = _measure(context, cut)
-        folder.write(path.name, measured.model_dump_json(indent=1) + "\n")
-        return measured
-
     origin = fingerprint(
         inputs.identity,
         inputs.reference_identity,
@@ -56,7 +49,9 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
     )
     if is_first_process():
         refuse_fewer_samples(folder.path, evaluation)
-    return folder.produce("evaluation", origin, file="evaluation.json", load=Measured.read, make=make, together=True)
+    return folder.produce_figures(
+        "evaluation", origin, file="evaluation.json", kind=Measured, make=lambda: _measure(context, cut)
+    )
 
 
 def _measure(context: RunContext, cut: Cut) -> Measured:

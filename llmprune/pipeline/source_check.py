@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from llmprune.cut.decision import Cut
 from llmprune.pipeline.context import RunContext
@@ -44,21 +43,18 @@ def _compute(context: RunContext, scores: Scores, *, cut: Cut) -> SourceFigures:
     """Score by source, and compare."""
     inputs, folder = context.inputs, context.folder
 
-    def make(path: Path) -> SourceFigures:
+    def make() -> SourceFigures:
         with measure_step(folder.steps, "calibration check", tokens=inputs.windows.numel()):
             by_source = compute_pass1(context, windows_by_source(context), steps=[]).by_source  # the rest is not read
-        found = _figures(context, scores, cut=cut, by_source=by_source)
-        folder.write(path.name, found.model_dump_json(indent=1) + "\n")
-        return found
+        return _figures(context, scores, cut=cut, by_source=by_source)
 
     assert inputs.sources is not None
-    return folder.produce(
+    return folder.produce_figures(
         "calibration check",
         fingerprint(origin_of_scores(context), planned_sizes(context), inputs.sources.tolist(), cut.layers),
         file="source-check.json",
-        load=SourceFigures.read,
+        kind=SourceFigures,
         make=make,
-        together=True,
     )
 
 

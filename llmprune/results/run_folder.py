@@ -17,6 +17,7 @@ from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.errors import LLMPruneError, OutputError
 from llmprune.common.files import folder_size, write_text
 from llmprune.common.progress import report_reused
+from llmprune.results.figures import Figures
 from llmprune.results.products import JOURNAL, LOCK, PRODUCTS, ROUNDS
 from llmprune.results.replacing import (
     NEXT,
@@ -32,6 +33,7 @@ from llmprune.results.report_schema import Step
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Figures)
 
 _FORMAT = 2
 
@@ -168,6 +170,16 @@ class RunFolder:
             self._journal[name] = {"fingerprint": fingerprint, "steps": made}
             self._write_journal()
         return value
+
+    def produce_figures(self, name: str, fingerprint: str, *, file: str, kind: type[F], make: Callable[[], F]) -> F:
+        """Return the product ``file``, figures as JSON, as ``produce`` does; all processes make them."""
+
+        def written(path: Path) -> F:
+            found = make()
+            self.write(path.name, found.model_dump_json(indent=1) + "\n")
+            return found
+
+        return self.produce(name, fingerprint, file=file, load=kind.read, make=written, together=True)
 
     def _reuse(self, name: str, fingerprint: str, *, path: Path, load: Callable[[Path], T]) -> tuple[bool, T | None]:
         recorded = self._journal.get(name, {})

@@ -50,19 +50,16 @@ class ShapeSpeeds:
         asked, folder = min(budget.limits["speed"]), context.folder
         given = [Path(file).expanduser()] if file else []
 
-        def make(path: Path) -> SpeedTable:
+        def make() -> SpeedTable:
             with measure_step(folder.steps, SPEED_TABLE):
-                found = speed_table(subject, settings=settings, asked=asked, file=file)
-            folder.write(path.name, found.model_dump_json(indent=1) + "\n")
-            return found
+                return speed_table(subject, settings=settings, asked=asked, file=file)
 
-        table = folder.produce(
+        table = folder.produce_figures(
             SPEED_TABLE,
             fingerprint(context.inputs.identity, settings, asked, file, file_fingerprint(*given)),
             file=SPEEDS,
-            load=SpeedTable.read,
+            kind=SpeedTable,
             make=make,
-            together=True,
         )
         return cls(subject, settings, table, is_here=file is None)
 
