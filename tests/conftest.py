@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import gc
 import itertools
 import os
@@ -11,8 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer.main
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+
+# A process makes its commands once, which takes as long as many a test; before typer.testing takes it over.
+typer.main.get_command = functools.cache(typer.main.get_command)
 
 # The imports of all tests make hardly any garbage; until they are done none is collected.
 gc.disable()
@@ -38,6 +44,12 @@ _LONGEST = (
 )
 
 
+_MANY = 20_000  # objects that are searched for garbage in the time of a quick test
+
+# After pytest's own searches for garbage: triton reports objects that are left at the end of the process as leaks.
+atexit.register(gc.unfreeze)
+
+
 def pytest_collection_finish() -> None:
     """Leave what was imported out of every search for garbage, and search seldom: searches took 6 % of the time."""
     gc.freeze()
@@ -45,10 +57,16 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_runtest_logfinish() -> None:
+    """Leave out what a test has imported too: commands search whenever they give memory back."""
+    if len(gc.get_objects()) > _MANY:
+        gc.collect()
+        gc.freeze()
+
+
 def pytest_sessionfinish() -> None:
-    """Let the end of the process free what was imported: triton reports objects that are left as leaks."""
+    """Stop what all tests of this process shared."""
     remove_server()
-    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
