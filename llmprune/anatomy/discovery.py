@@ -17,6 +17,7 @@ from llmprune.anatomy.config_probe import (
 )
 from llmprune.anatomy.experts import FEW_EXPERTS, Blocks, expert_field, prove_experts
 from llmprune.anatomy.heads import find_heads
+from llmprune.anatomy.kept_results import KeptResults, config_key
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence, one_of_layers
 from llmprune.anatomy.layer_patterns import find_patterns
 from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers, quiet_transformers
@@ -24,13 +25,21 @@ from llmprune.anatomy.mlp import PROOF_WIDTH, LayerUnits, units_of_field
 from llmprune.anatomy.types import Anatomy, Experts, MlpUnit, WidthGroup
 from llmprune.common.errors import ModelError
 
+_FOUND = KeptResults[Anatomy]()
 
-@quiet_transformers()
+
 def discover(config: Config, trust_remote_code: bool = False) -> Anatomy:
     """Return the anatomy of the model that a config describes, without reading weights.
 
     Raises ModelError where it is no causal decoder or its layers are not found.
     """
+    if trust_remote_code:  # the same config may be of other code
+        return _discover(config, trust_remote_code)
+    return _FOUND.get(config_key(config), lambda: _discover(config, trust_remote_code))
+
+
+@quiet_transformers()
+def _discover(config: Config, trust_remote_code: bool) -> Anatomy:
     model = build_meta_model(config, trust_remote_code=trust_remote_code)
     path, layers = find_layers(model)
     _refuse_bidirectional(model)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llmprune.anatomy.kept_results import KeptResults, config_key
 from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.layer_patterns import first_like_each
 from llmprune.anatomy.meta_model import find_layers, quiet_transformers, text_config
@@ -42,11 +43,18 @@ def _cache_bytes_per_token(model: PreTrainedModel) -> int | None:
     return None if by_layer is None else sum(by_layer)
 
 
+_CACHES = KeptResults[tuple[int, ...] | None]()
+
+
 def cache_bytes_by_layer(model: PreTrainedModel) -> tuple[int, ...] | None:
     """Return the bytes of one token in each layer of the key-value cache, from forward passes without weights.
 
-    None if these fail. Moves the buffers of a model on the meta device there too.
+    None if these fail. May move the buffers of a model on the meta device there too.
     """
+    return _CACHES.get((type(model), model.dtype, config_key(model.config)), lambda: _count_cache(model))
+
+
+def _count_cache(model: PreTrainedModel) -> tuple[int, ...] | None:
     try:
         with quiet_transformers(), torch.device("meta"):
             if all(parameter.is_meta for parameter in model.parameters()):
