@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.reports import COMMIT, NAME, bare_report, card, gate, sample_layers, sample_report, trained, trained_report
+from helpers.reports import COMMIT, NAME, bare_report, card, gate, sample_layers, sample_report
 from helpers.searching import searched, with_broken
+from helpers.trained_reports import trained, trained_report
 
 from llmprune.publish.card import Base, Loading, read_metadata
 from llmprune.publish.plots import draw

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.reports import PROVENANCE, trained, trained_report
+from helpers.reports import PROVENANCE
+from helpers.trained_reports import trained, trained_report
 
 from llmprune.publish.generated_windows import fetch_all_generated
 from llmprune.publish.provenance import FILE, fetch_record, portable_figures

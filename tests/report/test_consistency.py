@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from helpers.reports import bare_report, card, sample_report, summary, task, trained_report, with_confidence
+from helpers.reports import bare_report, card, sample_report, summary, task, with_confidence
+from helpers.trained_reports import trained_report
 from rich.console import Console
 from rich.table import Table
 

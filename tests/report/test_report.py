@@ -1,61 +1,18 @@
-"""Report: lossless JSON, a self-contained page, and a summary within 80 columns."""
+"""Report: lossless JSON and a self-contained page."""
 
 from __future__ import annotations
 
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
-from helpers.reports import (
-    bare_report,
-    gate,
-    sample_layers,
-    sample_report,
-    summary,
-    task,
-    trained,
-    trained_report,
-)
+from helpers.page_outline import PageOutline
+from helpers.reports import bare_report, gate, sample_layers, sample_report, summary, task
+from helpers.trained_reports import trained_report
 
 from llmprune.report.html.page import render_page
 from llmprune.results.evaluation_figures import Example, PerplexityFigures, Verdict
 from llmprune.results.report_schema import GgufFigures, Report, RequantizedFigures
-
-
-class PageOutline(HTMLParser):
-    """Parser of a page that checks balanced tags, and collects headings and ids."""
-
-    VOID = frozenset({"meta", "br", "hr", "img", "input", "link", "wbr"})
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.headings: list[str] = []
-        self.ids: list[str] = []
-        self.named_by: list[str] = []
-        self.feed(page)
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Ignore tags that close themselves."""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Record the tag, its id and its labels."""
-        if tag not in self.VOID:
-            self.open.append(tag)
-        values = dict(attrs)
-        self.ids += [values["id"]] if values.get("id") else []
-        self.named_by += (values.get("aria-labelledby") or "").split()
-
-    def handle_endtag(self, tag: str) -> None:
-        """Check that the tag that was opened last is closed."""
-        assert self.open.pop() == tag, tag
-
-    def handle_data(self, data: str) -> None:
-        """Record the text of section headings."""
-        if self.open and self.open[-1] == "h2":
-            self.headings.append(data)
 
 
 @pytest.mark.parametrize("report", [sample_report(), bare_report(), trained_report()], ids=["full", "bare", "trained"])
@@ -130,67 +87,6 @@ def test_the_page_needs_no_network() -> None:
     assert "@import" not in page
     assert not re.search(r"""src=["']?(?!data:)""", page)
     assert not re.search(r"url\((?!#)", page)
-
-
-@pytest.mark.parametrize(
-    "figure",
-    [
-        "trained on 122,880 tokens",
-        "All weights trained on the dense model",
-        "in 60 steps of 2,048, learning rate up to 0.0003, 15 min 3 s, about 12.7 Wh.",
-        "Held-out KL divergence 0.587 → 0.423 nats per token, mean of 3 sources; saved: the weights of step 60, the",
-        "2 · code",
-        "<td>0.830</td><td>0.710</td>",
-        "105.2%<small>101.3–109.4%</small>",
-        "<td>12 / 27</td>",
-        "before the training: 26.31; trained: 21.94",
-        "web: 0.410 to 0.260",
-        "sampled from the dense model",
-    ],
-)
-def test_the_page_shows_a_training(figure: str) -> None:
-    """What was trained, the divergence of each source before and after, scores with intervals, and the text."""
-    assert figure in render_page(trained_report())
-
-
-def test_a_training_that_went_wrong_says_so() -> None:
-    """Worse sources, setbacks and notes stand on the page and the terminal; without a gain the weights are the old."""
-    unlike = {"web": 0.4, "code": 0.9}
-    mixed = trained(unlike, after={"web": 0.2, "code": 1.1}, setbacks=2, notes=("the text was repeated 5 times",))
-    useless = trained(unlike, after={"web": 0.6, "code": 1.1}, best=0)
-    for said, recovery in (
-        ("urther from the dense model than before the training: code (0.900 → 1.100)", mixed),
-        ("he training diverged and returned to its last good weights 2 times", mixed),
-        ("he text was repeated 5 times", mixed),
-        ("o step came closer to the dense model", useless),
-    ):
-        report = trained_report(recovery=recovery, recovery_scores=None)
-        for view in (render_page(report), summary(report)):
-            assert said in " ".join(view.split())
-    assert "further from" not in render_page(trained_report(recovery=useless))
-
-
-@pytest.mark.parametrize("sources", [1, 9, 20])
-@pytest.mark.parametrize("value", [0.0, 1e-9, 4e7, math.inf, math.nan])
-def test_any_training_can_be_drawn(sources: int, value: float) -> None:
-    """Lines of many sources, of broken figures and of one that is zero have coordinates within the page."""
-    before = {f"source {number}": 0.3 + number / 7 for number in range(sources)}
-    recovery = trained(before, after=before | {"source 0": value})
-    page = render_page(trained_report(recovery=recovery))
-    PageOutline(page)
-    drawing = page.partition('id="recovery-title"')[2].partition("</svg></div>")[0]
-    assert drawing.count("<polyline") == sources
-    for place in re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy|points)="([^"]*)"', drawing):
-        assert "nan" not in place
-        assert "inf" not in place
-
-
-def test_a_training_without_steps_has_no_chart() -> None:
-    """Where nothing was trained the section has the table alone."""
-    first = trained({"web": 0.4}, after={"web": 0.4}, best=0)
-    page = render_page(trained_report(recovery=first.model_copy(update={"checks": first.checks[:1], "steps": 0})))
-    assert "recovery-title" not in page
-    assert "<td>0.400</td><td>0.400</td>" in page
 
 
 def test_text_of_the_user_is_escaped() -> None:
@@ -284,64 +180,6 @@ def test_extreme_figures_can_be_drawn(value: float) -> None:
     for place in re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy|width|height|points)="([^"]*)"', page):
         assert "nan" not in place
         assert "inf" not in place
-
-
-def test_the_summary_shows_dense_cut_and_pruned_in_80_columns() -> None:
-    """One line per figure, each with its share of dense."""
-    text = summary(sample_report())
-    rows = {" ".join(line.split()) for line in text.splitlines()}
-    assert {
-        "dense cut pruned of dense",
-        "parameters 134.5 M 106 M 78.8%",
-        "weights 269 MB 212 MB 78.8%",
-        "layers 30 27 90.0%",
-        "MLP width 1,536 1,152 75.0%",
-        "KV cache per token 23 KB 20.7 KB 90.0%",
-        "perplexity 15.21 47.36 21.94 144.2%",
-        "arc_easy (acc_norm) 0.586 0.544 92.8%",
-        "mean retention 94.8%",
-        "generated tokens/s 18.4 22.9 124.5%",
-        "95% interval 92.1–97.4%",
-        "Gate passed mean retention 94.8% (92.1–97.4%), required: at least 90.0%",
-        "page smollm2-pruned/report.html",
-    } <= rows
-    assert max(map(len, text.splitlines())) <= 80
-    assert "\x1b" not in text
-
-
-def test_the_summary_shows_a_training_in_80_columns() -> None:
-    """Scores and perplexity before the training stand below those after it, and a table has every source."""
-    text = summary(trained_report())
-    rows = {" ".join(line.split()) for line in text.splitlines()}
-    assert {
-        "before the training 26.31 173.0%",
-        "before the training 0.514 88.2%",
-        "code 0.830 0.710 20.00 45.87 40.68",
-        "before 106.1% (102.1–110.2%)",
-    } <= rows
-    assert max(map(len, text.splitlines())) <= 80
-    assert "before the training" not in summary(sample_report())
-
-
-def test_the_summary_of_a_bare_report_is_only_sizes() -> None:
-    """There is no empty row and no column for a cut that was not measured."""
-    lines = [" ".join(line.split()) for line in summary(bare_report()).splitlines()]
-    assert "dense pruned of dense" in lines
-    assert [line.split()[0] for line in lines if "%" in line] == ["parameters", "weights", "layers"]
-
-
-def test_the_summary_names_a_gate_that_was_not_met_and_keeps_paths_whole() -> None:
-    """A failed gate is described, square brackets are not markup, and a long path is not wrapped."""
-    path = "/".join(["a-rather-long-folder-name"] * 5)
-    report = sample_report(
-        gate=gate(0.98, "fail"),
-        warnings=("depth.layers: [bold]3[/bold] was given",),
-        files={"model": path},
-    )
-    text = summary(report)
-    assert "Gate not passed  mean retention 94.8% (92.1–97.4%), required: at least 98.0%" in text
-    assert "[bold]3[/bold]" in text
-    assert path in text
 
 
 def test_the_mean_of_one_task_is_not_drawn_twice() -> None:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
-import runpy
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +12,8 @@ import httpx2 as httpx
 import pytest
 from helpers.reports import sample_report
 from helpers.service import BASE, RECIPE, ServiceHarness, recipe
-from helpers.service_answers import ENDED, JOB, page, talking_to
+from helpers.service_answers import talking_to
 
-import llmprune
 from llmprune import AsyncClient, Recipe
 from llmprune.common.errors import (
     AccessDenied,
@@ -29,15 +23,10 @@ from llmprune.common.errors import (
     RecipeError,
     ServiceBusy,
     ServiceError,
-    ServiceUnreachable,
     StateConflict,
 )
 from llmprune.service.client.sync import client as sync_client
 from llmprune.service.client.sync.client import Client
-
-ROOT = Path(__file__).parents[2]
-AIO = ROOT / "llmprune" / "service" / "client" / "aio"
-NOT_FOR_PYTHON = {"GET /v1/health", "GET /v1/metrics"}  # the client asks /v1/ready; metrics are for Prometheus
 
 
 @pytest.fixture(scope="module")
@@ -51,40 +40,6 @@ def client(harness: ServiceHarness) -> Iterator[Client]:
     """A client of it that waits shortly."""
     with harness.client(pause=lambda _: time.sleep(0.05)) as client:
         yield client
-
-
-def test_the_blocking_client_is_made_from_the_asynchronous_one() -> None:
-    """The files in sync are what make client writes."""
-    made = runpy.run_path(str(ROOT / ".ci" / "sync_client.py"))
-    for name in made["FILES"]:
-        assert made["sync_source"](name) == (AIO.parent / "sync" / name).read_text(encoding="utf-8"), "make client"
-
-
-def operations_of(source: str) -> Iterator[str]:
-    """Method and path of each call in the source of a client; values in a path are left out."""
-    for function in re.split(r"\basync def ", source):
-        paths = re.findall(r'\bpath = (f?"[^"]*")', function)
-        plain = function.replace('Call("POST", path', f'Call("POST", {paths[0]}') if paths else function
-        for method in ("GET", "PUT", "DELETE"):
-            plain = plain.replace(f'Call("{method}", path', f'Call("{method}", {paths[0]}') if paths else plain
-        plain = plain.replace("{self._path}", "/v1/jobs/{}").replace("{job_path(job)}", "/v1/jobs/{}")
-        plain = re.sub(r"self\._path|job_path\([\w.]+\)", '"/v1/jobs/{}"', plain)
-        found = re.findall(r'\bCall\(\s*"([A-Z]+)",\s*f?"([^"]+)"', plain)
-        found += [("POST", path) for path in re.findall(r'recipe_call\("([^"]+)"', plain)]
-        found += [("GET", path) for path in re.findall(r'\.(?:events|download)\(f"([^"]+)"', plain)]
-        yield from (f"{method} {re.sub(r'{.*?}', '{}', path).split('?')[0]}" for method, path in found)
-
-
-def test_every_operation_of_the_api_has_a_method(harness: ServiceHarness) -> None:
-    """Each method and path of the OpenAPI document is in the client, or is named above with the reason."""
-    known = {one for path in AIO.glob("*.py") for one in operations_of(path.read_text(encoding="utf-8"))}
-    asked = {
-        f"{method.upper()} {re.sub(r'{.*?}', '{}', path)}"
-        for path, methods in harness.app.openapi()["paths"].items()
-        for method in methods
-    }
-    assert asked - known == NOT_FOR_PYTHON, "see docs/develop/add-a-client-method.md"
-    assert known <= asked
 
 
 def test_a_recipe_may_be_given_in_four_ways(client: Client, tmp_path: Path) -> None:
@@ -210,91 +165,6 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         assert client.connection.http.headers["Authorization"] == "Bearer secret"
 
 
-class Cut:
-    """A service with one file, whose connection breaks after each ``step`` bytes while ``breaks`` are left."""
-
-    def __init__(self, content: bytes, *, step: int, breaks: int) -> None:
-        self.content, self.step, self.breaks = content, step, breaks
-        self.ranges: list[str | None] = []
-        self.sha256 = hashlib.sha256(content).hexdigest()
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        """Answer the requests of fetch."""
-        if request.url.path.endswith("/artifacts"):
-            return httpx.Response(200, json=[{"name": "model/w", "bytes": len(self.content)}])
-        if request.url.path.endswith("/checksums"):
-            return httpx.Response(200, json={"model/w": self.sha256})
-        if not request.url.path.endswith("/model/w"):
-            return httpx.Response(200, json=ENDED)
-        asked = request.headers.get("Range")
-        self.ranges.append(asked)
-        start = int(asked.removeprefix("bytes=")[:-1]) if asked else 0
-        whole = len(self.content)
-        headers = {"Content-Range": f"bytes {start}-{whole - 1}/{whole}"} if start else {}
-        return httpx.Response(206 if start else 200, headers=headers, content=self._body(start))
-
-    def _body(self, start: int) -> Iterator[bytes]:
-        if self.breaks:
-            self.breaks -= 1
-            yield self.content[start : start + self.step]
-            raise httpx.ReadError("connection reset")
-        yield self.content[start:]
-
-
-def test_a_broken_download_continues(tmp_path: Path) -> None:
-    """More breaks than attempts are no matter while bytes arrive; the rest is asked for, never the whole again."""
-    service = Cut(b"0123456789" * 10, step=10, breaks=8)
-    with talking_to(service) as client:
-        (path,) = client.job(JOB).fetch(tmp_path / "out")
-    assert path.read_bytes() == service.content
-    assert service.ranges == [None, *(f"bytes={10 * number}-" for number in range(1, 9))]
-
-
-def test_a_download_continues_in_a_later_call(tmp_path: Path) -> None:
-    """What a call that gave up has left is continued by the next one, and nothing else is left at the end."""
-    service = Cut(b"0123456789" * 10, step=0, breaks=99)
-    (tmp_path / "out" / "model").mkdir(parents=True)
-    with talking_to(service) as client:
-        job = client.job(JOB)
-        with pytest.raises(ServiceUnreachable, match="does not finish its answer"):
-            job.fetch(tmp_path / "out")
-        (tmp_path / "out" / "model" / ".w.partial").write_bytes(service.content[:30])
-        service.breaks = 0
-        job.fetch(tmp_path / "out")
-        assert service.ranges[-1] == "bytes=30-"
-    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == [".llmprune-job.json", "model", "w"]
-
-
-def test_a_file_that_is_not_what_was_announced_is_not_kept(tmp_path: Path) -> None:
-    """Another SHA-256 is an error; a file here that differs is fetched again, one that fits is not."""
-    service = Cut(b"0123456789", step=0, breaks=0)
-    service.sha256 = "0" * 64
-    with talking_to(service) as client:
-        job = client.job(JOB)
-        with pytest.raises(ServiceError, match="a file whose SHA-256 is not 0000"):
-            job.fetch(tmp_path / "out")
-        assert not list((tmp_path / "out" / "model").iterdir())
-        service.sha256 = hashlib.sha256(service.content).hexdigest()
-        (path,) = job.fetch(tmp_path / "out")
-        path.write_bytes(b"damaged!!!")
-        job.fetch(tmp_path / "out")
-        sent = len(service.ranges)
-        job.fetch(tmp_path / "out")
-    assert (path.read_bytes(), len(service.ranges)) == (service.content, sent)
-
-
-@pytest.mark.parametrize("names", [["nothing.txt"], None])
-def test_a_job_without_files_is_said(names: list[str] | None, tmp_path: Path) -> None:
-    """A missing name lists what there is; a job without any file has nothing to download."""
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        return page(b"[]") if "artifacts" in request.url.path else httpx.Response(200, json=ENDED)
-
-    told = pytest.raises(RecipeError, match="nothing yet" if names else "no files to download")
-    with talking_to(answer) as client, told:
-        client.job(JOB).fetch(tmp_path / "out", names=names or ())
-
-
 def asynchronous(harness: ServiceHarness, work: Callable[[AsyncClient], Any]) -> Any:
     """Run a coroutine with a client of the service."""
 
@@ -329,54 +199,3 @@ def test_the_asynchronous_client(harness: ServiceHarness, tmp_path: Path) -> Non
         return [one.state for one in done]
 
     assert asynchronous(harness, work) == ["succeeded"] * 2
-
-
-class Instant:
-    """A planner that answers every recipe with one plan."""
-
-    def plan(self, *_: Any, **__: Any) -> dict[str, Any]:
-        """Return the plan."""
-        size = sample_report().dense.model_dump(mode="json")
-        numbers = {"keep_layers": 28, "calibration": [8, 32], "memory": {"weights": 1}, "disk": 1, "later_field": 1}
-        names = {"model": "org/model", "model_type": "llama", "dtype": "float32", "removed_layers": None}
-        return {"plan": names | numbers | {"dense": size, "pruned": size, "parameters_exact": True}}
-
-
-def test_the_examples_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every Python block of the guide runs, one after the other, on a service whose runs are quick."""
-    harness = ServiceHarness(tmp_path, Instant(), rate=1e6, burst=10**6, slots=2)
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.path.endswith("/report"):
-            return httpx.Response(200, text=sample_report().model_dump_json())
-        return harness.forward(request)
-
-    def make_asynchronous(_: str) -> AsyncClient:
-        return AsyncClient(BASE, transport=httpx.ASGITransport(app=harness.app))
-
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(llmprune, "Client", lambda _: harness.client(answer), raising=False)
-    monkeypatch.setattr(llmprune, "AsyncClient", make_asynchronous, raising=False)
-    guide = (ROOT / "docs" / "guides" / "python-client.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 7
-    names: dict[str, Any] = {}
-    with harness.supervised():
-        for block in blocks:
-            if "create_user" in block:  # for admins: until then the service has no users
-                token = harness.service.tokens.create("root", "admin")
-                names["client"].connection.http.headers["Authorization"] = f"Bearer {token}"
-                monkeypatch.setenv("LLMPRUNE_TOKEN", token)
-            exec(compile(block, "python-client.md", "exec"), names)
-    assert (tmp_path / "results" / "three-quarters" / "report.json").is_file()
-    assert (tmp_path / "model.tar").is_file()
-
-
-def test_the_client_imports_nothing_heavy() -> None:
-    """Neither torch nor the server's own libraries are needed to talk to a service."""
-    program = (
-        "import sys\nfrom llmprune import AsyncClient, Client\nassert Client and AsyncClient\n"
-        "print(*sorted({'torch', 'transformers', 'numpy', 'fastapi', 'IPython'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"

@@ -30,7 +30,7 @@ SCHEMAS = sorted(FOLDER.glob("*.sql"))
 Rows = dict[str, list[dict[str, Any]]]
 
 
-REBUILT = ("tokens", "sessions")  # with columns of another meaning since there are users; see test_users.py
+REBUILT = ("tokens", "sessions")  # with columns of another meaning since there are users; see test_accounts.py
 MOVED = {"jobs": {"reads"}, "bases": {"job", "base"}}  # columns whose data is in another table now
 
 
