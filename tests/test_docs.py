@@ -122,6 +122,7 @@ def test_python_compiles_and_imports(block: Block) -> None:
             assert {alias.name for alias in node.names} <= set(llmprune.__all__)
 
 
+@pytest.mark.usefixtures("in_one_process")
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's Python prunes a tiny model and loads the result."""
     from helpers.tiny import tiny_tokenizer

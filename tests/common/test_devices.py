@@ -10,6 +10,7 @@ import torch
 
 from llmprune.common import devices
 from llmprune.common.devices import Devices, choose_gpus, describe_gpus, use_gpus, visibility
+from llmprune.common.distributed import environment_of_one
 from llmprune.common.errors import RecipeError
 
 
@@ -95,3 +96,13 @@ def test_the_smallest_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     described, note = describe_gpus()
     assert described == "1 × A100 (80 GB), 1 × A100 (79.9 GB), 1 × A100 (24 GB)"
     assert note == "GPU 2 (A100, 24 GB) has the least memory of them: it limits what fits"
+
+
+def test_a_program_of_its_own_is_none_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What launchers set is left out of its environment; what the user set stays."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HOME", "mine")
+    found = environment_of_one()
+    assert [name for name in found if name.startswith(("TORCHELASTIC_", "MASTER_")) or "RANK" in name] == []
+    assert ("WORLD_SIZE" in found, found["HF_HOME"]) == (False, "mine")

@@ -55,15 +55,16 @@ def _run_in_one(folder: Path) -> str:
 
 
 def _run_in_two(folder: Path) -> str:
-    """Run the recipe into ``two`` by torchrun, and return what was printed."""
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "llmprune")
+    """Run the recipe into ``two`` by torchrun's agent, and return what was printed."""
+    here = {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / "home-two")}
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
-        [sys.executable, *launcher, "run", "recipe.yaml", "--output", "two"],
+        [sys.executable, "-m", "helpers.in_two", "run", "recipe.yaml", "--output", "two"],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / "home-two")},
+        env=os.environ | here | {"PYTHONPATH": os.pathsep.join(paths)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout + done.stderr

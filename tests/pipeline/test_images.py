@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from helpers.image_models import gemma3, image_data
 
 import llmprune
 from llmprune import Recipe
 
 
+@pytest.mark.usefixtures("in_one_process")
 def test_an_image_text_model_is_scored_and_verified_on_images(tmp_path: Path) -> None:
-    """The fresh process computes the same logits for the images; the report says what the model was scored on."""
+    """The saved model computes the same logits for the images; the report says what the model was scored on."""
     model, data = gemma3(tmp_path / "model"), image_data(tmp_path, 24)
     recipe = Recipe.parse(
         f"""
