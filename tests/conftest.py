@@ -11,6 +11,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -39,9 +40,10 @@ from helpers.postgresql import remove_server  # noqa: E402  # after the address 
 
 # Files of minutes with few tests: they begin first, so that no process of several works alone on one at the end.
 _LONGEST = (
-    *("test_real", "test_browser", "test_distributed", "test_families", "test_hub_real", "test_ray", "test_live"),
+    *("test_real", "test_distributed", "test_families", "test_hub_real", "test_ray", "test_live"),
     *("test_memory_of_devices", "test_hub_run", "test_schema", "test_processes", "test_experts"),
 )
+_TOGETHER = ("browser",)  # folders whose tests share fixtures that are dear
 
 
 _MANY = 20_000  # objects that are searched for garbage in the time of a quick test
@@ -70,8 +72,21 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of the longest files first."""
-    items.sort(key=lambda item: item.path.stem not in _LONGEST)
+    """Put the tests of the longest files and folders first."""
+    items.sort(key=lambda item: item.path.stem not in _LONGEST and item.path.parent.name not in _TOGETHER)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give all files of some folders, whose tests share what is dear, to one process of several."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Folders(LoadFileScheduling):  # type: ignore[misc]  # has no types
+        def _split_scope(self, nodeid: str) -> str:
+            folder, _, _ = nodeid.partition("::")[0].rpartition("/")
+            return folder if folder.rpartition("/")[2] in _TOGETHER else str(super()._split_scope(nodeid))
+
+    return Folders(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
