@@ -80,6 +80,19 @@ def simulated_devices(
         yield devices
 
 
+# Functions that answer the same for all devices.
+_ALIKE: dict[str, Any] = {
+    "is_available": lambda: True,
+    "is_initialized": lambda: True,
+    "get_device_name": lambda device=None: "simulated",
+    "get_device_capability": lambda device=None: (9, 0),
+    "empty_cache": lambda: None,
+    "manual_seed_all": lambda seed: None,
+    "get_rng_state": lambda device=None: torch.empty(0, dtype=torch.uint8),  # the CPU's numbers are drawn
+    "set_rng_state": lambda state, device=None: None,
+}
+
+
 def _functions(devices: SimulatedDevices) -> dict[str, Any]:
     def named(device: Any) -> str:
         return str(devices.named("cuda" if device is None else device))
@@ -111,15 +124,11 @@ def _functions(devices: SimulatedDevices) -> dict[str, Any]:
         devices.contexts.add(devices.named("cuda" if device is None else device).index)
         return memory_of(device) - devices.used[named(device)], memory_of(device)
 
-    return {
-        "is_available": lambda: True,
-        "is_initialized": lambda: True,
+    return _ALIKE | {
         "device_count": lambda: devices.count,
         "current_device": lambda: devices.current,
         "set_device": lambda device: setattr(devices, "current", devices.named(device).index),
         "device": use,
-        "get_device_name": lambda device=None: "simulated",
-        "get_device_capability": lambda device=None: (9, 0),
         "get_device_properties": properties,
         "mem_get_info": free_and_all,
         "memory_allocated": bytes_on(devices.used),
@@ -127,10 +136,6 @@ def _functions(devices: SimulatedDevices) -> dict[str, Any]:
         "max_memory_allocated": bytes_on(devices.peak),
         "max_memory_reserved": bytes_on(devices.peak),
         "reset_peak_memory_stats": reset_peak,
-        "empty_cache": lambda: None,
-        "manual_seed_all": lambda seed: None,
-        "get_rng_state": lambda device=None: torch.empty(0, dtype=torch.uint8),  # the CPU's numbers are drawn
-        "set_rng_state": lambda state, device=None: None,
     }
 
 
