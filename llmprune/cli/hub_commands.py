@@ -30,22 +30,28 @@ def push(
         str | None, typer.Option(help="always: push even if the gate was not passed; the card says so.")
     ] = None,
     commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    quantized_repo_id: Annotated[
+        str | None,
+        typer.Option(help="Repository for the quantized result, such as org/name-fp8; auto: named like that."),
+    ] = None,
     save: Annotated[
         Path | None, typer.Option(help="JSON file to write repository, commit and address of the push to.")
     ] = None,
 ) -> None:
     """Push the model of a finished run to the hub, with its card and provenance."""
-    settings = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
+    settings: dict[str, object] = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
+    settings |= {"when": when, "commit_message": commit_message, "quantized_repo_id": quantized_repo_id}
     import_libraries(announced=False)
     from llmprune.common.files import require_file, write_text
     from llmprune.publish.push import push_run
 
     if save:
         require_file(save, option="--save", example="published.json")
-    published = push_run(run, settings | {"when": when, "commit_message": commit_message})
+    published = push_run(run, settings)
     if save:
         write_text(save, published.model_dump_json(indent=1) + "\n")
-    typer.echo(f"pushed {published.files} files to {published.repo_id}\n{printable(published.url)}")
+    for one in filter(None, (published, published.quantized)):
+        typer.echo(f"pushed {one.files} files to {one.repo_id}\n{printable(one.url)}")
 
 
 def inspect(

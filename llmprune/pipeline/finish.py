@@ -67,6 +67,9 @@ def push_as_requested(recipe: Recipe, folder: RunFolder, *, report: Report) -> R
     if recipe.hub is None or (recipe.hub.when != "always" and refusal(report)):
         return report
     published = publish_once(folder, recipe, hub=recipe.hub, report=report)
-    report = report.model_copy(update={"files": report.files | {"hub": published.url}})
+    pushed = {"hub": published.url}
+    if published.quantized is not None:
+        pushed["hub, quantized"] = published.quantized.url
+    report = report.model_copy(update={"files": report.files | pushed})
     folder.write("report.json", report.model_dump_json(indent=1) + "\n")
     return report

@@ -50,7 +50,7 @@ from llmprune.planning.round_recipes import has_rounds
 from llmprune.planning.texts.self_generated import ChosenNumbers
 from llmprune.planning.timing import estimate_durations
 from llmprune.publish.generated_windows import GENERATED
-from llmprune.publish.preflight import check_push
+from llmprune.publish.quantized_result import check_pushes
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.report.runs import Run
 from llmprune.results.fingerprints import fingerprint
@@ -240,7 +240,7 @@ def _estimated(plan: Plan, options: RunOptions, *, loading: float | None) -> Dur
 def _check_requirements(recipe: Recipe, plan: Plan, *, output: Path, options: RunOptions) -> None:
     """Check access to the hub, calibration halves, evaluation tasks and free disk before any expensive work."""
     if recipe.hub:
-        check_push(recipe.hub)
+        check_pushes(recipe, recipe.hub)
     if options.calibration_check:
         require_halves(recipe)
     if options.end_recovery:

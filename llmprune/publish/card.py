@@ -42,7 +42,7 @@ from llmprune.results.vocabulary_sentences import vocabulary_lines
 
 TAGS = ("pruned", "llmprune")
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
-_LIBRARY = "transformers"
+LIBRARY = "transformers"
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,15 @@ class Loading:
         return self.architecture in ARCHITECTURES and self.tokenizer and not self.remote_code
 
 
+@dataclass(frozen=True)
+class CardFacts:
+    """Facts of a card besides the report. ``refused``: reason of the gate against publishing; None if there is none."""
+
+    base: Base
+    loading: Loading
+    refused: str | None
+
+
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Read the metadata of the card in a model's folder; empty if there is none or it is unreadable."""
     from huggingface_hub import ModelCard
@@ -83,22 +92,25 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def write_card(
-    repo_id: str, report: Report, *, base: Base, loading: Loading, refused: str | None, plots: Sequence[str]
+    repo_id: str, report: Report, *, facts: CardFacts, plots: Sequence[str], quantized_repo_id: str | None = None
 ) -> str:
     """Return README.md, metadata and body.
 
-    ``refused``: reason against publishing, from the gate. ``plots``: names of the charts pushed as ``plots/NAME.png``.
+    ``plots``: names of the charts pushed as ``plots/NAME.png``. ``quantized_repo_id``: repository of the result in its
+    base's format, if that is pushed too.
     """
     from huggingface_hub import ModelCard
 
+    base, loading = facts.base, facts.loading
     agreement = report.generation.agreement if report.generation else None
-    body = _template().render(
+    body = card_template("card.md.j2").render(
         repo_id=repo_id,
         report=report,
         base_name=public_name(base.name, local=base.commit is None),
         base=base,
         loading=loading,
-        refused=refused,
+        refused=facts.refused,
+        quantized_repo_id=quantized_repo_id,
         plots=plots,
         sizes=size_rows(report.dense, report.pruned),
         speed=report.speed,
@@ -136,19 +148,22 @@ def write_card(
 def _metadata(repo_id: str, report: Report, *, base: Base, loading: Loading) -> str:
     from huggingface_hub import ModelCardData
 
-    inherited = {key: base.card[key] for key in _INHERITED if base.card.get(key)}
-    inherited.setdefault("pipeline_tag", "text-generation")
     is_hub = base.commit is not None
     data = ModelCardData(
         base_model=base.name if is_hub else None,
         base_model_relation="finetune" if is_hub else None,
-        library_name=_LIBRARY,
+        library_name=LIBRARY,
         tags=list(TAGS),
         model_name=short_model_name(repo_id),
         eval_results=_eval_results(report) or None,
-        **inherited,
+        **inherited_metadata(base),
     )
     return str(data.to_yaml())
+
+
+def inherited_metadata(base: Base) -> dict[str, Any]:
+    """Return what the base model's card says of licence, languages and use, and holds for what is made from it."""
+    return {"pipeline_tag": "text-generation"} | {key: base.card[key] for key in _INHERITED if base.card.get(key)}
 
 
 def _eval_results(report: Report) -> list[Any]:
@@ -247,7 +262,8 @@ def _fence(text: str) -> str:
 
 
 @cache
-def _template() -> Template:
+def card_template(name: str) -> Template:
+    """Return the template of a model card."""
     environment = template_environment("llmprune.publish", ".", escape=False)
     environment.filters.update(
         public=public_name,
@@ -257,4 +273,4 @@ def _template() -> Template:
         carried=lambda files: _code(describe_carried(files)),
         left=lambda files: _code(describe_left(files)),
     )
-    return environment.get_template("card.md.j2")
+    return environment.get_template(name)

@@ -1,14 +1,15 @@
 """Provenance of a pushed model in ``llmprune.json``, to read, check and reproduce the run.
 
-format        1
-created       time of the push, UTC
-recipe        the user's YAML, verbatim
-overrides     texts of the --set options
-cut           kept layers and widths, and a bit for every neuron, expert and key-value group
-fingerprints  of every product of the run
-files         SHA-256 of every pushed file except the model card
-refused       reason of the gate against publishing; null if it was passed or not set
-report        figures of report.json: sizes, retention, layers, versions, base commit
+format          1
+created         time of the push, UTC
+recipe          the user's YAML, verbatim
+overrides       texts of the --set options
+cut             kept layers and widths, and a bit for every neuron, expert and key-value group
+fingerprints    of every product of the run
+files           SHA-256 of every pushed file except the model card
+quantized_from  of a quantized result, ORG/NAME@COMMIT of the unquantized one; null for any other
+refused         reason of the gate against publishing; null if it was passed or not set
+report          figures of report.json: sizes, retention, layers, versions, base commit
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Record(BaseModel):
     cut: dict[str, Any]
     fingerprints: dict[str, str]
     files: dict[str, str]
+    quantized_from: str | None = None
     refused: str | None
     report: dict[str, Any]
 

@@ -16,3 +16,4 @@ class Published(BaseModel):
     pull_request: str | None
     files: int
     bytes: int
+    quantized: Published | None = None  # commit of the result in its base's format, in a repository of its own

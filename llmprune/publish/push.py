@@ -23,12 +23,13 @@ from llmprune.common.files import write_text
 from llmprune.common.hub.explanations import endpoint
 from llmprune.common.versions import now
 from llmprune.cut.decision import Cut
-from llmprune.publish.card import Base, Loading, read_metadata, write_card
+from llmprune.publish.card import Base, CardFacts, Loading, read_metadata, write_card
 from llmprune.publish.generated_windows import published_windows, write_generated
 from llmprune.publish.plots import draw
 from llmprune.publish.provenance import FILE, Record, describe_cut, portable_figures
 from llmprune.publish.public_names import public_name
 from llmprune.publish.published import Published
+from llmprune.publish.quantized_result import publish_quantized, quantized_settings
 from llmprune.publish.upload import additions, upload
 from llmprune.recipe.evaluation import Evaluation, limit_override, recorded_tasks
 from llmprune.recipe.hub import Hub
@@ -90,12 +91,13 @@ def publish_run(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report) 
         )
     model, card = folder.path / "model", folder.path / "card"
     require_whole(model, report.pruned.parameters)
+    second = quantized_settings(hub, folder.path, report=report)
     plots = draw(report, card / "plots")
     base = Base(report.provenance.model, report.provenance.commit, _base_metadata(recipe.model))
-    write_text(
-        card / "README.md",
-        write_card(hub.repo_id, report, base=base, loading=_loading(model, report), refused=refused, plots=list(plots)),
-    )
+    facts = CardFacts(base, _loading(model, report), refused)
+    name = None if second is None else second.repo_id
+    text = write_card(hub.repo_id, report, facts=facts, plots=list(plots), quantized_repo_id=name)
+    write_text(card / "README.md", text)
     files = {path.relative_to(model).as_posix(): path for path in model.rglob("*") if path.is_file()}
     files = {name: path for name, path in files.items() if name not in ("README.md", FILE)}
     files |= {f"plots/{path.name}": path for path in plots.values()}
@@ -116,7 +118,11 @@ def publish_run(folder: RunFolder, recipe: Recipe, *, hub: Hub, report: Report) 
     )
     write_text(card / FILE, record.to_json())
     operations += additions({name: card / name for name in ("README.md", FILE)})
-    return upload(hub, operations, message=hub.commit_message or _message(report))
+    published = upload(hub, operations, message=hub.commit_message or _message(report))
+    if second is None:
+        return published
+    quantized = publish_quantized(second, folder.path, record=record, report=report, pruned=published, facts=facts)
+    return published.model_copy(update={"quantized": quantized})
 
 
 def _cut_of(folder: RunFolder, *, rounds: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from llmprune.common.errors import HubError, RecipeError
 from llmprune.common.files import sha256_of
 from llmprune.common.nested import value_at
 from llmprune.common.paths import is_plain_path
-from llmprune.publish.provenance import Record, fetch_record
+from llmprune.publish.provenance import SCHEME, Record, fetch_record
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.text_source import FILE_BUILDERS, PACKAGES
@@ -33,6 +33,11 @@ def recorded_recipe(place: str, overrides: Sequence[str] = ()) -> tuple[Recipe, 
     RecipeError.
     """
     record, commit = fetch_record(place)
+    if record.quantized_from:
+        raise HubError(
+            f"{place} is the quantized result of {record.quantized_from}; repeat the run that made both: "
+            f"llmprune run {SCHEME}{record.quantized_from}"
+        )
     recipe = Recipe.parse(record.recipe, [*record.overrides, *_pins(record), *overrides], source=place)
     given = [override.partition("=")[0].strip() for override in overrides]
     problems = [

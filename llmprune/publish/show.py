@@ -56,6 +56,7 @@ def _rows(record: Record) -> list[tuple[str, str]]:
         removed = sorted(layer for one in rounds for layer in one.get("removed_layers") or ())
     rows = [
         ("pushed", record.created),
+        *([("quantized from", record.quantized_from)] if record.quantized_from else []),
         ("base model", f"{provenance.get('model')} @ {provenance.get('commit') or 'no hub commit'}"),
         ("parameters", f"{count(dense.get('parameters'))} → {count(pruned.get('parameters'))}"),
         ("weights", f"{byte_size(dense.get('bytes'))} → {byte_size(pruned.get('bytes'))}"),

@@ -50,8 +50,14 @@ def _check_recover(recover: Recover, others: Sections) -> None:
         )
 
 
-def _check_hub(_: Hub, others: Sections) -> None:
-    """Refuse one repository for several models."""
+def _check_hub(hub: Hub, others: Sections) -> None:
+    """Refuse one repository for several models, and one for a quantized result that is not written."""
+    export = others.get("export")
+    if hub.quantized_repo_id is not None and export is not None and not export.requantize:
+        raise ValueError(
+            "quantized_repo_id is for the result in its base's format, which the recipe does not ask for; set "
+            "export.requantize: true, or remove quantized_repo_id"
+        )
     budget = others.get("budget")
     if budget is not None and budget.family is not None:
         raise ValueError(

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from llmprune.common.schema import Section
 
+AUTO = "auto"
+
 
 class Hub(Section):
     """Push of the pruned model with its card and provenance, in one commit or one pull request."""
@@ -22,12 +24,28 @@ class Hub(Section):
         "gate_passed",
         description="gate_passed: push unless the gate failed; always: push even then, and state it in the card.",
     )
+    quantized_repo_id: str | None = Field(
+        None,
+        description="Repository of its own for the result in its base's format (export.requantize); auto: the name of "
+        "the first with the format, such as org/name-fp8. Left out: it is not pushed.",
+    )
     commit_message: str | None = Field(None, min_length=1, description="Commit message; default: a summary of the cut.")
 
     @field_validator("repo_id")
     @classmethod
     def _whole_id(cls, repo_id: str) -> str:
         return whole_id(repo_id)
+
+    @field_validator("quantized_repo_id")
+    @classmethod
+    def _auto_or_whole_id(cls, repo_id: str | None) -> str | None:
+        return repo_id if repo_id in (None, AUTO) else whole_id(repo_id)
+
+    @model_validator(mode="after")
+    def _two_repositories(self) -> Self:
+        if self.quantized_repo_id is not None and self.quantized_repo_id.lower() == self.repo_id.lower():
+            raise ValueError("quantized_repo_id is repo_id, and each repository holds one model; name another, or auto")
+        return self
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llmprune.checkpoint.loading import load_model
-from llmprune.checkpoint.quantized.formats import quantization_of
+from llmprune.checkpoint.quantized.formats import Quantization, quantization_of
 from llmprune.checkpoint.result.requantized import QuantizedBase, write_requantized
 from llmprune.checkpoint.weight_headers import headers_of_folder
 from llmprune.recipe.model import ModelSource
@@ -129,3 +129,20 @@ def test_what_cannot_be_written_is_refused_by_the_plan(kind: str, workspace: Pat
     assert done.code == 2, done.err
     assert said in done.err
     assert "export.requantize" in done.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bnb-4bit"),
+        ({"load_in_8bit": True}, "bnb-8bit"),
+        ({"config_groups": {"a": {"weights": {"num_bits": 4, "type": "int"}}}}, "w4a16"),
+        ({"config_groups": {"a": {"weights": {"num_bits": 8}, "input_activations": {"num_bits": 8}}}}, "w8a8"),
+        ({"config_groups": {"a": {"weights": {"num_bits": 8, "type": "float"}}}}, "fp8"),
+        ({"config_groups": {"a": {"weights": {}}, "b": {"weights": {"num_bits": 4}}}}, "compressed-tensors"),
+    ],
+)  # fmt: skip
+def test_the_format_in_a_name(settings: dict[str, object], name: str) -> None:
+    """Names are those that people look for on the hub."""
+    assert Quantization({"quant_method": "compressed-tensors"} | settings).short_name == name

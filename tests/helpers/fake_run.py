@@ -96,9 +96,16 @@ def push(source: Path, options: dict[str, str]) -> None:
     if "push_exit" in behaviour:
         print("llmprune: the hub said no", file=sys.stderr)
         sys.exit(int(behaviour["push_exit"]))
-    repo = options["repo-id"]
-    published = {"repo_id": repo, "commit": "c0ffee", "url": f"https://hub/{repo}/commit/c0ffee", "pull_request": None}
-    Path(options["save"]).write_text(json.dumps(published | {"files": 3, "bytes": 99}))
+    published = commit_of(options["repo-id"])
+    if "quantized-repo-id" in options:
+        published["quantized"] = commit_of(f"{options['repo-id']}-fp8")
+    Path(options["save"]).write_text(json.dumps(published))
+
+
+def commit_of(repo: str) -> dict[str, object]:
+    """Return the record of a push to a repository."""
+    place = {"repo_id": repo, "commit": "c0ffee", "url": f"https://hub/{repo}/commit/c0ffee"}
+    return place | {"pull_request": None, "files": 3, "bytes": 99}
 
 
 def work_on(parent: Path, options: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from rich.console import Console
 
 from helpers.hub.repositories import wrong_metadata
-from llmprune.publish.card import Base, Loading, write_card
+from llmprune.publish.card import Base, CardFacts, Loading, write_card
 from llmprune.report.run_table import print_summary
 from llmprune.results.calibration_sources import CalibrationSource
 from llmprune.results.evaluation_figures import (
@@ -295,6 +295,7 @@ def with_confidence(confidence: float) -> Report:
 def card(report: Report | None = None, base: Base = BASE, loading: Loading = PLAIN, **options: Any) -> ModelCard:
     """Return the model card of a report, parsed as the hub parses it."""
     given = {"refused": None, "plots": ("importance", "error")} | options
-    written = ModelCard(write_card(NAME, report or sample_report(), base=base, loading=loading, **given))
+    facts = CardFacts(base, loading, given.pop("refused"))
+    written = ModelCard(write_card(NAME, report or sample_report(), facts=facts, **given))
     assert wrong_metadata(written.data.to_dict()) == []
     return written

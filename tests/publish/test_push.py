@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
+import pytest
+import yaml
 from helpers.commands import command
 from helpers.hub.server import Hub
 from helpers.pushing import FILES, NAME, push, refuse, tree
@@ -13,7 +16,13 @@ from helpers.reports import gate
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
+from llmprune.common.errors import HubError
+from llmprune.publish import quantized_result
+from llmprune.publish.provenance import FILE
 from llmprune.publish.push import push_run
+
+SETTINGS = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+OWN = f"{NAME}-fp8"
 
 
 def with_gate(run: Path, passed: bool) -> None:
@@ -150,3 +159,86 @@ def test_push_from_python(hub: Hub, run: Path) -> None:
     HfApi().delete_repo(NAME)
     assert hub.repos == {}
     assert push_run(run, {"repo_id": NAME}).commit == hub.repo(NAME).refs["main"], "created again"
+
+
+@pytest.fixture
+def quantized(run: Path) -> Path:
+    """Run folder that also has its result in FP8."""
+    folder = run / "quantized"
+    shutil.copytree(run / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": SETTINGS}))
+    (folder / "model.safetensors").write_bytes(b"quantized weights")
+    report = json.loads((run / "report.json").read_text())
+    report["requantized"] = {"format": "fp8 (blocks of 16 × 16)", "weights": 7, "bytes": 17, "divergence": 0.0125}
+    (run / "report.json").write_text(json.dumps(report))
+    return run
+
+
+def test_both_results_are_pushed_and_name_each_other(hub: Hub, quantized: Path, tmp_path: Path) -> None:
+    """Each repository has its own weights, card and provenance; the second is a quantized form of the first."""
+    saved = tmp_path / "published.json"
+    outcome = push(quantized, "--quantized-repo-id", "auto", "--save", str(saved))
+    assert outcome.code == 0, outcome.err
+    first, second = hub.repo(NAME), hub.repo(OWN)
+    assert f"pushed 9 files to {OWN}\n{hub.url}/{OWN}/commit/{second.refs['main']}\n" in outcome.out
+    published = json.loads(saved.read_text())
+    assert (published["commit"], published["quantized"]["repo_id"]) == (first.refs["main"], OWN)
+    assert second.private
+    assert tree(second) == {name for name in FILES if not name.startswith("plots/")}
+    assert hub.content(second, "model.safetensors") == b"quantized weights"
+    assert hub.content(first, "model.safetensors") == (quantized / "model/model.safetensors").read_bytes()
+    assert f"That checkpoint is [{OWN}](https://huggingface.co/{OWN})." in hub.content(first, "README.md").decode()
+    card = hub.content(second, "README.md").decode()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert (metadata["base_model"], metadata["base_model_relation"]) == (NAME, "quantized")
+    assert {"pruned", "llmprune", "fp8"} == set(metadata["tags"])
+    assert "model-index" not in metadata, "nothing was evaluated on these weights"
+    for part in (
+        f"[{NAME}](https://huggingface.co/{NAME}/tree/{first.refs['main']})", "0.0125 nats per token",
+        "fp8 (blocks of 16 × 16) in 7 weight matrices", f'from_pretrained("{OWN}")', "| this repository | 17 B |",
+    ):  # fmt: skip
+        assert part in card
+    record = json.loads(hub.content(second, FILE))
+    assert record["quantized_from"] == f"{NAME}@{first.refs['main']}"
+    assert "quantized_from" not in card
+    shown = command("inspect", OWN)
+    assert f"quantized from {NAME}@" in " ".join(shown.out.split())
+    assert "have the recorded SHA-256" in shown.out
+    repeated = command("run", f"hub://{OWN}", "--output", tmp_path / "again")
+    assert repeated.code == 1
+    assert f"llmprune run hub://{NAME}@{first.refs['main']}" in repeated.err
+
+
+def test_nothing_is_pushed_where_the_second_cannot_be(hub: Hub, quantized: Path) -> None:
+    """Rights, visibility and whole files of both are checked before the first upload."""
+    hub.add_repo(OWN, {"README.md": b""})  # public
+    refuse(quantized, f"{OWN} is public", options=("--quantized-repo-id", "auto"))
+    refuse(quantized, "may not write to 'others'", options=("--quantized-repo-id", "others/x"))
+    refuse(quantized, "quantized_repo_id is repo_id", options=("--quantized-repo-id", NAME.upper()), code=2)
+    refuse(quantized, "named with its owner", options=("--quantized-repo-id", "fp8"), code=2)
+    (quantized / "quantized/model.safetensors").write_bytes(b"short")
+    refuse(quantized, "holds 5 bytes of weights", options=("--quantized-repo-id", "org/q"))
+    assert set(hub.repos) == {("model", OWN)}
+
+
+def test_a_run_without_a_quantized_result_says_how_to_get_one(hub: Hub, run: Path) -> None:
+    """The wish is not ignored; and a recipe that does not write the result cannot ask for its push."""
+    refuse(run, "set export.requantize: true", options=("--quantized-repo-id", "auto"))
+    assert hub.repos == {}
+    done = command("run", run / "recipe.yaml", "--set", 'hub={"repo_id": "org/a", "quantized_repo_id": "auto"}')
+    assert done.code == 2
+    assert "set export.requantize: true" in done.err
+
+
+def test_a_second_upload_that_fails_says_what_was_pushed(
+    hub: Hub, quantized: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unquantized result stays on the hub, and the message has its address."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise HubError("nothing was published to org/q: the hub said no")
+
+    monkeypatch.setattr(quantized_result, "upload", fail)
+    refuse(quantized, "the hub said no; the unquantized result was pushed: ", options=("--quantized-repo-id", "org/q"))
+    assert tree(hub.repo(NAME)) == FILES

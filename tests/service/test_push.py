@@ -61,17 +61,19 @@ def refused(harness: ServiceHarness, path: str, status: int, said: str, **reques
 def test_a_push_is_a_job_whose_result_can_be_had(harness: ServiceHarness) -> None:
     """A push gets exactly the settings that were sent, reports its commit, and is listed with its source."""
     job = finished(harness)
-    pushed = push(harness, job, private=False, branch="v2", when="always", commit_message="--public oh")
+    wanted = {"branch": "v2", "when": "always", "commit_message": "--public oh", "quantized_repo_id": "auto"}
+    pushed = push(harness, job, private=False, **wanted)
     ended = harness.until_ended(pushed)
     assert (ended["state"], ended["source"], ended["name"]) == ("succeeded", job, "push to org/pruned")
     assert ended["published"]["url"] == "https://hub/org/pruned/commit/c0ffee"
-    assert ended["push"] == {
-        "repo_id": "org/pruned", "private": False, "branch": "v2", "create_pr": False, "when": "always",
-        "commit_message": "--public oh",
-    }  # fmt: skip
+    assert ended["published"]["quantized"]["url"] == "https://hub/org/pruned-fp8/commit/c0ffee"
+    assert ended["push"] == {"repo_id": "org/pruned", "private": False, "create_pr": False} | wanted
     argv = json.loads((harness.run_folder(pushed) / "arguments.json").read_text())["argv"]
     assert argv[:2] == ["push", str(harness.run_folder(job).absolute())]
     assert {"--repo-id=org/pruned", "--public", "--branch=v2", "--commit-message=--public oh"} < set(argv)
+    assert "--quantized-repo-id=auto" in argv
+    page = harness.http.get(f"/jobs/{pushed}").text
+    assert all(f"https://hub/org/{name}/commit" in page for name in ("pruned", "pruned-fp8"))
     listed = harness.http.get("/v1/jobs", params={"source": job}).json()["jobs"]
     assert [one["id"] for one in listed] == [pushed]
     assert harness.job(job)["published"] is None
@@ -217,13 +219,20 @@ def test_pushes_take_no_slot(harness: ServiceHarness) -> None:
 def test_a_push_from_the_page(harness: ServiceHarness) -> None:
     """The page of a finished job has the form, and the page of a push names source and commit."""
     job = finished(harness, push_exit=1)
-    assert f'action="/jobs/{job}/push"' in harness.http.get(f"/jobs/{job}").text
+    page = harness.http.get(f"/jobs/{job}").text
+    assert f'action="/jobs/{job}/push"' in page
+    assert 'name="quantized"' not in page
+    (harness.run_folder(job) / "quantized").mkdir()
+    (harness.run_folder(job) / "quantized" / "config.json").write_text("{}")
+    assert 'name="quantized"' in harness.http.get(f"/jobs/{job}").text
     form = {"repo_id": " org/pruned ", "hub_token": SECRET, "visibility": "public", "create_pr": "on"}
+    form |= {"quantized": "on"}
     answer = harness.http.post(f"/jobs/{job}/push", data=form, follow_redirects=False)
     pushed = answer.headers["Location"].rpartition("/")[2]
     harness.until_ended(pushed)
     wanted = harness.job(pushed)["push"]
     assert (wanted["private"], wanted["create_pr"], wanted["when"]) == (False, True, "gate_passed")
+    assert wanted["quantized_repo_id"] == "auto"
     page = harness.http.get(f"/jobs/{pushed}").text
     assert "the hub said no" in page
     assert f'href="/jobs/{job}"' in page

@@ -144,8 +144,10 @@ def test_the_clean_up_keeps_to_the_quota(tmp_path: Path) -> None:
     jobs = [harness.submit(recipe(n=n))["id"] for n in range(3)]
     for job in jobs:
         harness.until_ended(job)
-        model = harness.run_folder(job) / "model" / "model.safetensors"
-        model.write_bytes(os.urandom(1_000_000))
+        quantized = harness.run_folder(job) / "quantized"  # counts as the model does
+        quantized.mkdir()
+        for place in (harness.run_folder(job) / "model", quantized):
+            (place / "model.safetensors").write_bytes(os.urandom(500_000))
     tight = harness.settings.model_copy(
         update={"disk_quota": used_bytes(harness.settings.data_dir / "jobs") - 1_500_000}
     )
@@ -160,6 +162,7 @@ def test_the_clean_up_keeps_to_the_quota(tmp_path: Path) -> None:
     harness.service.database.connection().set_trace_callback(None)
     steps = harness.service.database.read(f"EXPLAIN QUERY PLAN {read[-1]}")
     assert "SEARCH jobs USING INDEX jobs_to_clean" in steps[0]["detail"]
-    assert [(harness.run_folder(job) / "model").exists() for job in jobs] == [False, False, True]
+    for name in ("model", "quantized"):
+        assert [(harness.run_folder(job) / name).exists() for job in jobs] == [False, False, True]
     assert [harness.job(job)["cleaned"] for job in jobs] == [True, True, False]
     assert all((harness.run_folder(job) / "report.json").exists() for job in jobs)

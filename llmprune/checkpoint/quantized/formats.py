@@ -47,6 +47,21 @@ class Quantization:
         detail = grouped if method in ("gptq", "awq") else details.get(method)
         return f"{method} ({detail})" if detail else method
 
+    @property
+    def short_name(self) -> str:
+        """Format as names of repositories have it: fp8, w4a16, bnb-4bit."""
+        settings, method = self.settings, self.method
+        if method == "bitsandbytes":
+            return "bnb-8bit" if settings.get("load_in_8bit") else "bnb-4bit"
+        groups = settings.get("config_groups")
+        names = {_bits_of(group) for group in groups.values()} if isinstance(groups, dict) else set()
+        return next(iter(names)) if len(names) == 1 else method or "quantized"
+
+    @property
+    def package(self) -> str:
+        """Name of the package that loads it in transformers; empty where none is needed."""
+        return self.method if _METHODS.get(self.method) else ""
+
     def problem(self, shown: str) -> str:
         """Return the reason why the weights cannot be dequantized here; empty where they can. ``shown``: the model."""
         method = self.method
@@ -76,6 +91,14 @@ class Quantization:
         if self.method == "awq" and version != "gemm":
             return f"the layout {version!r}, and gemm is read; {remedy}"
         return ""
+
+
+def _bits_of(group: Mapping[str, Any]) -> str:
+    """Return the bits of weights and activations of a scheme of compressed-tensors, such as w4a16."""
+    weights, activations = group.get("weights") or {}, group.get("input_activations") or {}
+    if weights.get("type") == "float":
+        return f"fp{weights.get('num_bits', 8)}"
+    return f"w{weights.get('num_bits', 8)}a{activations.get('num_bits', 16)}"
 
 
 def without_quantization(config: dict[str, Any]) -> None:

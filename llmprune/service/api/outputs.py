@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse, PlainTextResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
+from llmprune.results.products import QUANTIZED_MODEL
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.api.values import Artifact
@@ -127,7 +128,7 @@ def shown_content(service: Service, job: str, *, path: Path) -> bytes | None:
     """Return a file that may contain paths of the server, with these renamed; None for every other file."""
     folder = service.settings.run_folder(job)
     is_record = path.parent == folder and path.suffix in (".json", ".html")
-    if not is_record and path.parent != folder / "card":
+    if not is_record and path.parent not in (folder / "card", folder / "card" / QUANTIZED_MODEL):
         return None
     try:
         content = path.read_bytes()

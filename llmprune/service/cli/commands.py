@@ -222,19 +222,25 @@ def push_job(
         str | None, typer.Option(help="always: push also where the gate was not met, which the card reports.")
     ] = None,
     commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    quantized_repo_id: Annotated[
+        str | None,
+        typer.Option(help="Repository for the quantized result, such as org/name-fp8; auto: named like that."),
+    ] = None,
     server: Server = LOCAL_SERVER,
     token_file: TokenFile = None,
 ) -> None:
     """Push a finished job's model to the hub from the service; watches the push and exits as it does."""
     settings: dict[str, Any] = {"private": private, "branch": branch, "create_pr": create_pr, "when": when}
+    settings |= {"commit_message": commit_message, "quantized_repo_id": quantized_repo_id}
     with client_of(server, token_file) as client:
         hub_token = token_in(hub_token_file, "hub token")
-        push = client.job(job).push(hub_token, repo_id=repo_id, commit_message=commit_message, **settings)
+        push = client.job(job).push(hub_token, repo_id=repo_id, **settings)
         published = watch_job(push).published
-        files = f"{published.files} files" if published else "the model"
-        typer.echo(printable(f"pushed {files} to {repo_id}"))
-        if published:
-            typer.echo(printable(published.url))
+        for one in filter(None, (published, published and published.quantized)):
+            typer.echo(printable(f"pushed {one.files} files to {one.repo_id}"))
+            typer.echo(printable(one.url))
+        if published is None:
+            typer.echo(printable(f"pushed the model to {repo_id}"))
 
 
 def add_to(app: typer.Typer) -> None:

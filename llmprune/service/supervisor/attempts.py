@@ -60,6 +60,7 @@ def _push(job: Job, hub: Hub, *, settings: Settings) -> tuple[str, ...]:
     """Return the arguments of a push. Options and values are joined with =, so that no value is read as an option."""
     assert job.source is not None, "a push has a source"
     given = {"repo-id": hub.repo_id, "branch": hub.branch, "when": hub.when, "commit-message": hub.commit_message}
+    given |= {"quantized-repo-id": hub.quantized_repo_id}
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     options += ["--private" if hub.private else "--public", *(["--create-pr"] if hub.create_pr else [])]
     source = settings.run_folder(job.source).absolute()

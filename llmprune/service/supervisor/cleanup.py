@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from llmprune.results.products import FULL_VOCABULARY, GGUF_FILES, QUANTIZED_MODEL, REPAIRED
 from llmprune.service.artifacts.manifest import STORED, keep_manifest, local_manifest, without, write_manifest
 from llmprune.service.artifacts.store import ArtifactStore
 from llmprune.service.jobs.database import Database
@@ -30,7 +31,7 @@ from llmprune.service.jobs.uses import jobs_in_use
 from llmprune.service.settings import Settings
 
 PARTIAL_MODELS = ("model.partial", "dense.partial")
-MODEL = "model"
+MODELS = ("model", QUANTIZED_MODEL, GGUF_FILES, REPAIRED, FULL_VOCABULARY)  # a follow-up reads the first alone
 
 
 def used_bytes(folder: Path) -> int:
@@ -118,12 +119,12 @@ def stored_bytes(folder: Path) -> int:
 
 
 def remove_products(settings: Settings, jobs: JobStore, *, job: str) -> int:
-    """Delete the model of an ended job and its partial models; return the bytes freed.
+    """Delete the model of an ended job, its other forms and its partial models; return the bytes freed.
 
     They are moved into the trash in the transaction that marks the job, so that no follow-up can begin to read them
     meanwhile, and a service that is killed deletes them when it starts again.
     """
-    names = (*PARTIAL_MODELS, MODEL)
+    names = (*PARTIAL_MODELS, *MODELS)
     places = [place for name in names if (place := settings.run_folder(job) / name).is_dir()]
     trash = settings.trash / job
     if not places and not _stored_products(settings, job):
@@ -148,7 +149,7 @@ def _stored_products(settings: Settings, job: str) -> dict[str, int]:
     before = local_manifest(settings.folder(job)) if settings.artifacts else None
     if before is None:
         return {}
-    left = without(before, (*PARTIAL_MODELS, MODEL))
+    left = without(before, (*PARTIAL_MODELS, *MODELS))
     return {key: size for key, size in before.objects.items() if key not in left.objects}
 
 
@@ -157,7 +158,7 @@ def _remove_stored(settings: Settings, job: str) -> int:
     folder, dropped = settings.folder(job), _stored_products(settings, job)
     before = local_manifest(folder)
     if dropped and before is not None and settings.artifacts is not None:
-        store, left = ArtifactStore(settings.artifacts), without(before, (*PARTIAL_MODELS, MODEL))
+        store, left = ArtifactStore(settings.artifacts), without(before, (*PARTIAL_MODELS, *MODELS))
         write_manifest(store, job, manifest=left)
         keep_manifest(folder, left)
         store.remove([*dropped])

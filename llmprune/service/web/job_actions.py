@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from fastapi import Form
 from fastapi.responses import RedirectResponse, Response
 
-from llmprune.recipe.hub import Hub
+from llmprune.recipe.hub import AUTO, Hub
 from llmprune.recipe.recipe import validate_arguments
 from llmprune.service.api.dependencies import JobId, TheCaller, TheService
 from llmprune.service.jobs import reevaluation, submission
@@ -63,10 +63,13 @@ def push(
     visibility: Annotated[Literal["private", "public"], Form()] = "private",
     always: Annotated[Literal["on", ""], Form()] = "",
     create_pr: Annotated[Literal["on", ""], Form()] = "",
+    quantized: Annotated[Literal["on", ""], Form()] = "",
 ) -> Response:
     """Queue the push of the job's model and show the push."""
-    settings = {"repo_id": repo_id.strip(), "private": visibility == "private", "create_pr": bool(create_pr)}
-    hub = validate_arguments(Hub, settings | {"when": "always" if always else "gate_passed"})
+    settings: dict[str, object] = {"repo_id": repo_id.strip(), "private": visibility == "private"}
+    settings |= {"create_pr": bool(create_pr), "when": "always" if always else "gate_passed"}
+    settings |= {"quantized_repo_id": AUTO if quantized else None}
+    hub = validate_arguments(Hub, settings)
     token = plain_token(hub_token)
     wanted = PushSubmission(service.own_job(job, caller), hub, token)
     queued, _ = submission.submit_push(wanted, caller, settings=service.settings, jobs=service.jobs)

@@ -15,6 +15,7 @@ from llmprune import __version__
 from llmprune.common.printing import printable
 from llmprune.results.formatting import plural, short_model_name
 from llmprune.results.next_tools import NextTools, describe_next_tools
+from llmprune.results.products import QUANTIZED_MODEL
 from llmprune.results.templates import template_environment
 from llmprune.service.cli.terminal import doing, state_words
 from llmprune.service.web.about import describe_event
@@ -117,6 +118,7 @@ def _environment() -> Environment:
         state_words=state_words,
     )
     environment.tests["in_model"] = lambda name: name.startswith("model/")
+    environment.tests["in_quantized"] = lambda name: name.startswith(f"{QUANTIZED_MODEL}/")
     environment.globals.update(
         static=static_address,
         has_editor=lambda: static_file("editor.js") is not None,
