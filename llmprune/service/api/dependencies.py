@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +11,13 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi import Path as InPath
 
+from llmprune.common.errors import LLMPruneError
+from llmprune.recipe.recipe import Recipe
 from llmprune.service.api.error_responses import Refused
 from llmprune.service.api.recipe_queue import RecipeQueue
 from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.api.stored_files import StoredFiles
+from llmprune.service.api.stored_models import Outline, outline_for
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.job import JOB_ID, J, Job
 from llmprune.service.jobs.job_models import JobModels
@@ -25,6 +28,8 @@ from llmprune.service.jobs.users import Users
 from llmprune.service.monitoring.board import QueueBoard
 from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.planner.planner import Planner
+from llmprune.service.planner.queue import PlannerBusy
+from llmprune.service.recipe_policy.allowed_paths import JOB_SCHEME
 from llmprune.service.recipe_policy.policy import ExaminedRecipe
 from llmprune.service.settings import Settings
 
@@ -85,13 +90,38 @@ class Service:
         """
         if examined.recipe is None:
             return {"problems": []}
-        base = self.models(caller).base_of(examined.recipe.model.id)
-        if base is not None and self.models(caller).is_only_stored(base.id):
-            where = f"model.id: the model of job {base.id} is in the artefact store and is fetched when a job starts"
-            return {"problems": [f"{where}; submit the recipe without a plan"]}
-        found = self.planner.plan(examined.text, examined.overrides, caller=caller.name, wrong=examined.wrong)
-        answer: dict[str, Any] = self.paths.hide_in(found)
+        try:
+            outline = self._outline(examined.recipe, caller)
+        except PlannerBusy:
+            raise
+        except LLMPruneError as error:
+            problems = [f"model.id: the model is only in the artefact store, and a plan needs its config: {error}"]
+            return {"problems": self.paths.hide_in(problems)}
+        overrides = outline.in_overrides(examined.overrides) if outline else examined.overrides
+        found = self.planner.plan(examined.text, overrides, caller=caller.name, wrong=examined.wrong)
+        answer: dict[str, Any] = self.paths.hide_in(outline.out_of(found) if outline else found)
         return answer
+
+    def times(self, variants: Sequence[ExaminedRecipe], caller: Caller) -> list[dict[str, Any] | None]:
+        """Return how long each of some recipes runs, as the planner does. Raises PlannerBusy and TooManyPlans."""
+        recipes = []
+        for one in variants:
+            try:
+                outline = self._outline(one.recipe, caller) if one.recipe is not None else None
+            except PlannerBusy:
+                raise
+            except LLMPruneError:  # the plan says what is wrong
+                return [None] * len(variants)
+            recipes.append((one.text, outline.in_overrides(one.overrides) if outline else one.overrides))
+        return self.planner.times(recipes, caller=caller.name)
+
+    def _outline(self, recipe: Recipe, caller: Caller) -> Outline | None:
+        """Return what a plan reads of a model that only the store has; a caller may fetch one at a time."""
+        models = self.models(caller)
+        if not recipe.model.id.startswith(JOB_SCHEME) or self.stored_files.store is None:
+            return None
+        with self.planner.queue.place(f"files for {caller.name}"):
+            return outline_for(recipe.model.id, models, store=self.stored_files.store)
 
     def models(self, caller: Caller) -> JobModels:
         """Return the models of finished jobs that a recipe of the caller may start from."""

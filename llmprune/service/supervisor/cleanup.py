@@ -19,6 +19,7 @@ from pathlib import Path
 
 from llmprune.results.products import FULL_VOCABULARY, GGUF_FILES, QUANTIZED_MODEL, REPAIRED
 from llmprune.service.artifacts.manifest import STORED, keep_manifest, local_manifest, without, write_manifest
+from llmprune.service.artifacts.outline import OUTLINE
 from llmprune.service.artifacts.store import ArtifactStore
 from llmprune.service.jobs.database import Database
 from llmprune.service.jobs.disk_use import forget_disk_use, jobs_to_measure, write_disk_use
@@ -138,6 +139,7 @@ def remove_products(settings: Settings, jobs: JobStore, *, job: str) -> int:
     if not jobs.clean(job, move_away):
         return 0
     freed = _remove_stored(settings, job)
+    shutil.rmtree(settings.folder(job) / OUTLINE, ignore_errors=True)
     forget_disk_use(jobs.database, job)
     freed += _own_bytes(trash)
     shutil.rmtree(trash, ignore_errors=True)

@@ -15,7 +15,7 @@ from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.jobs.tokens import Caller
 from llmprune.service.monitoring.run_progress import WORDS
 from llmprune.service.planner.queue import PlannerBusy
-from llmprune.service.recipe_policy.policy import examine
+from llmprune.service.recipe_policy.policy import ExaminedRecipe, examine
 from llmprune.service.web.drafts import unix_text
 from llmprune.service.web.form import apply_form, form_of
 from llmprune.service.web.repairs import REPAIRS
@@ -34,7 +34,7 @@ async def times(
     text = unix_text(recipe)
     variants = await service.recipe_queue.run(caller.name, partial(_variants, text, service=service, caller=caller))
     try:
-        found = await run_in_threadpool(service.planner.times, list(variants.values()), caller=caller.name)
+        found = await run_in_threadpool(service.times, list(variants.values()), caller)
     except PlannerBusy:
         return Response(status_code=204)
     known = {name: in_words(time) for name, time in zip(variants, found, strict=True) if time is not None}
@@ -61,8 +61,8 @@ def time_values(plan: dict[str, Any] | None) -> dict[str, Any]:
     return {"takes": in_words({"seconds": durations["total"], "is_complete": is_complete}), "longest": longest}
 
 
-def _variants(text: str, *, service: Service, caller: Caller) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Return the recipe as each answer would change it, with the overrides of the policy, by the name of the answer.
+def _variants(text: str, *, service: Service, caller: Caller) -> dict[str, ExaminedRecipe]:
+    """Return the recipe as each answer would change it, as the policy allows it, by the name of the answer.
 
     A recipe that may not run is left out.
     """
@@ -74,5 +74,5 @@ def _variants(text: str, *, service: Service, caller: Caller) -> dict[str, tuple
         except RecipeError:
             continue
         if examined.recipe is not None and not examined.problems:
-            found[repair.name] = examined.text, tuple(examined.overrides)
+            found[repair.name] = examined
     return found
