@@ -209,6 +209,9 @@ def reevaluate(
             "--output", "-o", help="Folder for the new report, which shares the model's files; default: RUN itself."
         ),
     ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Folder of the base model, where it is not where it was when the run was made.")
+    ] = None,
 ) -> None:
     """Evaluate more samples or tasks of a finished run's model: nothing is pruned, and earlier answers are kept."""
     names = task_names(tasks) if tasks is not None else []
@@ -219,7 +222,7 @@ def reevaluate(
     from llmprune.pipeline.reevaluate import reevaluate as evaluate_again
 
     with lines_without_terminal():
-        finished = evaluate_again(run, limit, tasks=names, include_path=include_path, output=output)
+        finished = evaluate_again(run, limit, tasks=names, include_path=include_path, output=output, base=base)
     _show_and_require_gate(finished)
     leave_process_group()
 

@@ -45,13 +45,15 @@ def reevaluate(
     tasks: Sequence[str] = (),
     include_path: Path | None = None,
     output: Path | None = None,
+    base: Path | None = None,
 ) -> FinishedRun:
     """Evaluate dense and pruned model on more samples of the run's tasks, or on further ``tasks``.
 
     ``limit``: samples of each task; None: as many as the gate needs. Where tasks have limits of their own, as those of
     a suite, these grow in proportion to what the gate needs, and ``limit`` is the least number for each. With ``tasks``
     it is the maximum of each of these, and the others keep their samples. ``include_path``: folder of their files.
-    ``output``: folder for the new report, which shares the model's files; None: the run's own.
+    ``output``: folder for the new report, which shares the model's files; None: the run's own. ``base``: folder of the
+    model that the run was compared with, where that lies elsewhere now.
 
     Nothing is pruned. Answers that the run folder or the cache of base models holds are reused where the task allows
     it. Uses the GPUs of the recipe's ``devices``, like the run. Raises subclasses of LLMPruneError.
@@ -70,6 +72,7 @@ def reevaluate(
                     take_run(path, output)
                 folder = RunFolder.open_finished(output)
             old, known = found
+            old = _with_base(old, base) if base is not None else old
             use_gpus(Recipe.parse(old.recipe_text, old.overrides).devices)
             recipe = _extended(old, limit, tasks=tasks, include_path=include_path)
             report, recipe = _evaluate_again(folder, recipe, old=old, known=known)
@@ -79,10 +82,26 @@ def reevaluate(
     return FinishedRun(report, recipe, output or path)
 
 
+def _with_base(report: Report, base: Path) -> Report:
+    """Return the report with overrides that name the folder in which the base model is now. Raises OutputError."""
+    recipe = Recipe.parse(report.recipe_text, report.overrides)
+    recorded, place = recipe.reference.id, json.dumps(str(base.absolute()))
+    if not base.is_dir():
+        raise OutputError(f"--base {base} is no folder; give the folder of {recorded}, which the run was compared with")
+    keys = {"model.id": recipe.model, "recover.against": recipe.recover, "evaluation.against": recipe.evaluation}
+    named = {key: part.id if isinstance(part, ModelSource) else part and part.against for key, part in keys.items()}
+    moved = tuple(f"{key}={place}" for key, name in named.items() if name == recorded)
+    kept = tuple(one for one in report.overrides if not any(_sets(one, key.partition("=")[0]) for key in moved))
+    return report.model_copy(update={"overrides": (*kept, *moved)})
+
+
 def _evaluate_again(folder: RunFolder, recipe: Recipe, *, old: Report, known: Measured) -> tuple[Report, Recipe]:
     """Return the new report, and the recipe as it was evaluated. ``recipe``: with the new tasks or samples."""
     before = Recipe.parse(old.recipe_text, old.overrides, source=str(folder.path / "recipe.yaml"))
-    recipe = settle_first_base(recipe)
+    recipe = settle_first_base(recipe, old.lineage)
+    base = Path(recipe.reference.id)
+    if base.is_absolute() and not base.exists():
+        raise OutputError(f"the base model {base} is not there any more; give the folder that it has now with --base")
     if is_first_process():
         check_tasks(recipe.evaluation)
         require_whole(folder.path / "model", old.pruned.parameters)
@@ -170,7 +189,7 @@ def base_of(path: Path) -> ModelSource:
     """Return the model that a finished run was compared with, at the commit that was read. Raises OutputError."""
     report = load_report(path)
     recipe = Recipe.parse(report.recipe_text, report.overrides, source=str(path / "recipe.yaml"))
-    return _base(settle_first_base(recipe), report)
+    return _base(settle_first_base(recipe, report.lineage), report)
 
 
 def _base(recipe: Recipe, report: Report) -> ModelSource:

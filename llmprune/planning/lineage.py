@@ -61,23 +61,23 @@ def lineage_of(source: ModelSource, parameters: int) -> tuple[Ancestor, ...]:
     return (*ancestors_of(source), own)
 
 
-def settle_first_base(recipe: Recipe) -> Recipe:
+def settle_first_base(recipe: Recipe, lineage: tuple[Ancestor, ...] = ()) -> Recipe:
     """Return the recipe with the hub id of the first base in place of ``against: first_base``.
 
-    Raises RecipeError where no record names one on the hub.
+    ``lineage``: that of a finished run, which names it; else the record of the model does. Raises RecipeError where no
+    record names one on the hub.
     """
     settled: dict[str, Any] = {}
     for name in ("recover", "evaluation"):
         section = getattr(recipe, name)
         if section is not None and section.against == FIRST_BASE:
-            first = _first_base(recipe.model, key=f"{name}.against")
+            first = _first_base(recipe.model, lineage or ancestors_of(recipe.model), key=f"{name}.against")
             update = {"against": first.name, "against_revision": first.commit}
             settled[name] = section.model_copy(update=update)
     return recipe.with_chosen(settled) if settled else recipe
 
 
-def _first_base(source: ModelSource, *, key: str) -> Ancestor:
-    found = ancestors_of(source)
+def _first_base(source: ModelSource, found: tuple[Ancestor, ...], *, key: str) -> Ancestor:
     if not found:
         raise RecipeError(
             f"{key}: no record of llmprune in the folder or repository of {source.id} says what it was pruned from "

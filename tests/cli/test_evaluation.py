@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,15 @@ def test_gate_decides_the_exit_code(workspace: Path, tmp_path: Path, monkeypatch
 def test_reevaluate_asks_more_samples_and_prunes_nothing(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An undecided gate names the command, which continues the samples and makes report and verdict anew."""
+    """An undecided gate names the command, which continues the samples and makes report and verdict anew.
+
+    The base may have moved since: ``--base`` says where it is.
+    """
+    base, moved = shutil.copytree(workspace / "base", tmp_path / "base"), tmp_path / "moved"
     asked = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 4}
     recipe = write_recipe(
         tmp_path / "gated.yaml",
-        workspace / "base",
+        base,
         workspace / "text.txt",
         evaluation=asked | {"gate": {"min_retention": 0.9}},
     )
@@ -97,13 +102,19 @@ def test_reevaluate_asks_more_samples_and_prunes_nothing(
     assert (first.code, "llmprune reevaluate" in first.err) == (3, True)
     model, before = states(out / "model"), report_in(out)
     made = [(out / name).stat().st_mtime_ns for name in ("scores.safetensors", "pruning.json")]
-    more = command("reevaluate", out, "--limit", 12)
+    base.rename(moved)
+    lost = command("reevaluate", out, "--limit", 12)
+    assert (lost.code, "give the folder that it has now with --base" in lost.err) == (2, True), lost.err
+    wrong = command("reevaluate", out, "--limit", 12, "--base", tmp_path / "none")
+    assert (wrong.code, f"is no folder; give the folder of {base}" in wrong.err) == (2, True), wrong.err
+    more = command("reevaluate", out, "--limit", 12, "--base", moved)
+    moved.rename(base)
     assert made == [(out / name).stat().st_mtime_ns for name in ("scores.safetensors", "pruning.json")]
     assert (more.code in (0, 3), states(out / "model") == model) == (True, True), more.err
     after = report_in(out)
     assert (before["tasks"][0]["samples"], after["tasks"][0]["samples"]) == (4, 12)
     assert after["gate"]["bars"][0]["samples"] == 12
-    assert "evaluation.limit=12" in after["overrides"]
+    assert {"evaluation.limit=12", f'model.id="{moved}"'} == {*after["overrides"]}
     for side in ("dense_tasks", "pruned_tasks"):
         samples = json.loads((out / "evaluation.json").read_text())[side]["tasks"][0]["samples"]
         assert [sample["doc_id"] for sample in samples] == list(range(12))

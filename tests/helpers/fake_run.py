@@ -30,6 +30,7 @@ def main() -> None:
     if sys.argv[1] == "bench" or any(word.startswith("--output=") for word in sys.argv):
         return work_on(Path(sys.argv[2]), dict(re.findall(r"--(\w\S*)=(.*)", "\n".join(sys.argv[3:]))))
     if sys.argv[1] == "reevaluate":
+        require_base(dict(re.findall(r"--(\w\S*)=(.*)", "\n".join(sys.argv[3:]))))
         return evaluate_more(Path(sys.argv[2]), int(sys.argv[4]))
     recipe, folder = Path(sys.argv[2]), Path(sys.argv[4])
     for base in re.findall(r'^model\.id="(/.+/run/model)"$', "\n".join(sys.argv), re.MULTILINE):
@@ -108,9 +109,16 @@ def commit_of(repo: str) -> dict[str, object]:
     return place | {"pull_request": None, "files": 3, "bytes": 99}
 
 
+def require_base(options: dict[str, str]) -> None:
+    """Fail where the base model that the options name is not there."""
+    for name in {"base", "against"} & options.keys():
+        assert (Path(options[name]) / "config.json").is_file(), options[name]
+
+
 def work_on(parent: Path, options: dict[str, str]) -> None:
     """Time or evaluate the model of another job; its recipe's ``more_pause`` and ``more_exit`` hold here too."""
     behaviour = behaviour_at(parent.parent)
+    require_base(options)
     assert (parent / "model" / "model.safetensors").is_file()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"working on {parent}", flush=True)

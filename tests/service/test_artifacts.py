@@ -18,6 +18,7 @@ from helpers.service import YAML, ServiceHarness, recipe
 from helpers.stored_service import Setting, make
 
 from llmprune.service.artifacts.manifest import local_manifest
+from llmprune.service.artifacts.parts import Use
 from llmprune.service.supervisor.cleanup import clean_up, measure_jobs, stored_bytes, used_bytes
 from llmprune.service.supervisor.supervisor import Supervisor
 
@@ -181,6 +182,30 @@ def test_the_clean_up_and_a_push_of_a_stored_model(shared: Setting) -> None:
     assert not [file for file in left.files if file.name.startswith("model")]
     assert left == local_manifest(harness.settings.folder(job))
     assert {*left.objects} == {*shared.store.keys(f"{job}/objects/")}
+
+
+def test_work_on_a_model_whose_base_another_node_made(shared: Setting) -> None:
+    """The base is fetched to each machine, with the times of its files, by which runs know it, and with its report."""
+    first = shared.submit(config=1)
+    assert shared.until_ended(first)["state"] == "succeeded"
+    shared.cluster.nodes.reverse()
+    text = recipe(config=1, n=2, more_pause=0.5).replace("org/model", f"job://{first}")
+    job = shared.harness.submit(text, launcher="ray")["id"]
+    assert shared.until_ended(job)["state"] == "succeeded"
+    work = {"work": {"kind": "evaluate", "limit": 90}, "launcher": "local"}
+    more = shared.harness.http.post(f"/v1/jobs/{job}/follow-ups", json=work).json()["id"]
+    model = shared.harness.run_folder(first) / "model"
+    shared.wait((model / "model.safetensors").is_file)
+    manifest = local_manifest(shared.harness.settings.folder(first))
+    assert manifest is not None
+    times = {file.name: file.modified for file in manifest.files}
+    assert {f"model/{path.name}": path.stat().st_mtime_ns for path in model.iterdir()}.items() <= times.items()
+    assert shared.until_ended(more)["state"] == "succeeded"
+    assert shared.harness.http.post(f"/v1/jobs/{job}/reevaluate?limit=300").status_code == 200
+    assert shared.until_ended(job)["state"] == "succeeded"
+    said = [one.body["entrypoint"] for name, one in shared.cluster.jobs.items() if job in name]
+    assert f"--base={model.absolute()}" in said[-1], "the node puts its own folder in place of it"
+    assert Use(first, "model").includes("report.json")
 
 
 def disk_of(harness: ServiceHarness, job: str) -> int:

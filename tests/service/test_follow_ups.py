@@ -97,6 +97,35 @@ def test_each_kind_runs_what_reuses_most(
         assert commands[0] == commands[1]
 
 
+def test_follow_ups_of_a_job_that_began_from_a_model_made_here(harness: ServiceHarness) -> None:
+    """They are compared with that model, wherever the run before found it; it is kept and fetched for each."""
+    base = finished(harness, config=1)
+    job = harness.submit(recipe(layers=1, config=1, n=2).replace("org/model", f"job://{base}"))["id"]
+    harness.until_ended(job)
+    place = str(harness.run_folder(base).absolute() / "model")
+    options = {
+        "evaluate": f"--base={place}", "bench": f"--against={place}", "size": f'model.id="{place}"',
+        "recover": f'recover.against="{place}"', "sparsify": f'evaluation.against="{place}"',
+        "repeat": f'model.id="{place}"',
+    }  # fmt: skip
+    asked: dict[str, dict[str, Any]] = {
+        "evaluate": {"limit": 90}, "size": {"layers": 2}, "recover": {"tokens": "1M"},
+    }  # fmt: skip
+    for kind, option in options.items():
+        one = made(harness, job, kind, **asked.get(kind, {}))
+        assert option in command_of(harness, one["id"]), kind
+        assert one["base"] == base
+        if kind == "recover":
+            harness.until_ended(one["id"])
+            again = made(harness, one["id"], "sparsify")
+            assert options["sparsify"] in command_of(harness, again["id"])
+            one = again
+        cancelled(harness, one["id"])
+    assert harness.http.post(f"/v1/jobs/{job}/reevaluate?limit=90").status_code == 200
+    assert command_of(harness, job)[-1] == options["evaluate"]
+    assert harness.until_ended(job)["state"] == "succeeded"
+
+
 @pytest.mark.parametrize(
     ("work", "said"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -33,6 +34,7 @@ class StoredFile(BaseModel):
     key: str = Field(pattern=r"^[\w/.-]+$")
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    modified: int | None = None  # nanoseconds since 1970: runs know a model in a folder by its files' names and times
 
     @field_validator("name")
     @classmethod
@@ -136,6 +138,8 @@ def fetch(
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_of(path)
         if store.download(file.key, partial) and digest_of(partial) == (file.bytes, file.sha256):
+            if file.modified is not None:
+                os.utime(partial, ns=(file.modified, file.modified))
             partial.replace(path)
         else:
             partial.unlink(missing_ok=True)

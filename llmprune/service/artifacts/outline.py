@@ -7,6 +7,7 @@ it for the model.
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -65,6 +66,8 @@ def _write(store: ArtifactStore, manifest: Manifest, *, folder: Path) -> None:
             path.write_bytes(header)
             with path.open("r+b") as opened:
                 opened.truncate(file.bytes)
+            if file.modified is not None:
+                os.utime(path, ns=(file.modified, file.modified))
 
 
 def _header(store: ArtifactStore, file: StoredFile) -> bytes:

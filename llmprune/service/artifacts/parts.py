@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Part = Literal["model", "scores", "run"]  # model/ alone; the run folder without it; the whole run folder
+# model/ with the report, which names what it was pruned from; the run folder without it; the whole run folder
+Part = Literal["model", "scores", "run"]
+_REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -18,4 +20,6 @@ class Use:
     def includes(self, name: str) -> bool:
         """Return whether a file belongs to the part. ``name``: its path in the run folder."""
         first = name.split("/")[0]
-        return not first.endswith(".partial") and (self.part == "run" or (first == "model") == (self.part == "model"))
+        if first.endswith(".partial"):
+            return False
+        return self.part == "run" or name == _REPORT or (first == "model") == (self.part == "model")

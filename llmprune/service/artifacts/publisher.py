@@ -112,7 +112,7 @@ class Publisher:
             if stamp(path) != before:
                 return None
             self._known[before] = known
-        return known.model_copy(update={"name": name})
+        return known.model_copy(update={"name": name, "modified": before[1]})
 
     def _find(self, digest: str) -> StoredFile | None:
         listed = self.last.files if self.last else ()

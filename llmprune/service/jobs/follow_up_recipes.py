@@ -8,6 +8,7 @@ scores depend, and changes the numbers alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,7 +28,14 @@ _CUTS = ("budget", "depth", "width", "experts", "hidden", "vocabulary", "sparsit
 
 def overrides_of(parent: Job, work: Work, *, settings: Settings) -> list[str]:
     """Return the overrides of a follow-up's recipe, those of the parent first. Raises RecipeError and Conflict."""
-    return [*parent.overrides, *_added(parent, work, settings=settings)]
+    asked = parent.model_copy(update={"overrides": _without_jobs(parent.overrides, settings)})
+    return [*asked.overrides, *_added(asked, work, settings=settings)]
+
+
+def _without_jobs(overrides: Sequence[str], settings: Settings) -> tuple[str, ...]:
+    """Return overrides without the folders that the policy has put in place of ``job://ID``, and refuses itself."""
+    jobs = json.dumps(str(settings.data_dir.absolute() / "jobs"))[:-1]
+    return tuple(one for one in overrides if not one.partition("=")[2].startswith(f"{jobs}/"))
 
 
 def _added(parent: Job, work: Work, *, settings: Settings) -> list[str]:

@@ -22,6 +22,8 @@ from llmprune.service.recipe_policy.rules import CLOSED_SECTIONS, rule_of
 from llmprune.service.recipe_policy.yaml_limits import refuse_costly_parts
 from llmprune.service.settings import Settings
 
+_OF_BASE = ("model.id", "recover.against", "evaluation.against")  # keys that may name the model of a job
+
 
 def no_model(_: str) -> Path | None:
     """Allow the model of no job."""
@@ -34,12 +36,14 @@ class RecipePolicy:
 
     settings: Settings
     model_of: ModelOf = no_model
+    base: str | None = None  # the job whose model the recipe starts from, as job://ID: it may be compared with it
     problems: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)  # the keys that the problems are about
     overrides: list[str] = field(default_factory=list)
 
     def check(self, recipe: Recipe) -> None:
         """Apply the rule of every free text."""
+        self.base = recipe.model.id if recipe.model.id.startswith(JOB_SCHEME) else None
         if recipe.model.trust_remote_code:
             self._refuse("model.trust_remote_code", "is never run here; remove it")
         if recipe.model.pickles:
@@ -61,7 +65,7 @@ class RecipePolicy:
         if rule is None:
             return self._refuse(text.key, "is not accepted over the network; remove it")
         try:
-            is_job = text.key == "model.id" and text.value.startswith(JOB_SCHEME)
+            is_job = self.base is not None and text.key in _OF_BASE and text.value == self.base
             path = model_of_job(text, self.model_of) if is_job else rule(text, self.settings)
         except NotAllowedError as error:
             return self._refuse(text.key, f"{text.value[:80]!r} is not allowed here; {error.remedy}")

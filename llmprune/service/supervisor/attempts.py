@@ -9,7 +9,7 @@ from llmprune.service.environment import hub_variables
 from llmprune.service.jobs.hub_token import has_token, own_hub
 from llmprune.service.jobs.job import BY_TASK, Job
 from llmprune.service.settings import Settings
-from llmprune.service.supervisor.follow_up_commands import follow_up_arguments
+from llmprune.service.supervisor.follow_up_commands import base_option, follow_up_arguments
 from llmprune.service.supervisor.launchers.base import Launch
 from llmprune.service.supervisor.progress import PROGRESS, PUBLISHED
 
@@ -48,7 +48,7 @@ def prepare(job: Job, folder: Path) -> None:
 def _run(job: Job, folder: Path, *, settings: Settings) -> tuple[str, ...]:
     if job.reevaluate is not None:
         limit = () if job.reevaluate == BY_TASK else ("--limit", str(job.reevaluate))
-        return ("reevaluate", str(folder / "run"), *limit)
+        return ("reevaluate", str(folder / "run"), *limit, *base_option(job, folder, name="base"))
     if job.work is not None and job.reads is not None:
         return follow_up_arguments(job, job.work, folder=folder, parent=settings.run_folder(job.reads).absolute())
     sets = [part for override in job.overrides for part in ("--set", override)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from llmprune.common.errors import RecipeError
+from llmprune.recipe.recipe import Recipe
 from llmprune.service.jobs.job import Job
 from llmprune.service.jobs.work import Bench, Evaluate, Size, Work
 
@@ -18,16 +20,33 @@ def follow_up_arguments(job: Job, work: Work, *, folder: Path, parent: Path) -> 
     """
     run = folder / "run"
     if isinstance(work, Bench):
-        return ("bench", str(parent), *_bench_options(work), f"--output={run / BENCH}")
+        against = base_option(job, folder, name="against")
+        return ("bench", str(parent), *against, *_bench_options(work), f"--output={run / BENCH}")
     if isinstance(work, Evaluate):
         tasks = [f"--tasks={','.join(work.tasks)}"] if work.tasks else []
         limit = [f"--limit={work.limit}"] if work.limit is not None else []
         folder_of_tasks = _include_path(job) if work.include_path is not None else []
-        return ("reevaluate", str(parent), *tasks, *limit, *folder_of_tasks, f"--output={run}")
+        base = base_option(job, folder, name="base")
+        return ("reevaluate", str(parent), *tasks, *limit, *folder_of_tasks, *base, f"--output={run}")
     own = [] if isinstance(work, Size) else [f"model.id={json.dumps(str(parent / 'model'))}"]
     sets = [part for override in (*job.overrides, *own) for part in ("--set", override)]
     scores = [f"--scores-of={parent}"] if isinstance(work, Size) else []
     return ("run", str(folder / "recipe.yaml"), "--output", str(run), *scores, *sets)
+
+
+def base_option(job: Job, folder: Path, *, name: str) -> list[str]:
+    """Return the option with the model that a run is compared with, where that is the model of another job.
+
+    The report names the folder that this model had on the machine of the run. ``folder``: of the job.
+    """
+    if job.base is None:
+        return []
+    place = str(folder.with_name(job.base) / "run" / "model")
+    try:
+        compared = Recipe.parse(job.recipe, job.overrides).reference.id
+    except RecipeError:  # of another version; the run says so
+        return []
+    return [f"--{name}={place}"] if compared == place else []
 
 
 def _bench_options(work: Bench) -> list[str]:
