@@ -9,7 +9,7 @@ from llmprune.service.settings import Settings
 
 
 def bring_up_to_date(database: Database, settings: Settings) -> None:
-    """Migrate the schema, complete the library and encrypt webhooks. Raises OutputError for a newer schema."""
+    """Migrate the schema, complete the library and encrypt targets. Raises OutputError for a newer schema."""
     database.migrate()
     Library(database).complete()
     encrypt_targets(database, TargetCipher(settings.data_dir))

@@ -14,6 +14,7 @@ from llmprune.common.errors import RecipeError
 from llmprune.service.cli.notification_options import notification_settings
 from llmprune.service.notifications import webhook
 from llmprune.service.notifications.addresses import refusal_of
+from llmprune.service.notifications.mail import send_mail
 from llmprune.service.notifications.settings import NotificationSettings
 from llmprune.service.notifications.targets import Target, problem_of
 from llmprune.service.notifications.webhook import DeliveryError
@@ -111,3 +112,11 @@ def test_wrong_options_of_serve_are_refused(options: dict[str, Any], words: str)
         smtp="smtps://mail.example.org", mail_from="pruner@Example.org", webhook_hosts=["A:1"]
     )
     assert (right.mail_domains, right.webhook_hosts) == (("example.org",), ("a:1",))
+
+
+def test_errors_of_mail_name_no_address() -> None:
+    """They are stored: of an address that is not allowed any more only the first letter is said."""
+    moved = NotificationSettings(smtp="smtp+plain://127.0.0.1:9", mail_from="a@b.c", mail_domains=("other.org",))
+    with pytest.raises(DeliveryError, match=r"notify_email 'A…@example\.org': this service writes only to") as refused:
+        send_mail("Ann.Other@example.org", "msg", body={}, settings=moved)
+    assert refused.value.permanent

@@ -1,8 +1,10 @@
-"""Secrets of webhooks: encrypted in the database, masked on pages, read by nobody else."""
+"""Targets of notifications: encrypted in the database, masked on pages, read by nobody else; and signing secrets."""
 
 from __future__ import annotations
 
+import re
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -11,26 +13,30 @@ from helpers.notifying import deliver, end
 from helpers.old_schemas import FOLDER, HOOK
 from helpers.service import ServiceHarness, recipe, settings_in
 
+from llmprune.service.jobs.deleted_users import delete_user
 from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.notifications.cipher import TargetCipher
 from llmprune.service.notifications.key_file import KEY, OLD_KEY, secret_of
 from llmprune.service.notifications.outbox import Outbox
+from llmprune.service.notifications.settings import NotificationSettings
 from llmprune.service.upgrade import bring_up_to_date
 
 URL = "https://hooks.example.org/services/T0KEN"
+MAIL = "Ann.Other@example.org"
+SETTINGS = NotificationSettings(smtp="smtp+plain://127.0.0.1:9", mail_from="a@b.c", mail_domains=("example.org",))
 PAGE = {"Accept": "text/html"}
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> ServiceHarness:
     """A service on SQLite."""
-    return ServiceHarness(tmp_path_factory.mktemp("secrets"), database_url=None)
+    return ServiceHarness(tmp_path_factory.mktemp("secrets"), database_url=None, notifications=SETTINGS)
 
 
 @pytest.fixture
 def harness(service: ServiceHarness) -> ServiceHarness:
-    """The service, whose new jobs tell a webhook."""
-    service.http.put("/v1/notifications", json={"urls": [URL]})
+    """The service, whose new jobs tell a webhook and write an e-mail."""
+    service.http.put("/v1/notifications", json={"urls": [URL], "emails": [MAIL]})
     return service
 
 
@@ -39,32 +45,38 @@ def stored(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.glob("service.sqlite3*"))
 
 
-def test_a_copy_of_the_database_gives_no_webhook_away(harness: ServiceHarness) -> None:
-    """Neither defaults, targets of jobs nor what is to be sent have a URL in clear."""
-    job = harness.submit(recipe(), headers={"X-Notify-URL": URL + "-of-a-job"})["id"]
+def test_a_copy_of_the_database_gives_no_target_away(harness: ServiceHarness) -> None:
+    """Neither defaults, targets of jobs nor what is to be sent have a URL or an address in clear."""
+    headers = {"X-Notify-URL": URL + "-of-a-job", "X-Notify-Email": MAIL}
+    job = harness.submit(recipe(), headers=headers)["id"]
     by_default = harness.submit(recipe(n=1))["id"]
     end(harness, job)
     end(harness, by_default)
     outbox = harness.service.outbox
-    assert [one.target for one in outbox.targets(by_default).targets] == [URL]
-    assert {one.target for one in outbox.deliveries(job)} == {"hooks.example.org/…"}
+    assert {one.target for one in outbox.targets(by_default).targets} == {URL, MAIL}
+    assert {one.target for one in outbox.deliveries(job)} == {"hooks.example.org/…", "A…@example.org"}
     content = stored(harness.settings.data_dir)
-    assert (b"T0KEN" in content, b"hooks.example" in content, job.encode() in content) == (False, False, True)
+    assert [part for part in (b"T0KEN", b"hooks.example", b"Other@example") if part in content] == []
+    assert job.encode() in content
 
 
-def test_webhooks_of_an_earlier_version_are_encrypted(tmp_path: Path) -> None:
+def test_targets_of_an_earlier_version_are_encrypted(tmp_path: Path) -> None:
     """They are read as before, and nothing of them is left in the file."""
     settings = settings_in(tmp_path, database_url=None)
     settings.prepare()
     with closing(sqlite3.connect(settings.database)) as connection:
         connection.executescript((FOLDER / "0020.sql").read_text(encoding="utf-8"))
+        connection.execute("INSERT INTO notify_defaults VALUES ('ann', 'email', ?)", (MAIL,))
+        connection.commit()
     assert HOOK.encode() in stored(settings.data_dir)
     database = SqliteDatabase(settings.database)
     bring_up_to_date(database, settings)
-    assert [one.target for one in Outbox(database, TargetCipher(settings.data_dir)).defaults("ann").targets] == [HOOK]
+    saved = Outbox(database, TargetCipher(settings.data_dir)).defaults("ann").targets
+    assert {one.target for one in saved} == {HOOK, MAIL}
     rows = database.read("SELECT target FROM notify_defaults UNION SELECT target FROM outbox")
     assert not [row for row in rows if "example.org" in row["target"]]
     assert b"secret-of-a-hook" not in stored(settings.data_dir)
+    assert MAIL.encode() not in stored(settings.data_dir)
     bring_up_to_date(database, settings)  # again, and nothing changes
     assert rows == database.read("SELECT target FROM notify_defaults UNION SELECT target FROM outbox")
 
@@ -72,55 +84,88 @@ def test_webhooks_of_an_earlier_version_are_encrypted(tmp_path: Path) -> None:
 def test_the_key_can_be_changed(harness: ServiceHarness) -> None:
     """What the key before encrypted is read at once, and encrypted anew at the next start, which deletes that key."""
     folder, outbox = harness.settings.data_dir, harness.service.outbox
-    before = secret_of(folder, "local")
+    before = secret_of(folder, "local", account="")
     (folder / KEY).rename(folder / OLD_KEY)
-    assert [one.target for one in outbox.defaults("local").targets] == [URL]
+    assert {one.target for one in outbox.defaults("local").targets} == {URL, MAIL}
     bring_up_to_date(harness.service.database, harness.settings)
     assert not (folder / OLD_KEY).exists()
-    assert [one.target for one in outbox.defaults("local").targets] == [URL]
-    assert secret_of(folder, "local") != before
+    assert {one.target for one in outbox.defaults("local").targets} == {URL, MAIL}
+    assert secret_of(folder, "local", account="") != before
 
 
 def test_a_lost_key_is_said(harness: ServiceHarness, caplog: pytest.LogCaptureFixture) -> None:
-    """The log at the start, the page, the API and the delivery say that the webhook has to be saved again."""
+    """The log at the start, the page, the API and the delivery say that the targets have to be saved again."""
     with harness.service.database.write() as connection:
         connection.execute("DELETE FROM outbox")  # of other tests
     job = harness.submit(recipe())["id"]
     end(harness, job)
     (harness.settings.data_dir / KEY).unlink()
     bring_up_to_date(harness.service.database, harness.settings)
-    assert "saved webhooks cannot be read" in caplog.text
+    assert "saved notification targets cannot be read" in caplog.text
     shown = harness.http.get("/v1/notifications").json()
-    assert (shown["targets"]["urls"], shown["unreadable"]) == ([], 1)
+    assert (shown["targets"], shown["unreadable"]) == ({"urls": [], "emails": []}, 2)
     for path in ("/notifications", f"/jobs/{job}"):
-        assert "1 webhook cannot be read any more" in harness.http.get(path, headers=PAGE).text
-    assert deliver(harness) == 1
-    [delivery] = harness.http.get(f"/v1/jobs/{job}/notifications").json()["deliveries"]
-    assert (delivery["state"], delivery["target"]) == ("given up", "a webhook")
-    assert "webhook-key was lost or replaced; save the webhook again" in delivery["error"]
+        assert "2 targets cannot be read any more" in harness.http.get(path, headers=PAGE).text
+    assert deliver(harness) == 2
+    sent = harness.http.get(f"/v1/jobs/{job}/notifications").json()["deliveries"]
+    assert {(one["state"], one["target"]) for one in sent} == {("given up", "a webhook"), ("given up", "an address")}
+    assert all("webhook-key was lost or replaced; save it again" in one["error"] for one in sent)
     harness.http.put("/v1/notifications", json={"urls": [URL]})
     assert harness.http.get("/v1/notifications").json()["unreadable"] == 0
 
 
-def test_pages_mask_webhooks(harness: ServiceHarness) -> None:
-    """A masked line that is sent back keeps its webhook; one that is not saved is refused with the remedy."""
-    other = "https://hooks.example.org/services/0THER"
+def test_pages_mask_targets(harness: ServiceHarness) -> None:
+    """A masked line that is sent back keeps its target; one that is not saved is refused with the remedy."""
+    others = {"urls": "https://hooks.example.org/services/0THER", "emails": "bob@example.org"}
     outbox, job = harness.service.outbox, harness.submit(recipe())["id"]
-    [mask] = outbox.defaults("local").masked_urls
-    assert mask.startswith("https://hooks.example.org/…")
+    saved = outbox.defaults("local")
+    masks = {"urls": saved.masked("webhook")[0], "emails": saved.masked("email")[0]}
+    assert masks["urls"].startswith("https://hooks.example.org/…")
+    assert re.fullmatch(r"A…[0-9a-f]{6}@example\.org", masks["emails"])
     for path in ("/notifications", f"/jobs/{job}"):
         text = harness.http.get(path, headers=PAGE).text
-        assert (mask in text, "T0KEN" in text) == (True, False), path
-    for path, saved in (
+        assert all(mask in text for mask in masks.values()), path
+        assert ("T0KEN" in text, "Other@" in text) == (False, False), path
+    lines = {name: f"{mask}\n{others[name]}" for name, mask in masks.items()}
+    for path, found in (
         ("/notifications", lambda: outbox.defaults("local")),
         (f"/jobs/{job}/notifications", lambda: outbox.targets(job)),
     ):
-        answer = harness.http.post(path, data={"urls": f"{mask}\n{other}"}, follow_redirects=False)
+        answer = harness.http.post(path, data=lines, follow_redirects=False)
         assert answer.status_code == 303, answer.text
-        assert sorted(one.target for one in saved().targets) == sorted([URL, other])
-    refused = harness.http.post("/notifications", data={"urls": mask[:-2] + "zz"}, headers=PAGE)
-    assert (refused.status_code, "give the whole URL" in refused.text) == (422, True)
-    assert len(outbox.defaults("local").targets) == 2
+        assert {one.target for one in found().targets} == {URL, MAIL, *others.values()}
+    for name, whole in (("urls", "give the whole URL"), ("emails", "give the whole address")):
+        form = lines | {name: masks[name].replace("…", "…zz")}
+        refused = harness.http.post("/notifications", data=form, headers=PAGE)
+        assert (refused.status_code, whole in refused.text) == (422, True)
+    assert len(outbox.defaults("local").targets) == 4
+
+
+def test_a_user_who_is_made_again_has_another_secret(tmp_path: Path) -> None:
+    """Those of before keep theirs; what a job's end has queued is signed with the secret of its owner of then."""
+    harness = ServiceHarness(tmp_path)
+    tokens, folder = harness.service.tokens, harness.settings.data_dir
+    tokens.create("root", "admin")
+
+    def ann() -> tuple[dict[str, str], str]:
+        headers = {"Authorization": f"Bearer {tokens.create('ann', 'user')}"}
+        return headers, harness.http.get("/v1/notifications", headers=headers).json()["secret"]
+
+    headers, first = ann()
+    job = harness.submit(recipe(), headers=headers | {"X-Notify-URL": URL})["id"]
+    end(harness, job)
+    harness.http.put("/v1/notifications", headers=headers, json={"urls": [URL]})
+    assert harness.http.post("/v1/notifications/test", headers=headers).status_code == 202
+    delete_user(harness.service.database, "ann", hand_over_to="root")
+    headers, second = ann()
+    assert first != second
+    assert harness.http.get("/v1/notifications", headers=headers).json()["tests"] == []
+    [pending] = harness.service.outbox.due(time.time(), limit=9)
+    assert secret_of(folder, pending.owner, account=pending.account) == first
+    with harness.service.database.write() as connection:
+        connection.execute("UPDATE users SET account = '' WHERE name = 'ann'")  # as after the migration
+    of_before = harness.http.get("/v1/notifications", headers=headers).json()["secret"]
+    assert of_before == secret_of(folder, "ann", account="")
 
 
 def test_others_neither_see_nor_change_the_targets_of_a_job(tmp_path: Path) -> None:
@@ -138,7 +183,8 @@ def test_others_neither_see_nor_change_the_targets_of_a_job(tmp_path: Path) -> N
     assert "secret" not in harness.http.get(f"/jobs/{job}", headers=bob | {"Accept": "text/html"}).text
     secrets = {harness.http.get("/v1/notifications", headers=who).json()["secret"] for who in (ann, bob)}
     assert len(secrets) == 2
-    assert secret_of(harness.settings.data_dir, "ann") in secrets
+    account = harness.service.users.account("ann")
+    assert secret_of(harness.settings.data_dir, "ann", account=account) in secrets
     assert (harness.settings.data_dir / "webhook-key").stat().st_mode & 0o077 == 0
     many = {"urls": [f"https://example.org/{number}" for number in range(5)], "emails": []}
     assert harness.http.put(address, headers=ann, json=many).status_code == 200

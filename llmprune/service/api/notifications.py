@@ -65,7 +65,7 @@ def notifications_for(service: Service, caller: Caller) -> UserNotifications:
     return UserNotifications(
         targets=Targets.of(saved.targets),
         unreadable=saved.unreadable,
-        secret=secret_of(service.settings.data_dir, caller.name),
+        secret=secret_of(service.settings.data_dir, caller.name, account=service.users.account(caller.name)),
         tests=service.outbox.tests(caller.name),
     )
 

@@ -67,6 +67,7 @@ def delete_user(database: Database, name: str, *, hand_over_to: str | None = Non
             _require_nothing(connection, name)
         for table in _PRIVATE:
             connection.execute(f"DELETE FROM {table} WHERE owner = ?", (name,))
+        connection.execute("DELETE FROM outbox WHERE owner = ? AND job IS NULL", (name,))  # tests
         connection.execute("UPDATE uploads SET owner = '', digest = id, changed = 0 WHERE owner = ?", (name,))
         connection.execute("DELETE FROM users WHERE name = ?", (name,))
         if user["role"] == "admin" and not user["disabled"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 import time
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -53,6 +54,11 @@ class Users:
         if found is None:
             raise no_user(name)
         return found
+
+    def account(self, name: str) -> str:
+        """Return what tells a user apart from one who had the name before; empty for users of earlier versions."""
+        rows = self.database.read("SELECT account FROM users WHERE name = ?", (name,))
+        return str(rows[0]["account"]) if rows else ""
 
     def all(self) -> list[User]:
         """Return all users by name."""
@@ -119,8 +125,11 @@ def add_user(
     """Add a user in a transaction; return False where there is one of this name. Raises RecipeError."""
     if not re.fullmatch(NAME, name) or name == "local":
         raise RecipeError(f"{name!r}: a name is at most 64 letters, digits and .@_-, and not 'local'", SOURCE)
-    sql = "INSERT INTO users (name, role, email, subject, created) VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING"
-    values = (name, role, checked_email(email), subject, time.time())
+    sql = (
+        "INSERT INTO users (name, role, email, subject, created, account) VALUES (?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (name) DO NOTHING"
+    )
+    values = (name, role, checked_email(email), subject, time.time(), secrets.token_hex(8))
     added = bool(connection.execute(sql, values).rowcount)
     if added:
         connection.execute("DELETE FROM deleted_users WHERE name = ?", (name,))

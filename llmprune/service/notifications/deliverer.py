@@ -80,7 +80,7 @@ class Deliverer:
         if target.kind == "email":
             return send_mail(target.target, pending.id, body=body, settings=settings)
         content = json.dumps(body).encode()
-        secret = secret_of(self.settings.data_dir, pending.owner)
+        secret = secret_of(self.settings.data_dir, pending.owner, account=pending.account)
         headers = signed_headers(pending.id, content, secret=secret, now=int(time.time()))
         return post(target.target, content, headers=headers, settings=settings)
 

@@ -17,9 +17,13 @@ OLD_KEY = f"{KEY}.old"
 SECRET_PREFIX = "whsec_"
 
 
-def secret_of(data_dir: Path, owner: str) -> str:
-    """Return the secret that signs the webhooks of a user, derived from the service's key."""
-    derived = hmac.digest(service_key(data_dir), f"webhook {owner}".encode(), "sha256")
+def secret_of(data_dir: Path, owner: str, *, account: str) -> str:
+    """Return the secret that signs the webhooks of a user, derived from the service's key.
+
+    ``account``: tells the user apart from one who had the name before; empty for users of earlier versions.
+    """
+    name = f"{owner} {account}" if account else owner  # no name of a user has a space
+    derived = hmac.digest(service_key(data_dir), f"webhook {name}".encode(), "sha256")
     return SECRET_PREFIX + base64.b64encode(derived).decode()
 
 

@@ -25,8 +25,9 @@ _MAX_ERROR = 2_000  # characters
 def send_mail(address: str, message: str, *, body: Mapping[str, Any], settings: NotificationSettings) -> None:
     """Send the e-mail of a notification. ``message``: its id. Raises DeliveryError."""
     problem = problem_of(Target("email", address), settings=settings)
+    shown = Target("email", address).shown
     if problem:
-        raise DeliveryError(problem, permanent=True)
+        raise DeliveryError(problem.replace(address, shown), permanent=True)
     mail = composed(address, message, body=body, settings=settings)
     try:
         with _connected(settings) as server:
@@ -37,7 +38,7 @@ def send_mail(address: str, message: str, *, body: Mapping[str, Any], settings: 
     except smtplib.SMTPNotSupportedError as error:
         raise DeliveryError("the mail server offers no STARTTLS; use smtps:// or smtp+plain://") from error
     except (smtplib.SMTPException, OSError, ValueError) as error:
-        reason = f"{type(error).__name__}: {printable(str(error))[:200]}"
+        reason = f"{type(error).__name__}: {printable(str(error)).replace(address, shown)[:200]}"
         raise DeliveryError(f"the mail server does not take it: {reason}") from error
 
 

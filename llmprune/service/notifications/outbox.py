@@ -16,7 +16,7 @@ from typing import Any
 
 from llmprune.service.jobs.database import Database, Row, Transaction
 from llmprune.service.notifications.cipher import KeyLost, TargetCipher
-from llmprune.service.notifications.targets import StoredTarget, Target
+from llmprune.service.notifications.targets import Kind, StoredTarget, Target
 from llmprune.service.notifications.values import Delivery
 
 GIVE_UP_AFTER = 24 * 3600.0  # seconds
@@ -36,6 +36,7 @@ class Pending:
 
     id: str
     owner: str
+    account: str  # of the owner when it was written
     target: StoredTarget
     body: Mapping[str, Any]
     tries: int
@@ -44,15 +45,14 @@ class Pending:
 
 @dataclass(frozen=True)
 class SavedTargets:
-    """Targets that are saved. ``unreadable``: number of webhooks whose key was lost."""
+    """Targets that are saved. ``unreadable``: number of those whose key was lost."""
 
     targets: tuple[Target, ...]
     unreadable: int = 0
 
-    @property
-    def masked_urls(self) -> list[str]:
-        """Webhooks for forms, without their paths."""
-        return [target.masked for target in self.targets if target.kind == "webhook"]
+    def masked(self, kind: Kind) -> list[str]:
+        """Return the targets of a kind for forms: URLs without paths, addresses without most of the name."""
+        return [target.masked for target in self.targets if target.kind == kind]
 
 
 class Outbox:
@@ -115,7 +115,8 @@ class Outbox:
             by_owner[row["owner"]] = by_owner.get(row["owner"], 0) + 1
             target = StoredTarget(row["kind"], row["target"])
             body = json.loads(row["body"])
-            chosen.append(Pending(row["id"], row["owner"], target, body, row["tries"], row["created"]))
+            owner, account = row["owner"], row["account"]
+            chosen.append(Pending(row["id"], owner, account, target, body, row["tries"], row["created"]))
         return chosen
 
     def delivered(self, pending: Pending) -> None:
@@ -199,10 +200,10 @@ def _enqueue(
         is_full = waiting + number >= _MOST_PENDING
         error = f"{_MOST_PENDING:,} notifications of this user wait already" if is_full else None
         connection.execute(
-            "INSERT INTO outbox (id, job, owner, kind, target, body, state, error, created, due, ended) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO outbox (id, job, owner, account, kind, target, body, state, error, created, due, ended) "
+            "VALUES (?, ?, ?, coalesce((SELECT account FROM users WHERE name = ?), ''), ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                f"msg_{secrets.token_hex(12)}", job, owner, target.kind, target.text, json.dumps(body),
+                f"msg_{secrets.token_hex(12)}", job, owner, owner, target.kind, target.text, json.dumps(body),
                 "given up" if is_full else "pending", error, now, now, now if is_full else None,
             ),
         )  # fmt: skip

@@ -17,7 +17,8 @@ from llmprune.service.notifications.settings import NotificationSettings
 Kind = Literal["webhook", "email"]
 MOST_TARGETS = 5  # of one job
 MAX_URL = 2_000  # characters
-_MASK = "/…"  # stands for the path of a URL; no URL contains it
+_GONE = "…"  # stands for what is not shown; no URL and no address contains it
+_MASK = f"/{_GONE}"  # in place of the path of a URL
 _MAX_ADDRESS = 254  # characters, RFC 5321
 _ADDRESS = re.compile(
     r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@((?:[a-z0-9-]{1,63}\.)*[a-z0-9-]{1,63})", re.ASCII | re.IGNORECASE
@@ -34,15 +35,18 @@ class Target:
     @property
     def shown(self) -> str:
         """The target for logs and lists: of a URL only the host, because its path may be a secret."""
-        return f"{_parts(self.target).hostname}/…" if self.kind == "webhook" else self.target
+        return f"{_parts(self.target).hostname}{_MASK}" if self.kind == "webhook" else self._short("")
 
     @property
     def masked(self) -> str:
-        """The target for forms: a URL without its path, but with a mark that tells those of one host apart."""
-        if self.kind != "webhook":
-            return self.target
+        """The target for forms: as ``shown``, with a mark that tells those of one host or domain apart."""
         parts, mark = _parts(self.target), hashlib.sha256(self.target.encode()).hexdigest()[:6]
-        return f"{parts.scheme}://{parts.netloc}{_MASK}{mark}"
+        return f"{parts.scheme}://{parts.netloc}{_MASK}{mark}" if self.kind == "webhook" else self._short(mark)
+
+    def _short(self, mark: str) -> str:
+        """Return an e-mail address with the first letter of its name alone."""
+        name, _, domain = self.target.rpartition("@")
+        return f"{name[:1]}{_GONE}{mark}@{domain}"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class StoredTarget:
     """A target as the database has it; see ``notifications/cipher.py``."""
 
     kind: Kind
-    text: str  # the address, or the encrypted URL
+    text: str  # encrypted
 
 
 def checked_targets(
@@ -67,12 +71,13 @@ def checked_targets(
     return targets
 
 
-def unmasked(lines: Iterable[str], saved: Iterable[Target]) -> list[str]:
-    """Return the URLs of a form, with the saved ones in place of their masked forms. Raises RecipeError."""
-    known, found = {target.masked: target.target for target in saved}, []
+def unmasked(kind: Kind, lines: Iterable[str], *, saved: Iterable[Target]) -> list[str]:
+    """Return the targets of a form, with the saved ones in place of their masked forms. Raises RecipeError."""
+    known, found = {target.masked: target.target for target in saved if target.kind == kind}, []
+    key, whole = ("notify_url", "URL") if kind == "webhook" else ("notify_email", "address")
     for line in lines:
-        if _MASK in line and line not in known:
-            raise RecipeError(f"notify_url {printable(line[:100])!r}: it is not saved any more; give the whole URL")
+        if _GONE in line and line not in known:
+            raise RecipeError(f"{key} {printable(line[:100])!r}: it is not saved any more; give the whole {whole}")
         found.append(known.get(line, line))
     return found
 

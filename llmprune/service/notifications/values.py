@@ -17,7 +17,7 @@ class Delivery(BaseModel):
 
     id: str = Field(description="Sent along as webhook-id, so that what comes twice can be dropped.")
     kind: Kind
-    target: str = Field(description="Host of the webhook, or e-mail address.")
+    target: str = Field(description="Host of the webhook, or first letter and domain of the e-mail address.")
     state: str = Field(description="pending, delivered or given up.")
     tries: int = Field(description="Number of tries.")
     error: str | None = Field(description="Why the last try failed.")
@@ -44,7 +44,7 @@ class Targets(BaseModel):
 
 
 _UNREADABLE = Field(
-    0, description="Number of webhooks that cannot be read, because the service's key file was lost; save them again."
+    0, description="Number of targets that cannot be read, because the service's key file was lost; save them again."
 )
 
 

@@ -49,5 +49,6 @@ def notification_values(service: Service, job: Job, *, caller: Caller) -> dict[s
         return {"notified": None}
     settings = service.settings.notifications
     offered = {"webhooks": settings.webhooks != "off", "mail": settings.smtp is not None}
-    notified, masked = notifications_of(service, job.id), service.outbox.targets(job.id).masked_urls
-    return {"notified": notified, "masked_urls": masked, **offered}
+    saved = service.outbox.targets(job.id)
+    masked = {"masked_urls": saved.masked("webhook"), "masked_emails": saved.masked("email")}
+    return {"notified": notifications_of(service, job.id), **masked, **offered}

@@ -12,7 +12,8 @@ from llmprune.common.errors import RecipeError
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.notifications import notifications_for, send_test
 from llmprune.service.jobs.tokens import Caller
-from llmprune.service.notifications.targets import checked_targets, split_lines, unmasked
+from llmprune.service.notifications.outbox import SavedTargets
+from llmprune.service.notifications.targets import Target, checked_targets, split_lines, unmasked
 from llmprune.service.web.responses import page, page_router
 
 router = page_router()
@@ -34,8 +35,7 @@ def save_targets(
     """Save the targets of the caller's new jobs, or show what is wrong with them."""
     given = split_lines(urls), split_lines(emails)
     try:
-        whole = unmasked(given[0], service.outbox.defaults(caller.name).targets)
-        targets = checked_targets(whole, given[1], settings=service.settings.notifications)
+        targets = _targets(given, service.outbox.defaults(caller.name), service=service)
     except RecipeError as error:
         return _page(request, service, caller=caller, given=given, problems=error.problems)
     service.outbox.set_defaults(caller.name, targets)
@@ -55,10 +55,17 @@ def save_job_targets(
 ) -> Response:
     """Save the targets of a job and return to its page."""
     found = service.own_job(job, caller)
-    given = unmasked(split_lines(urls), service.outbox.targets(job).targets)
-    targets = checked_targets(given, split_lines(emails), settings=service.settings.notifications)
+    given = split_lines(urls), split_lines(emails)
+    targets = _targets(given, service.outbox.targets(job), service=service)
     service.outbox.set_targets(found.id, targets)
     return RedirectResponse(f"/jobs/{job}#notify", 303)
+
+
+def _targets(given: tuple[list[str], list[str]], saved: SavedTargets, *, service: Service) -> tuple[Target, ...]:
+    """Return the targets of a form, in which saved ones may be masked. Raises RecipeError."""
+    urls = unmasked("webhook", given[0], saved=saved.targets)
+    emails = unmasked("email", given[1], saved=saved.targets)
+    return checked_targets(urls, emails, settings=service.settings.notifications)
 
 
 def _page(
@@ -70,10 +77,11 @@ def _page(
     problems: Sequence[str] = (),
 ) -> Response:
     settings, mine = service.settings.notifications, notifications_for(service, caller)
+    saved = service.outbox.defaults(caller.name)
     values: dict[str, Any] = {
         "mine": mine,
-        "urls": given[0] if given else service.outbox.defaults(caller.name).masked_urls,
-        "emails": given[1] if given else mine.targets.emails,
+        "urls": given[0] if given else saved.masked("webhook"),
+        "emails": given[1] if given else saved.masked("email"),
         "problems": problems,
         "webhooks": settings.webhooks != "off",
         "listed": settings.webhook_hosts if settings.webhooks == "listed" else None,
