@@ -64,7 +64,10 @@ def test_one_more_task_and_the_download_by_keyboard(page: Page, pruned: str) -> 
 
 
 def test_upload_an_archive_by_keyboard(page: Page, pruned: str, tmp_path: Path) -> None:
-    """What is no archive is not sent; an archive is, and its job is shown. A file may be dropped on the page."""
+    """What is no archive is not sent; an archive is, and its job is shown. A file may be dropped on the page.
+
+    While it is sent, it can be stopped, and nothing is typed that would not be sent.
+    """
     assert pruned
     archive, text = tmp_path / "run.tar", tmp_path / "notes.txt"
     with tarfile.open(archive, "w") as into:
@@ -84,7 +87,17 @@ def test_upload_an_archive_by_keyboard(page: Page, pruned: str, tmp_path: Path) 
     )
     for kind in ("dragenter", "dragover", "drop"):
         page.dispatch_event("main", kind, {"dataTransfer": content})
-    page.get_by_label("Name", exact=True).fill("from elsewhere")
+    name, sending = page.get_by_label("Name", exact=True), page.locator("#sending .note")
+    name.fill("from elsewhere")
+    page.route("**/models/upload", lambda _: None)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Stop")).to_be_focused()
+    expect(name).to_be_disabled()
+    expect(sending).to_have_text("Begins.")
+    page.keyboard.press("Enter")
+    expect(sending).to_have_text("Stopped; nothing of it was kept.")
+    expect(page.get_by_role("button", name="Upload")).to_be_focused()
+    page.unroute("**/models/upload")
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", level=1)).to_have_text("from elsewhere")
     expect(page.locator("#live .state")).to_have_text("succeeded")
