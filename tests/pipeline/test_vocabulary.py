@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import command, perplexity_of, report_in, reused_steps, save_model, write_recipe
+from helpers.commands import (
+    command,
+    perplexity_of,
+    report_in,
+    reused_steps,
+    save_model,
+    states,
+    verify_here,
+    write_recipe,
+)
 from helpers.recipes import problems
 from helpers.trained_tokenizers import USED, trained_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -59,22 +68,48 @@ def test_vocabulary_alone(place: Path, in_one_process: None) -> None:
     assert reused_steps(place / "alone") == {"vocabulary": True, "evaluation": True}
 
 
-def test_vocabulary_after_layers_and_neurons(place: Path, in_one_process: None) -> None:
-    """The rest of the run has the dense model's tokens; perplexity is that of the model before its tokens were cut."""
+@pytest.fixture(scope="module")
+def both(place: Path) -> Path:
+    """Run folder of a model that lost layers and neurons, then tokens."""
     evaluation = perplexity_of(place / "text.txt", generation={"samples": 2, "prompt_tokens": 8, "new_tokens": 8})
     sections = {"depth": {"remove": 1}, "width": {"neurons": 64}, "evaluation": evaluation}
     recipe = recipe_of(place, "both", vocabulary={"coverage": 0.9, "multiple": 32}, **sections)
-    done = command("run", recipe, "--output", place / "both")
+    with pytest.MonkeyPatch.context() as patch:
+        verify_here(patch)
+        done = command("run", recipe, "--output", place / "both")
     assert done.code == 0, done.err
+    (place / "both.out").write_text(done.out)
+    return place / "both"
+
+
+def test_vocabulary_after_layers_and_neurons(place: Path, both: Path) -> None:
+    """The rest of the run has the dense model's tokens; perplexity is that of the model before its tokens were cut."""
     report = report_in(place / "both")
     assert report["pruned"]["layers"] == 3
     assert report["pruned"]["vocabulary"] % 32 == 0
     assert report["vocabulary"]["coverage"] >= 0.9
     assert report["perplexity"]["pruned"] > 0
     assert report["generation"] is not None
-    assert "are those of the model before its vocabulary was cut" in " ".join(done.out.split())
+    said = " ".join((place / "both.out").read_text().split())
+    assert "are those of the model before its vocabulary was cut" in said
     assert json.loads((place / "both/model/config.json").read_text())["vocab_size"] == report["pruned"]["vocabulary"]
     assert (place / "both/full-vocabulary/config.json").is_file()
+
+
+def test_another_size_and_the_same_again(place: Path, both: Path, tmp_path: Path, in_one_process: None) -> None:
+    """Another size reuses the scores and cuts the same tokens, and the same again gives the same bytes."""
+    sections = {"width": {"neurons": 64}, "vocabulary": {"coverage": 0.9, "multiple": 32}}
+    for name, layers, options in (("size", 2, ("--scores-of", both)), ("again", 1, ())):
+        recipe = recipe_of(place, name, depth={"remove": layers}, **sections)
+        done = command("run", recipe, "--output", tmp_path / name, *options)
+        assert done.code == 0, done.err
+        shown = command("report", tmp_path / name, "--output", tmp_path / f"{name}.html")
+        kept = report_in(both)["vocabulary"]["kept"]
+        assert f"{kept} of {ROWS} tokens kept" in " ".join(shown.out.split())
+        assert f"{kept} of {ROWS} tokens kept" in (tmp_path / f"{name}.html").read_text()
+        assert report_in(tmp_path / name)["vocabulary"]["kept"] == kept
+    assert (reused_steps(tmp_path / "size")["pass 1"], report_in(tmp_path / "size")["pruned"]["layers"]) == (True, 2)
+    assert states(tmp_path / "again" / "model") == states(both / "model")
 
 
 @pytest.mark.parametrize(
