@@ -58,7 +58,7 @@ def follow_up(folder: Path, parent: Job, *, work: Work, job: str) -> Job:
     """Run a follow-up as the service does, without a process of its own, and return its job."""
     settings = settings_of(folder)
     admitted = admit(parent.recipe, overrides_of(parent, work, settings=settings), settings=settings)
-    made = Job.model_construct(id=job, recipe=parent.recipe, overrides=tuple(admitted.overrides))
+    made = Job.model_construct(id=job, recipe=parent.recipe, overrides=tuple(admitted.overrides), work=work)
     home = settings.folder(job)
     home.mkdir(parents=True)
     (home / "recipe.yaml").write_text(made.recipe)
@@ -156,7 +156,7 @@ def test_training_and_zeros_begin_with_the_pruned_model(workspace: Path, monkeyp
     """Neither cuts nor scores again; both compare with the base; a training after the zeros keeps them."""
     verify_here(monkeypatch)
     settings = settings_of(workspace)
-    parent = Job.model_construct(id=PARENT, recipe=(workspace / "remove-1.yaml").read_text(), overrides=())
+    parent = Job.model_construct(id=PARENT, recipe=(workspace / "remove-1.yaml").read_text(), overrides=(), work=None)
     sparse_job = follow_up(workspace, parent, work=Sparsify(), job=SPARSE)
     follow_up(workspace, sparse_job, work=Recover(tokens=2048), job=TRAINED)
     reports = [report_in(settings.run_folder(job)) for job in (SPARSE, TRAINED)]

@@ -126,6 +126,21 @@ def test_follow_ups_of_a_job_that_began_from_a_model_made_here(harness: ServiceH
     assert harness.until_ended(job)["state"] == "succeeded"
 
 
+def test_follow_ups_of_a_job_that_cut_the_vocabulary(harness: ServiceHarness) -> None:
+    """Zeros are judged by the model without them, and no training is offered: the base has other tokens."""
+    job = harness.submit(recipe(layers=1, config=1, n=3) + "vocabulary: {coverage: 0.9}\n")["id"]
+    harness.until_ended(job)
+    sparse = made(harness, job, "sparsify")
+    assert "evaluation.against=null" in command_of(harness, sparse["id"])
+    assert not [word for word in command_of(harness, sparse["id"]) if word.startswith('evaluation.against="')]
+    harness.until_ended(sparse["id"])
+    for parent in (job, sparse["id"]):
+        refused = ask(harness.http, parent, {"kind": "recover", "tokens": "1M"})
+        assert (refused.status_code, "a model with a larger vocabulary" in refused.text) == (422, True), refused.text
+        offers = harness.http.get(f"/v1/jobs/{parent}/follow-ups").json()["offers"]
+        assert {"recover"} <= {offer["kind"] for offer in offers if offer["reason"]} <= {"recover", "size"}
+
+
 @pytest.mark.parametrize(
     ("work", "said"),
     [

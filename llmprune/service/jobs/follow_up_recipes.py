@@ -153,8 +153,8 @@ def _of_form(problem: str) -> str:
 def _of_recovery(recipe: Recipe, work: Recover, *, base: tuple[str, str] | None) -> list[str]:
     if base is None:
         raise RecipeError(
-            "a training needs the base as its teacher, and cannot name a GGUF file in a repository or an adapter; "
-            "submit a recipe that prunes and recovers in one job",
+            "a training needs the base as its teacher, which cannot be a GGUF file in a repository, an adapter or a "
+            "model with a larger vocabulary; submit a recipe that prunes and recovers in one job",
             "follow-up",
         )
     own = recipe.recover is not None and "seed" in recipe.recover.data.model_fields_set
@@ -177,7 +177,7 @@ def _of_recovery(recipe: Recipe, work: Recover, *, base: tuple[str, str] | None)
 
 
 def _of_sparsity(recipe: Recipe, work: Sparsify, *, base: tuple[str, str] | None) -> list[str]:
-    against = []
+    against = ["evaluation.against=null"]  # with itself before
     if base is not None:
         name, revision = map(json.dumps, base)
         against = [f"evaluation.against={name}", f"evaluation.against_revision={revision}"]
@@ -197,8 +197,13 @@ def _without(sections: tuple[str, ...]) -> list[str]:
 
 
 def _base(parent: Job, settings: Settings) -> tuple[str, str] | None:
-    """Return name and commit of the model that the parent was compared with; None where a recipe cannot name it."""
+    """Return name and commit of the model that the parent was compared with; None where a recipe cannot name it.
+
+    A model that lost tokens can be compared with none that has them, and so can what was made of it.
+    """
     recipe = recipe_of(parent)
+    if recipe.vocabulary is not None or (isinstance(parent.work, Sparsify) and recipe.evaluation.against is None):
+        return None
     for section in (recipe.recover, recipe.evaluation):
         if section is not None and section.against is not None:
             return section.against, section.against_revision
