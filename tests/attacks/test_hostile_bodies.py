@@ -146,6 +146,15 @@ def test_no_query_holds_the_event_loop(harness: ServiceHarness, monkeypatch: pyt
     assert longest < LONGEST, where
 
 
+def test_a_body_above_a_limit_is_a_problem_or_a_page(harness: ServiceHarness) -> None:
+    """Also where the route's own limit refuses it, before any of our code reads it."""
+    answer = harness.http.post(f"/v1/jobs/{'0' * 12}/push", content="x" * 9_000, headers=JSON)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (413, "application/problem+json")
+    assert answer.json()["title"] == "too large"
+    page = harness.http.post("/submit/check", content="x" * 9_000_000, headers={"Accept": "text/html"})
+    assert (page.status_code, page.headers["Content-Type"]) == (413, "text/html; charset=utf-8")
+
+
 def test_a_recipe_over_the_network_is_small(harness: ServiceHarness, tmp_path: Path) -> None:
     """A body, a form's text and an override above the limit are refused before anything reads them."""
     large = RECIPE + "#" * RECIPE_LIMIT

@@ -32,6 +32,7 @@ from llmprune.service.api import (
 from llmprune.service.api import jobs as job_routes
 from llmprune.service.api.auth import AuthMiddleware
 from llmprune.service.api.dependencies import Service
+from llmprune.service.api.large_bodies import ProblemsOfLargeBodies
 from llmprune.service.api.machine_metrics import MachineCollector
 from llmprune.service.api.metrics import Metrics, MetricsMiddleware
 from llmprune.service.api.recipe_queue import RecipeQueue
@@ -78,7 +79,7 @@ def create_app(
         queue_board=QueueBoard(settings, jobs, paused=lambda: status.paused(app.state.service)),
         stored_files=StoredFiles.of(settings),
     )
-    app = FastAPI(
+    app = ProblemsOfLargeBodies(
         title="llmprune",
         version=__version__,
         description=DESCRIPTION,

@@ -58,6 +58,21 @@ def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> N
     expect(page.get_by_role("heading", level=1)).to_contain_text("pruned")
 
 
+def test_a_late_response_takes_no_answer_back(page: Page) -> None:
+    """A response to the recipe before arrives just after another answer was given: that answer stays, and is sent."""
+    page.goto("/submit")
+    page.get_by_text("More: layers and widths").click()
+    arrive = """async () => {
+      const recipe = new URLSearchParams({recipe: document.getElementById("recipe").value});
+      const answer = await (await fetch("/submit/check?typed=true", {method: "POST", body: recipe})).text();
+      document.querySelector('input[name="by"][value=""]').click();
+      htmx.swap("#outcome", answer, {swapStyle: "innerHTML"});
+    }"""
+    page.evaluate(arrive)
+    page.get_by_label("Layers to remove").fill("1")
+    expect(page.locator("#recipe")).to_have_value(re.compile("remove: 1\n"))
+
+
 def test_by_keyboard_alone(page: Page, live: tuple[Client, Settings]) -> None:
     """Tab and Enter lead from the first page to a submitted job, with a visible focus at every stop."""
     page.goto("/")

@@ -31,6 +31,15 @@
   document.addEventListener("htmx:afterSwap", mark);
   document.addEventListener("change", function (event) { if (event.target.id === "ask-model") mark(); });
 
+  // Answers that were given after a request was sent are not in its response: such a response leaves the questions as
+  // they are, and the request that follows brings them all.
+  var unsent = false;
+  document.addEventListener("input", function (event) { if (event.target.closest("#ask")) unsent = true; });
+  document.addEventListener("htmx:beforeRequest", function (event) { if (event.target.id === "ask") unsent = false; });
+  document.addEventListener("htmx:oobBeforeSwap", function (event) {
+    if (unsent && event.detail.target.id === "ask") event.detail.shouldSwap = false;
+  });
+
   // Select a line of the plain text field; editor.js does so in its editor.
   function goTo(number) {
     var area = document.getElementById("recipe");
