@@ -103,6 +103,7 @@ def write_card(
 
     base, loading = facts.base, facts.loading
     agreement = report.generation.agreement if report.generation else None
+    intervals = [*(task.interval for task in report.tasks), agreement.interval if agreement else None]
     body = card_template("card.md.j2").render(
         repo_id=repo_id,
         report=report,
@@ -126,9 +127,7 @@ def write_card(
         smaller=report.pruned.parameters < report.dense.parameters,
         fence=_fence(report.recipe_text),
         mean_interval=span(report.retention.interval if report.retention else None),
-        interval_name=interval_name(
-            [*(task.interval for task in report.tasks), agreement.interval if agreement else None]
-        ),
+        interval_name=interval_name(intervals),
         suite=report.recipe.get("evaluation", {}).get("suite"),
         limited=any(task.documents is not None and task.samples < task.documents for task in report.tasks),
         generated=list(published_windows(report)),

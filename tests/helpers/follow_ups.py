@@ -6,6 +6,8 @@ from typing import Any
 
 from helpers.service import ServiceHarness, recipe
 
+KINDS = ["evaluate", "bench", "size", "recover", "sparsify", "repeat"]
+
 
 def finished(harness: ServiceHarness, **behaviour: object) -> str:
     """Run a job to its end and return its id."""

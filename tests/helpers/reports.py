@@ -277,10 +277,9 @@ def bare_report() -> Report:
 
 def summary(report: Report) -> str:
     """Return the summary as a terminal of 80 columns prints it."""
-    console = Console(file=io.StringIO(), width=80)
-    print_summary(report, console)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    printed = io.StringIO()
+    print_summary(report, Console(file=printed, width=80))
+    return printed.getvalue()
 
 
 def with_confidence(confidence: float) -> Report:
@@ -295,7 +294,7 @@ def with_confidence(confidence: float) -> Report:
 def card(report: Report | None = None, base: Base = BASE, loading: Loading = PLAIN, **options: Any) -> ModelCard:
     """Return the model card of a report, parsed as the hub parses it."""
     given = {"refused": None, "plots": ("importance", "error")} | options
-    facts = CardFacts(base, loading, given.pop("refused"))
-    written = ModelCard(write_card(NAME, report or sample_report(), facts=facts, **given))
+    given["facts"] = CardFacts(base, loading, given.pop("refused"))
+    written = ModelCard(write_card(NAME, report or sample_report(), **given))
     assert wrong_metadata(written.data.to_dict()) == []
     return written

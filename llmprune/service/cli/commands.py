@@ -245,21 +245,8 @@ def push_job(
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (
-        serve,
-        submit,
-        jobs,
-        watch,
-        cancel,
-        retry,
-        share,
-        unshare,
-        reevaluate_job,
-        fetch,
-        push_job,
-        backup,
-        restore,
-    ):
+    calls = (submit, jobs, watch, cancel, retry, share, unshare, reevaluate_job, fetch, push_job)
+    for command in (serve, *calls, backup, restore):
         app.command()(command)
     user_commands.add_to(app)
 
