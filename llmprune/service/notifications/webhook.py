@@ -59,7 +59,7 @@ def post(url: str, body: bytes, *, headers: Mapping[str, str], settings: Notific
         connection.request("POST", path, body, _BASIC_HEADERS | dict(headers))
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
-        reason = "it took too long" if not overtime.is_alive() else printable(str(error) or type(error).__name__)
+        reason = "it took too long" if connection.is_aborted else printable(str(error) or type(error).__name__)
         raise DeliveryError(f"{parts.hostname} does not answer: {reason[:200]}") from error
     finally:
         overtime.cancel()
@@ -74,6 +74,8 @@ _BASIC_HEADERS = {"Content-Type": "application/json", "User-Agent": f"llmprune/{
 
 class _Connection(http.client.HTTPConnection):
     """A connection to one of some addresses of a URL's host, whose certificate must be the host's."""
+
+    is_aborted = False
 
     def __init__(self, url: SplitResult, addresses: Sequence[Address]) -> None:
         super().__init__(url.hostname or "", port_of(url), timeout=_TIMEOUT)
@@ -100,6 +102,7 @@ class _Connection(http.client.HTTPConnection):
 
     def abort(self) -> None:
         """Break the connection off, from another thread."""
+        self.is_aborted = True
         if self.sock is not None:
             with suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)

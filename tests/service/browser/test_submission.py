@@ -34,6 +34,7 @@ def fill_in(page: Page) -> None:
 
 def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> None:
     """A person clicks from the first page to the report; recipe, plan and progress are shown live."""
+    new_job(page)
     page.goto("/")
     page.get_by_role("link", name="New job").click()
     fill_in(page)
@@ -60,7 +61,7 @@ def test_submit_by_the_form_watch_it_finish_and_open_the_report(page: Page) -> N
 
 def test_a_late_response_takes_no_answer_back(page: Page) -> None:
     """A response to the recipe before arrives just after another answer was given: that answer stays, and is sent."""
-    page.goto("/submit")
+    new_job(page)
     page.get_by_text("More: layers and widths").click()
     arrive = """async () => {
       const recipe = new URLSearchParams({recipe: document.getElementById("recipe").value});
