@@ -96,8 +96,7 @@ def write_card(
 ) -> str:
     """Return README.md, metadata and body.
 
-    ``plots``: names of the charts pushed as ``plots/NAME.png``. ``quantized_repo_id``: repository of the result in its
-    base's format, if that is pushed too.
+    ``plots``: names of the charts pushed as ``plots/NAME.png``. ``quantized_repo_id``: of the quantized result, if any.
     """
     from huggingface_hub import ModelCard
 

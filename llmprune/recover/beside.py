@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llmprune.anatomy.hooks import outputs_of
+from llmprune.anatomy.proof import hidden_states_of
 from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.recipe.model import ModelSource
 from llmprune.recover.arithmetic import Arithmetic
@@ -65,7 +66,7 @@ class DenseBeside:
         errors: list[Tensor] = []
         with ExitStack() as stack:
             for layer in student:
-                see = outputs_of(layer, lambda output: errors.append(_error(_hidden(output), next(wanted))))
+                see = outputs_of(layer, lambda output: errors.append(_error(hidden_states_of(output), next(wanted))))
                 stack.enter_context(see)
             yield errors
 
@@ -79,7 +80,9 @@ class DenseBeside:
         found: list[Tensor] = []
         with ExitStack() as stack:
             for layer in self._layers:
-                stack.enter_context(outputs_of(layer, lambda output: found.append(self._kept(_hidden(output)))))
+                stack.enter_context(
+                    outputs_of(layer, lambda output: found.append(self._kept(hidden_states_of(output))))
+                )
             with self._sharding.autocast(self._device, quick=self._quick):
                 self._model(input_ids=ids_BL.to(self._device), use_cache=False)
         return found
@@ -87,10 +90,6 @@ class DenseBeside:
     def _kept(self, hidden_BLD: Tensor) -> Tensor:
         channels_K = self._channels_K
         return hidden_BLD if channels_K is None else hidden_BLD.index_select(-1, channels_K.to(hidden_BLD.device))
-
-
-def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _error(hidden_BLD: Tensor, wanted_BLD: Tensor) -> Tensor:
