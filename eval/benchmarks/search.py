@@ -3,7 +3,7 @@
     python eval/benchmarks/search.py DATA SIZE [--shapes 30x992x3 27x1184x3 …] [--text NAME=FILE …] [--run FOLDER]
 
 SmolLM2-135M-Instruct is calibrated on four kinds of text in the folder DATA, 64 x 512 tokens, and searched with
-``budget: {parameters: SIZE}``, or the finished run in FOLDER is taken. Then it is cut from the same scores to other
+``budget: {parameters: SIZE}`` in FOLDER, where a finished run is taken as it is. Then it is cut from the same scores to other
 shapes: LAYERSxNEURONSxGROUPS, by default those that only remove layers, only neurons, half of each, and heads
 too. Their layers are the first of the search's order. All are judged in exact float32 on WikiText's test text, GSM8K's
 test questions with answers, Python's manual, and files of plain text by ``--text``, ``--judged`` windows of 512 tokens
@@ -84,12 +84,11 @@ def _middle(shapes: list[TriedShape]) -> float:
     return fmean(one.layers for one in shapes)
 
 
-def searched(arguments: argparse.Namespace, folder: Path) -> Path:
+def search(arguments: argparse.Namespace, folder: Path) -> None:
     """Run the recipe with the budget."""
     calibration, model = mixed(arguments.data, "four")[1], {"id": SMOLLM2, "dtype": "float32"}
     sections = {"budget": {"parameters": arguments.size}, "evaluation": {"generation": False}}
-    finish(run(write_recipe(folder / "recipe.yaml", model, calibration, **sections), folder / "run"))
-    return folder / "run"
+    finish(run(write_recipe(folder / "recipe.yaml", model, calibration, **sections), arguments.run))
 
 
 def cut_to(one: TriedShape, run_folder: Path, folder: Path) -> Path:
@@ -127,10 +126,12 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", default=[], metavar="LAYERSxNEURONSxGROUPS")
     parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE", help="further text to judge on")
     parser.add_argument("--judged", type=int, default=4, help="windows of each text")
-    parser.add_argument("--run", type=Path, help="folder of the finished run of the search")
+    parser.add_argument("--run", type=Path, help="folder for the run of the search")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        arguments.run = arguments.run or searched(arguments, Path(place))
+        arguments.run = arguments.run or Path(place) / "run"
+        if not (arguments.run / "report.json").is_file():
+            search(arguments, Path(place))
         found = SearchFigures.model_validate(report_of(arguments.run)["search"])
         windows, dense = judged_windows(arguments), load_model(ModelSource(id=SMOLLM2, dtype="float32")).eval()
         chosen = found.chosen_shape(0)
