@@ -3,8 +3,8 @@
     python eval/benchmarks/search.py DATA SIZE [--shapes 30x992x3 27x1184x3 …] [--text NAME=FILE …] [--run FOLDER]
 
 SmolLM2-135M-Instruct is calibrated on four kinds of text in the folder DATA, 64 x 512 tokens, and searched with
-``budget: {parameters: SIZE}`` in FOLDER, where a finished run is taken as it is. Then it is cut from the same scores to other
-shapes: LAYERSxNEURONSxGROUPS, by default those that only remove layers, only neurons, half of each, and heads
+``budget: {parameters: SIZE}`` in FOLDER, where a finished run is taken as it is. Then it is cut from the same scores to
+other shapes: LAYERSxNEURONSxGROUPS, by default those that only remove layers, only neurons, half of each, and heads
 too. Their layers are the first of the search's order. All are judged in exact float32 on WikiText's test text, GSM8K's
 test questions with answers, Python's manual, and files of plain text by ``--text``, ``--judged`` windows of 512 tokens
 each. Rows of results/search.json are replaced by size and shape.

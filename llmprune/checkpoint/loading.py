@@ -39,6 +39,7 @@ from llmprune.data.image_processor import ImageProcessor
 from llmprune.recipe.model import ModelSource
 
 logger = logging.getLogger(__name__)
+_MOST_SPECIAL_TOKENS = 1000  # fewer than any tokenizer of a language model has tokens
 
 
 def load_config(source: ModelSource) -> Config:
@@ -53,7 +54,17 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         raise ModelError(unread)
     overruled = {} if source.trust_remote_code else unread_fields(place)
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, place=str(place), **overruled)
+    if is_empty(tokenizer):
+        raise _no_tokenizer(source)
     return tokenizer
+
+
+def is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer has special tokens alone, as transformers makes it for many types without files."""
+    if len(tokenizer) >= _MOST_SPECIAL_TOKENS:
+        return False
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    return special.issuperset(tokenizer.get_vocab())
 
 
 def load_processor(source: ModelSource, config: Config) -> ImageProcessor:

@@ -49,10 +49,14 @@ class Subject:
         """Load the tokenizer. Raises NotChecked where the checkpoint has none."""
         from transformers import AutoTokenizer
 
+        from llmprune.checkpoint.loading import is_empty
+
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder)
         except (OSError, ValueError) as error:
             raise NotChecked(f"the checkpoint has no tokenizer: {str(error).splitlines()[0]}") from error
+        if is_empty(tokenizer):
+            raise NotChecked("the checkpoint has no tokenizer")
         return tokenizer
 
     def ids(self, text: str = TEXT) -> Tensor:
