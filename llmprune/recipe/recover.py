@@ -120,7 +120,13 @@ class Recover(Section):
     )
     method: Literal["full", "lora"] = Field(
         "full",
-        description="full: all weights; lora: low-rank adapters of the layers' matrices, which need less memory.",
+        description="full: all weights of the layers; lora: low-rank adapters of the layers' matrices, which need less "
+        "memory.",
+    )
+    embeddings: bool = Field(
+        False,
+        description="Train embeddings and head too, with method: full. Without them a model keeps more on text unlike "
+        "that of the training, and needs less memory.",
     )
     lora: Lora = Field(Lora(), description="Settings of `method: lora`.")
     loss: Literal["distillation", "language_model"] = Field(
@@ -201,6 +207,8 @@ class Recover(Section):
     def _one_length(self) -> Self:
         if (self.tokens is None) == (self.hours is None):
             raise ValueError("needs exactly one of tokens and hours, such as {tokens: 20M}")
+        if self.embeddings and self.method == "lora":
+            raise ValueError("embeddings belongs to method: full; remove it")
         if self.loss == "language_model" and self.hidden_states:
             raise ValueError("hidden_states belongs to loss: distillation; remove it")
         return self

@@ -2,7 +2,8 @@
 
 Layers come from the files one by one, and are sharded as they come, so that no process holds the whole model. Trained
 weights are float32 (for LoRA the adapters; the frozen weights keep the type of the computation), and products are
-computed in bfloat16 where the device is fast at that. Dropout and the auxiliary losses of training are off, so that a
+computed in bfloat16 where the device is fast at that. Embeddings and head are frozen unless the recipe asks for them:
+Adam moves the rows of tokens that a step hardly has as far as all others, and a model loses them. Dropout and the auxiliary losses of training are off, so that a
 step depends on its windows alone. Weights that are zero before the training stay zero.
 
 Shapes: B batch, L sequence length, V vocabulary.
@@ -48,6 +49,8 @@ class Student:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.data.seed)
             fill(decoder, dtype, device=arithmetic.device, prepare=lambda layer: self._prepare(layer, settings))
+        if not settings.embeddings:
+            self._freeze_embeddings()
         self.sharding.shard(self.model)
         self.trained = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
         parameters = list(self.trained.values())
@@ -63,6 +66,12 @@ class Student:
         if self.arithmetic.save_memory:
             layer.__dict__["forward"] = partial(checkpoint, layer.forward, use_reentrant=False)
         self.sharding.shard(layer)
+
+    def _freeze_embeddings(self) -> None:
+        """Leave the matrices outside the layers as they are; norms there are trained."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.ndim > 1 and not name.startswith(f"{self.layers_path}."):
+                parameter.requires_grad_(False)
 
     def _zeros_of_trained(self) -> list[tuple[nn.Parameter, Tensor]]:
         """Return the trained sparse matrices, with the zeros of this process's part of each."""

@@ -92,6 +92,18 @@ def test_zeros_stay(tmp_path: Path, method: str) -> None:
         assert not torch.equal(before[name], found[name])
 
 
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_embeddings_and_head_are_trained_if_asked_for(
+    pair: tuple[Path, Path], tmp_path: Path, *, embeddings: bool
+) -> None:
+    """Without the setting they are what they were, and the last norm is trained all the same."""
+    found = weights(recovery(pair, tmp_path, embeddings=embeddings).run())
+    before = load_file(pair[1] / "model.safetensors")
+    outside = {name for name in before if ".layers." not in name}
+    changed = {name for name in outside if not torch.equal(before[name], found[name])}
+    assert changed == (outside if embeddings else {name for name in outside if name.endswith("norm.weight")})
+
+
 def test_saved_weights_have_the_types_of_the_file(tmp_path: Path) -> None:
     """A bfloat16 model is trained in float32 and saved in bfloat16; its probe is what the saved model answers."""
     pair = save_pair(tmp_path / "pair", "qwen2", dtype=torch.bfloat16)
@@ -101,7 +113,7 @@ def test_saved_weights_have_the_types_of_the_file(tmp_path: Path) -> None:
 
 def test_an_exploding_loss_goes_back_with_a_smaller_step(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """A learning rate that breaks the model is halved until it does not, and the model is not worse than before."""
-    found = recovery(pair, tmp_path, learning_rate=0.9, warmup=0.0).run()
+    found = recovery(pair, tmp_path, learning_rate=0.9, warmup=0.0, embeddings=True).run()
     assert found.progress.setbacks > 0
     assert found.progress.scale < 1
     assert all(torch.tensor(list(check.divergence.values())).isfinite().all() for check in found.progress.checks)
