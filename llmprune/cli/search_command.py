@@ -51,8 +51,8 @@ def search(
 def show_search(found: SearchFigures, folder: Path, *, recipe: str, as_json: bool) -> None:
     """Print the figures of a search, where its page is, and how to continue."""
     from llmprune.report.search_table import print_search
-    from llmprune.results.products import FRONTIER
-    from llmprune.results.replacing import NEXT
+    from llmprune.results.run_folder.products import FRONTIER
+    from llmprune.results.run_folder.replacing import NEXT
 
     page = next(path for path in (folder / NEXT / FRONTIER, folder / FRONTIER) if path.is_file())
     if as_json:

@@ -7,7 +7,7 @@ from typing import Any
 from llmprune.common.distributed import require_agreement, world_size
 from llmprune.common.versions import versions
 from llmprune.pipeline.context import RunContext
-from llmprune.results.fingerprints import code_fingerprint, fingerprint
+from llmprune.results.run_folder.fingerprints import code_fingerprint, fingerprint
 
 # Parts of a plan that depend on each process's GPU and each machine's memory.
 _OWN: dict[str, Any] = {

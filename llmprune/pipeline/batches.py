@@ -11,8 +11,8 @@ from llmprune.common.distributed import broadcast_from_first, is_first_process, 
 from llmprune.common.out_of_memory import BatchSize
 from llmprune.planning.device_memory import BatchSizes
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.products import BATCH_SIZES
-from llmprune.results.run_folder import RunFolder
+from llmprune.results.run_folder.folder import RunFolder
+from llmprune.results.run_folder.products import BATCH_SIZES
 
 
 @dataclass(frozen=True)

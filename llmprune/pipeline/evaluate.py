@@ -23,8 +23,8 @@ from llmprune.publish.push import refuse_fewer_samples
 from llmprune.recipe.model import ModelSource
 from llmprune.results.evaluation_figures import DivergenceFigures, PerplexityFigures
 from llmprune.results.figures import Figures
-from llmprune.results.fingerprints import file_fingerprint, fingerprint
-from llmprune.results.products import FULL_VOCABULARY, RECOVERY, REPAIRED, TASKS, VOCABULARY
+from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
+from llmprune.results.run_folder.products import FULL_VOCABULARY, RECOVERY, REPAIRED, TASKS, VOCABULARY
 
 
 def evaluate(context: RunContext, cut: Cut) -> Measured:

@@ -22,8 +22,8 @@ from llmprune.planning.budget.limits import value_of_member
 from llmprune.planning.budget.space import SearchSpace
 from llmprune.planning.plan import PlanningOutcome
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.products import MEMBERS
-from llmprune.results.replacing import remove
+from llmprune.results.run_folder.products import MEMBERS
+from llmprune.results.run_folder.replacing import remove
 
 
 class RunMember(Protocol):

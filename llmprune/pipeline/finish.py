@@ -12,9 +12,9 @@ from llmprune.recipe.recipe import Recipe
 from llmprune.report.html.family_page import render_family
 from llmprune.report.html.page import render_page
 from llmprune.report.runs import Run
-from llmprune.results.products import FAMILY
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import RunFolder
+from llmprune.results.run_folder.folder import RunFolder
+from llmprune.results.run_folder.products import FAMILY
 from llmprune.results.sentences import describe_verdict
 
 

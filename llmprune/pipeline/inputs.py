@@ -38,8 +38,8 @@ from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.calibration_sources import CalibrationSource
-from llmprune.results.fingerprints import code_fingerprint, fingerprint
-from llmprune.results.products import HIDDEN_STATES
+from llmprune.results.run_folder.fingerprints import code_fingerprint, fingerprint
+from llmprune.results.run_folder.products import HIDDEN_STATES
 
 
 class RunInputs:

@@ -34,10 +34,10 @@ from llmprune.prune.records import LayerRecord
 from llmprune.prune.repair.folds import Folds
 from llmprune.prune.snapshots import Snapshots
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.fingerprints import file_fingerprint, fingerprint
 from llmprune.results.prediction_heads import PredictionHeads
-from llmprune.results.products import FULL_VOCABULARY, HIDDEN_STATES, REPAIRED
 from llmprune.results.report_schema import BaseFiles, Size
+from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
+from llmprune.results.run_folder.products import FULL_VOCABULARY, HIDDEN_STATES, REPAIRED
 
 
 @dataclass(frozen=True)

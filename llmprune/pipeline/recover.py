@@ -35,9 +35,9 @@ from llmprune.recover.recovery import Recovered, Recovery
 from llmprune.recover.timing import windows_in
 from llmprune.recover.training import MOST_SETBACKS
 from llmprune.results.calibration_sources import CalibrationSource
-from llmprune.results.fingerprints import file_fingerprint, fingerprint
-from llmprune.results.products import RECOVERY, RECOVERY_LENGTH, RECOVERY_STATE, REPAIRED, ROUNDS
 from llmprune.results.recovery_figures import RecoveryFigures
+from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
+from llmprune.results.run_folder.products import RECOVERY, RECOVERY_LENGTH, RECOVERY_STATE, REPAIRED, ROUNDS
 
 
 @dataclass(frozen=True)

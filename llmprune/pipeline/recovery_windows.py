@@ -34,9 +34,9 @@ from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.duration.generating import KEPT_TOGETHER, RECOVERY_GENERATED
 from llmprune.publish.generated_windows import KEY
 from llmprune.recipe.recover import SelfGenerated
-from llmprune.results import products
-from llmprune.results.fingerprints import file_fingerprint, fingerprint
-from llmprune.results.products import RECOVERY_WINDOWS_PARTS
+from llmprune.results.run_folder import products
+from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
+from llmprune.results.run_folder.products import RECOVERY_WINDOWS_PARTS
 
 logger = logging.getLogger(__name__)
 

@@ -32,10 +32,10 @@ from llmprune.recipe.evaluation import Evaluation, limit_override
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.load_report import load_report
-from llmprune.results.products import GGUF_FILES, REPAIRED, TASKS
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import RunFolder
-from llmprune.results.taking_over import take_run
+from llmprune.results.run_folder.earlier_products import take_run
+from llmprune.results.run_folder.folder import RunFolder
+from llmprune.results.run_folder.products import GGUF_FILES, REPAIRED, TASKS
 
 
 def reevaluate(

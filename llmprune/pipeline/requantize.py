@@ -23,10 +23,10 @@ from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.finish import write_report
 from llmprune.pipeline.step_costs import measure_step, with_forward_ratios
 from llmprune.recipe.model import ModelSource
-from llmprune.results.fingerprints import file_fingerprint, fingerprint
-from llmprune.results.products import QUANTIZED, QUANTIZED_MODEL, RECOVERY
-from llmprune.results.replacing import remove
 from llmprune.results.report_schema import Report, RequantizedFigures
+from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
+from llmprune.results.run_folder.products import QUANTIZED, QUANTIZED_MODEL, RECOVERY
+from llmprune.results.run_folder.replacing import remove
 
 _WINDOWS, _LENGTH = 4, 256  # of the calibration, on which the two checkpoints are compared
 

@@ -32,11 +32,18 @@ from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.composed_layers import compose_layers, layers_left
-from llmprune.results.fingerprints import fingerprint
 from llmprune.results.load_report import load_report
-from llmprune.results.products import GENERATED_WINDOWS, JOURNAL, PREDICTIONS, RECOVERY_WINDOWS, REPAIRED, ROUNDS
-from llmprune.results.replacing import is_same_recipe, recipe_of_model, remove
 from llmprune.results.report_schema import Report
+from llmprune.results.run_folder.fingerprints import fingerprint
+from llmprune.results.run_folder.products import (
+    GENERATED_WINDOWS,
+    JOURNAL,
+    PREDICTIONS,
+    RECOVERY_WINDOWS,
+    REPAIRED,
+    ROUNDS,
+)
+from llmprune.results.run_folder.replacing import is_same_recipe, recipe_of_model, remove
 
 
 class RunRound(Protocol):

@@ -39,9 +39,9 @@ from llmprune.planning.duration.generating import RECOVERY_GENERATED as RECOVERY
 from llmprune.planning.texts.self_generated import ChosenNumbers
 from llmprune.publish.generated_windows import KEY, read_generated
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.fingerprints import file_fingerprint, fingerprint
-from llmprune.results.products import GENERATED_WINDOWS, JOURNAL, PLAN, ROUNDS
-from llmprune.results.replacing import NEXT, recipe_of_model
+from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
+from llmprune.results.run_folder.products import GENERATED_WINDOWS, JOURNAL, PLAN, ROUNDS
+from llmprune.results.run_folder.replacing import NEXT, recipe_of_model
 
 logger = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from llmprune.pipeline.source_check import check_sources, compares_sources
 from llmprune.pipeline.step_costs import time_dense_forward_pass
 from llmprune.pipeline.vocabulary import cut_vocabulary
 from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
-from llmprune.results.replacing import remove
 from llmprune.results.report_schema import Report
+from llmprune.results.run_folder.replacing import remove
 
 
 def run_steps(context: RunContext, options: RunOptions) -> Report:

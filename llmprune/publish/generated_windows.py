@@ -21,8 +21,8 @@ from llmprune.common.hub.client import resolve_revision, with_retries
 from llmprune.common.hub.explanations import explain
 from llmprune.common.hub.secrets import redact_error
 from llmprune.publish.provenance import Record, parse_hub_address
-from llmprune.results.products import GENERATED_WINDOWS, RECOVERY_WINDOWS
 from llmprune.results.report_schema import Report
+from llmprune.results.run_folder.products import GENERATED_WINDOWS, RECOVERY_WINDOWS
 
 GENERATED, GENERATED_FOR_RECOVERY = "self-generated.json", "recover-generated.json"  # in the repository
 KEY = "windows"

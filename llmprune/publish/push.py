@@ -35,12 +35,12 @@ from llmprune.recipe.evaluation import Evaluation, limit_override, recorded_task
 from llmprune.recipe.hub import Hub
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe, validate_arguments
-from llmprune.results.fingerprints import file_fingerprint, fingerprint
 from llmprune.results.formatting import count, percent, ranges
 from llmprune.results.load_report import load_report
-from llmprune.results.products import RECOVERY, ROUNDS, VOCABULARY
 from llmprune.results.report_schema import Report
-from llmprune.results.run_folder import RunFolder
+from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
+from llmprune.results.run_folder.folder import RunFolder
+from llmprune.results.run_folder.products import RECOVERY, ROUNDS, VOCABULARY
 from llmprune.results.sentences import describe_missed_bars
 
 MORE_SAMPLES = "evaluation of more samples"  # name of the step in a report

@@ -17,8 +17,8 @@ from llmprune.publish.quantized_card import write_quantized_card
 from llmprune.publish.upload import additions, upload
 from llmprune.recipe.hub import AUTO, Hub, whole_id
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.products import QUANTIZED_MODEL
 from llmprune.results.report_schema import Report
+from llmprune.results.run_folder.products import QUANTIZED_MODEL
 
 _CARD = "card/quantized"  # in the run folder
 

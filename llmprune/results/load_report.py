@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from llmprune.common.errors import OutputError
 from llmprune.results.figures import SCHEMA_VERSION
-from llmprune.results.products import FAMILY, JOURNAL, MEMBERS
 from llmprune.results.report_schema import Report
+from llmprune.results.run_folder.products import FAMILY, JOURNAL, MEMBERS
 
 
 def load_report(folder: Path) -> Report:

@@ -16,7 +16,7 @@ from helpers.damaged_models import (
     assert_refused,
 )
 
-from llmprune.results.run_folder import RunFolder
+from llmprune.results.run_folder.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("in_one_process")
 

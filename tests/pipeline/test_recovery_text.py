@@ -16,7 +16,7 @@ from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.recovery_windows import Writing, recovery_windows, write_windows
 from llmprune.planning.plan import plan_and_check
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.run_folder import RunFolder
+from llmprune.results.run_folder.folder import RunFolder
 
 
 def _context(folder: Path, **recover: object) -> RunContext:

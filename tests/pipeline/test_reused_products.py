@@ -22,7 +22,7 @@ from helpers.commands import (
 )
 from safetensors.torch import load_file
 
-from llmprune.results.taking_over import take_scores
+from llmprune.results.run_folder.earlier_products import take_scores
 from llmprune.service.jobs.follow_up_recipes import overrides_of
 from llmprune.service.jobs.job import Job
 from llmprune.service.jobs.work import Recover, Sparsify, Work

@@ -10,7 +10,7 @@ import torch
 from llmprune.common.errors import RecipeError
 from llmprune.planning.devices import count_processes, require_devices
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.replacing import recipe_of_model
+from llmprune.results.run_folder.replacing import recipe_of_model
 
 
 @pytest.fixture(autouse=True)

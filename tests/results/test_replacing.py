@@ -14,8 +14,8 @@ from helpers.commands import Outcome, command, save_model, verify_here, write_re
 
 from llmprune.checkpoint.result.saving import CheckpointWriter
 from llmprune.common.errors import DiskError, OutputError
-from llmprune.results.replacing import complete_swap, take_over
-from llmprune.results.run_folder import RunFolder
+from llmprune.results.run_folder.folder import RunFolder
+from llmprune.results.run_folder.replacing import complete_swap, take_over
 
 pytestmark = pytest.mark.usefixtures("in_one_process")
 

@@ -14,7 +14,7 @@ import yaml
 from helpers.searching import searched
 from helpers.service import RECIPE, ServiceHarness, answer_requests, recipe, settings_in
 
-from llmprune.results.products import SEARCH
+from llmprune.results.run_folder.products import SEARCH
 from llmprune.service.web.first_recipe import DEMO_MODEL
 from llmprune.service.web.hub_search import OFFLINE, TOO_MANY, UNREACHABLE, HubSearch
 from llmprune.service.web.local_models import LocalModels

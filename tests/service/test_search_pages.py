@@ -12,7 +12,7 @@ from helpers.searching import searched
 from helpers.service import ServiceHarness
 
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.products import SEARCH, SEARCH_SO_FAR
+from llmprune.results.run_folder.products import SEARCH, SEARCH_SO_FAR
 from llmprune.results.search_figures import SearchFigures
 
 RECIPE = """\

@@ -10,8 +10,8 @@ import pytest
 from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.products import JOURNAL
-from llmprune.results.taking_over import SCORES
+from llmprune.results.run_folder.earlier_products import SCORES
+from llmprune.results.run_folder.products import JOURNAL
 from llmprune.service.jobs.job import Job, Outcome, State
 from llmprune.service.jobs.shared_scores import WAITS, key_of_scores
 from llmprune.service.monitoring.queue_estimate import QueueState, places_of

@@ -38,9 +38,16 @@ from llmprune.planning.budget.space import SearchSpace, search_space
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.search_schedule import TRIED_LAYERS, Schedule
 from llmprune.report.html.frontier_page import render_frontier
-from llmprune.results.fingerprints import fingerprint
-from llmprune.results.products import FRONTIER, HIDDEN_STATES, LAYER_ORDER, SEARCH, SEARCH_SO_FAR, SEARCH_TRIALS
-from llmprune.results.replacing import remove
+from llmprune.results.run_folder.fingerprints import fingerprint
+from llmprune.results.run_folder.products import (
+    FRONTIER,
+    HIDDEN_STATES,
+    LAYER_ORDER,
+    SEARCH,
+    SEARCH_SO_FAR,
+    SEARCH_TRIALS,
+)
+from llmprune.results.run_folder.replacing import remove
 from llmprune.results.search_figures import SearchFigures
 from llmprune.score.ablation import AblatedModels
 from llmprune.score.select import PlannedSizes, choose_cut

@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, PlainTextResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from llmprune.results.products import QUANTIZED_MODEL
+from llmprune.results.run_folder.products import QUANTIZED_MODEL
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.api.values import Artifact

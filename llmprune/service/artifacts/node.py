@@ -29,7 +29,7 @@ from pydantic import BaseModel
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from llmprune.common.errors import LLMPruneError
-from llmprune.results.products import LOCK
+from llmprune.results.run_folder.products import LOCK
 from llmprune.service.artifacts.fetch import exclusive, fetch_use
 from llmprune.service.artifacts.manifest import Manifest, fetch, keep_manifest, local_manifest, newest_manifest
 from llmprune.service.artifacts.parts import Use

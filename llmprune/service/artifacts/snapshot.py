@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmprune.results.products import HIDDEN_STATES, JOURNAL, LOCK
+from llmprune.results.run_folder.products import HIDDEN_STATES, JOURNAL, LOCK
 
 _NAMING = (JOURNAL, "progress.json")
 _LEFT_OUT = (HIDDEN_STATES,)  # a cache, which another attempt makes again

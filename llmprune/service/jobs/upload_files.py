@@ -12,7 +12,7 @@ from pydantic import Field
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.paths import is_plain_path
-from llmprune.results.products import JOURNAL, PRODUCTS, QUANTIZED_MODEL
+from llmprune.results.run_folder.products import JOURNAL, PRODUCTS, QUANTIZED_MODEL
 from llmprune.service.jobs.job import Value
 
 REPORT = "report.json"

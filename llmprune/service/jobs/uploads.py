@@ -23,8 +23,8 @@ from llmprune.common.schema import format_size
 from llmprune.recipe.recipe import refuse_tokens
 from llmprune.report.html.page import render_page
 from llmprune.results.load_report import load_report
-from llmprune.results.products import QUANTIZED_MODEL
 from llmprune.results.report_schema import Report
+from llmprune.results.run_folder.products import QUANTIZED_MODEL
 from llmprune.service.jobs.database import Database, Row, Transaction
 from llmprune.service.jobs.job import JOB_ID, VERDICTS, Job, Value, figures_of, job_of
 from llmprune.service.jobs.library import write_labels

@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from llmprune.results.products import FULL_VOCABULARY, GGUF_FILES, QUANTIZED_MODEL, REPAIRED
+from llmprune.results.run_folder.products import FULL_VOCABULARY, GGUF_FILES, QUANTIZED_MODEL, REPAIRED
 from llmprune.service.artifacts.manifest import STORED, keep_manifest, local_manifest, without, write_manifest
 from llmprune.service.artifacts.outline import OUTLINE
 from llmprune.service.artifacts.store import ArtifactStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmprune.results.taking_over import has_scores
+from llmprune.results.run_folder.earlier_products import has_scores
 from llmprune.service.jobs.job import ACTIVE, FINISHED, Job
 from llmprune.service.jobs.shared_scores import WAITS, Member, groups_that_wait
 from llmprune.service.jobs.store import JobStore

@@ -17,7 +17,7 @@ from typing import Any
 
 from llmprune.common.errors import OutputError
 from llmprune.common.files import disk_errors, fsync, write_text
-from llmprune.results.products import (
+from llmprune.results.run_folder.products import (
     GENERATED_WINDOWS,
     HIDDEN_STATES,
     JOURNAL,
@@ -33,7 +33,7 @@ from llmprune.results.products import (
     SPEEDS,
     VOCABULARY_STATE,
 )
-from llmprune.results.replacing import remove
+from llmprune.results.run_folder.replacing import remove
 
 SCORES = "scores.safetensors"
 # Files of the products that do not depend on the size alone, by their names in the journal.

@@ -7,6 +7,8 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+import llmprune
+
 
 def fingerprint(*parts: object) -> str:
     """Return the SHA-256 of the parts' texts."""
@@ -17,7 +19,7 @@ def fingerprint(*parts: object) -> str:
 def code_fingerprint() -> str:
     """Return the SHA-256 of llmprune's modules, so that products of other code are not reused."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+    for path in sorted(Path(llmprune.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -18,8 +18,9 @@ from llmprune.common.errors import LLMPruneError, OutputError
 from llmprune.common.files import folder_size, write_text
 from llmprune.common.progress import report_reused
 from llmprune.results.figures import Figures
-from llmprune.results.products import JOURNAL, LOCK, PRODUCTS, ROUNDS
-from llmprune.results.replacing import (
+from llmprune.results.report_schema import Step
+from llmprune.results.run_folder.products import JOURNAL, LOCK, PRODUCTS, ROUNDS
+from llmprune.results.run_folder.replacing import (
     NEXT,
     complete_swap,
     has_model,
@@ -28,7 +29,6 @@ from llmprune.results.replacing import (
     remove,
     take_over,
 )
-from llmprune.results.report_schema import Step
 
 logger = logging.getLogger(__name__)
 
