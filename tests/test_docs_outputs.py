@@ -17,7 +17,7 @@ from transformers import LlamaConfig
 from llmprune.planning.plan_schema import Plan
 from llmprune.recipe.recipe import Recipe
 from llmprune.report.plan_table import print_plan
-from llmprune.results.evaluation_figures import (
+from llmprune.results.figures.evaluation import (
     AgreementFigures,
     BarFigures,
     DivergenceFigures,
@@ -30,7 +30,8 @@ from llmprune.results.evaluation_figures import (
     SpeedFigures,
     TaskFigures,
 )
-from llmprune.results.report_schema import Report, Size
+from llmprune.results.figures.model_size import Size
+from llmprune.results.report_schema import Report
 from llmprune.results.sentences import describe_verdict
 
 ROOT = Path(__file__).parents[1]

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from llmprune.checkpoint.loading import load_model
 from llmprune.common.linalg.kl_divergence import kl_divergence
 from llmprune.recipe.model import ModelSource
-from llmprune.results.search_figures import SearchFigures, TriedShape
+from llmprune.results.figures.search import SearchFigures, TriedShape
 
 SEEN_KIND = "wikitext"  # a kind of text that is in the calibration, of which other windows are judged
 

@@ -28,7 +28,7 @@ from llmprune.evaluation.bench.speed_and_memory import BenchModel, BenchSettings
 from llmprune.planning.sizes.model_size import measure_size
 from llmprune.recipe.model import ModelSource
 from llmprune.report.bench_table import print_bench
-from llmprune.results.bench_figures import BenchFigures, BenchSize
+from llmprune.results.figures.bench import BenchFigures, BenchSize
 
 
 def bench_models(

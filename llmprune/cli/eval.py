@@ -26,7 +26,7 @@ from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.recipe.evaluation import Evaluation
 from llmprune.recipe.model import ModelSource
 from llmprune.report.task_table import table_of_one, table_of_two
-from llmprune.results.evaluation_figures import GateFigures
+from llmprune.results.figures.evaluation import GateFigures
 from llmprune.results.sentences import describe_verdict
 
 _OPTIONS = {

@@ -15,7 +15,7 @@ from llmprune.common.libraries import import_libraries
 from llmprune.common.progress import lines_without_terminal
 
 if TYPE_CHECKING:
-    from llmprune.results.search_figures import SearchFigures
+    from llmprune.results.figures.search import SearchFigures
 
 
 def search(

@@ -11,7 +11,7 @@ from llmprune.evaluation.greedy_agreement import follow_answers
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel
 from llmprune.evaluation.prompts import Prompts
 from llmprune.recipe.evaluation import Evaluation
-from llmprune.results.evaluation_figures import AnswerAgreement, GenerationFigures, GreedyAnswer
+from llmprune.results.figures.evaluation import AnswerAgreement, GenerationFigures, GreedyAnswer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,14 +22,14 @@ from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.evaluation import Evaluation, Perplexity
-from llmprune.results.evaluation_figures import (
+from llmprune.results.figures.base import Figures
+from llmprune.results.figures.evaluation import (
     AnswerAgreement,
     DivergenceFigures,
     GenerationFigures,
     PerplexityFigures,
     SpeedFigures,
 )
-from llmprune.results.figures import Figures
 
 
 class Measured(Figures):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llmprune.evaluation.retention import Comparison
 from llmprune.evaluation.statistics import samples_needed
 from llmprune.recipe.evaluation import Gate
-from llmprune.results.evaluation_figures import (
+from llmprune.results.figures.evaluation import (
     AgreementFigures,
     BarFigures,
     GateFigures,

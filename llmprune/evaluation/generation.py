@@ -23,8 +23,8 @@ from llmprune.evaluation.decoding import Greedy, end_tokens, generate
 from llmprune.evaluation.lm_eval.harness import EvaluatedModel
 from llmprune.evaluation.prompts import Ids, Prompts
 from llmprune.recipe.evaluation import Generation
-from llmprune.results.evaluation_figures import Example, FreeText, GenerationFigures, GreedyAnswer
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
+from llmprune.results.figures.evaluation import Example, FreeText, GenerationFigures, GreedyAnswer
 
 if TYPE_CHECKING:
     from torch import Tensor

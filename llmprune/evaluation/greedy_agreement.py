@@ -22,7 +22,7 @@ from llmprune.common.out_of_memory import BatchSize
 from llmprune.evaluation.prompts import Ids, Prompts
 from llmprune.evaluation.statistics import interval, mean_and_median_draws, share_draws
 from llmprune.layerwise.layer_calls import takes_positions
-from llmprune.results.evaluation_figures import AgreementFigures, AnswerAgreement, GreedyAnswer, Interval
+from llmprune.results.figures.evaluation import AgreementFigures, AnswerAgreement, GreedyAnswer, Interval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

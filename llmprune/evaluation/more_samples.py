@@ -15,7 +15,7 @@ from typing import Any
 from llmprune.common.errors import RecipeError
 from llmprune.evaluation.lm_eval.results import TaskResult
 from llmprune.recipe.evaluation import Evaluation
-from llmprune.results.evaluation_figures import GateFigures
+from llmprune.results.figures.evaluation import GateFigures
 
 Documents = Iterable[tuple[str, int | None]]  # task or group in the recipe, and the documents of one of its tasks
 

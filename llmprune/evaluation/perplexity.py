@@ -26,7 +26,7 @@ from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states import HiddenStateStore
 from llmprune.layerwise.logits import TokenChunk, token_chunks
-from llmprune.results.evaluation_figures import DivergenceFigures
+from llmprune.results.figures.evaluation import DivergenceFigures
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 

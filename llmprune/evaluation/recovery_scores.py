@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from llmprune.evaluation.lm_eval.results import TaskResults
 from llmprune.evaluation.retention import CONFIDENCE, Comparison, compare
-from llmprune.results.evaluation_figures import RetentionFigures, TaskFigures
-from llmprune.results.recovery_figures import MeanScore, RecoveryScore, RecoveryScores
+from llmprune.results.figures.evaluation import RetentionFigures, TaskFigures
+from llmprune.results.figures.recovery import MeanScore, RecoveryScore, RecoveryScores
 
 
 def compare_recovery(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from llmprune.common.errors import EvaluationError
 from llmprune.evaluation.lm_eval.results import Sample, TaskResult, TaskResults
 from llmprune.evaluation.statistics import DRAWS, interval, mcnemar, mean_draws, ratio_draws
-from llmprune.results.evaluation_figures import Example, Interval, RetentionFigures, TaskFigures
+from llmprune.results.figures.evaluation import Example, Interval, RetentionFigures, TaskFigures
 
 if TYPE_CHECKING:
     from llmprune.evaluation.statistics import Floats

@@ -13,7 +13,7 @@ from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.score_and_select import compute_scores, origin_of_scores, planned_sizes, scored_windows
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.report_schema import StabilityFigures
+from llmprune.results.figures.stability import StabilityFigures
 from llmprune.results.run_folder.fingerprints import fingerprint
 from llmprune.score.select import choose_cut
 from llmprune.score.stability import compare

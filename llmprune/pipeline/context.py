@@ -16,9 +16,9 @@ from llmprune.planning.plan_schema import Plan
 from llmprune.planning.vocabulary import vocabulary_sources
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.text_source import TextSource
+from llmprune.results.figures.search import SearchFigures
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder.folder import RunFolder
-from llmprune.results.search_figures import SearchFigures
 from llmprune.score.inputs import ScoringCriteria
 from llmprune.score.scores import Scores
 

@@ -21,8 +21,8 @@ from llmprune.pipeline.vocabulary import full_vocabulary_source
 from llmprune.pipeline.vocabulary_bits import measure_bits_per_byte
 from llmprune.publish.push import refuse_fewer_samples
 from llmprune.recipe.model import ModelSource
-from llmprune.results.evaluation_figures import DivergenceFigures, PerplexityFigures
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
+from llmprune.results.figures.evaluation import DivergenceFigures, PerplexityFigures
 from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
 from llmprune.results.run_folder.products import FULL_VOCABULARY, RECOVERY, REPAIRED, TASKS, VOCABULARY
 

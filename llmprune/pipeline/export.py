@@ -12,8 +12,9 @@ from llmprune.common.files import write_text
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.finish import write_report
 from llmprune.pipeline.step_costs import measure_step, with_forward_ratios
+from llmprune.results.figures.result_files import GgufFigures
 from llmprune.results.formatting import short_model_name
-from llmprune.results.report_schema import GgufFigures, Report
+from llmprune.results.report_schema import Report
 from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
 from llmprune.results.run_folder.products import GGUF, GGUF_FILES, RECOVERY
 from llmprune.results.run_folder.replacing import remove

@@ -37,7 +37,7 @@ from llmprune.planning.texts.calibration_sources import calibration_sources
 from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.calibration_sources import CalibrationSource
+from llmprune.results.figures.calibration import CalibrationSource
 from llmprune.results.run_folder.fingerprints import code_fingerprint, fingerprint
 from llmprune.results.run_folder.products import HIDDEN_STATES
 

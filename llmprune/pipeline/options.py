@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmprune.pipeline.context import AmongRounds, Search
-from llmprune.results.search_figures import SearchFigures
+from llmprune.results.figures.search import SearchFigures
 
 
 @dataclass(frozen=True)

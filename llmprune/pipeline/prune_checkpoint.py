@@ -34,8 +34,9 @@ from llmprune.prune.records import LayerRecord
 from llmprune.prune.repair.folds import Folds
 from llmprune.prune.snapshots import Snapshots
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.prediction_heads import PredictionHeads
-from llmprune.results.report_schema import BaseFiles, Size
+from llmprune.results.figures.model_size import Size
+from llmprune.results.figures.prediction_heads import PredictionHeads
+from llmprune.results.figures.result_files import BaseFiles
 from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
 from llmprune.results.run_folder.products import FULL_VOCABULARY, HIDDEN_STATES, REPAIRED
 

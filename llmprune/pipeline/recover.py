@@ -34,8 +34,8 @@ from llmprune.recover.beside import MatchingLayers, layers_after
 from llmprune.recover.recovery import Recovered, Recovery
 from llmprune.recover.timing import windows_in
 from llmprune.recover.training import MOST_SETBACKS
-from llmprune.results.calibration_sources import CalibrationSource
-from llmprune.results.recovery_figures import RecoveryFigures
+from llmprune.results.figures.calibration import CalibrationSource
+from llmprune.results.figures.recovery import RecoveryFigures
 from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
 from llmprune.results.run_folder.products import RECOVERY, RECOVERY_LENGTH, RECOVERY_STATE, REPAIRED, ROUNDS
 

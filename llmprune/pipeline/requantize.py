@@ -23,7 +23,8 @@ from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.finish import write_report
 from llmprune.pipeline.step_costs import measure_step, with_forward_ratios
 from llmprune.recipe.model import ModelSource
-from llmprune.results.report_schema import Report, RequantizedFigures
+from llmprune.results.figures.result_files import RequantizedFigures
+from llmprune.results.report_schema import Report
 from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
 from llmprune.results.run_folder.products import QUANTIZED, QUANTIZED_MODEL, RECOVERY
 from llmprune.results.run_folder.replacing import remove

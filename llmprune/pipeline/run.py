@@ -53,13 +53,13 @@ from llmprune.publish.generated_windows import GENERATED
 from llmprune.publish.quantized_result import check_pushes
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.report.runs import Run
+from llmprune.results.figures.search import SearchFigures
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder.earlier_products import take_scores
 from llmprune.results.run_folder.fingerprints import fingerprint
 from llmprune.results.run_folder.folder import RunFolder, bytes_at_hand
 from llmprune.results.run_folder.products import MEMBERS, PLAN, ROUNDS
 from llmprune.results.run_folder.replacing import recipe_of_model, remove
-from llmprune.results.search_figures import SearchFigures
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from llmprune.cut.decision import Cut
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.report_schema import Step
+from llmprune.results.figures.provenance import Step
 from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
 from llmprune.results.run_folder.products import HIDDEN_STATES
 from llmprune.score.ablation import layer_ablation_scores

@@ -14,7 +14,7 @@ from llmprune.pipeline.score_and_select import (
     windows_by_source,
 )
 from llmprune.pipeline.step_costs import measure_step
-from llmprune.results.report_schema import SourceFigures
+from llmprune.results.figures.stability import SourceFigures
 from llmprune.results.run_folder.fingerprints import fingerprint
 from llmprune.score.scores import Scores
 from llmprune.score.select import choose_cut

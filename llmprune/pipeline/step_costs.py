@@ -22,7 +22,7 @@ from llmprune.common.progress import estimated_seconds, report_progress
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.disk_waits import REMEDY, is_long
 from llmprune.pipeline.context import RunContext
-from llmprune.results.report_schema import Step
+from llmprune.results.figures.provenance import Step
 
 FORWARD_PASS = "plain forward pass"
 

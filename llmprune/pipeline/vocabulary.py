@@ -34,10 +34,10 @@ from llmprune.pipeline.step_costs import measure_step
 from llmprune.pipeline.verify_saved import SavedModel, verify_saved
 from llmprune.planning.vocabulary import ChosenVocabulary
 from llmprune.recipe.model import ModelSource
-from llmprune.results.report_schema import BaseFiles
+from llmprune.results.figures.result_files import BaseFiles
+from llmprune.results.figures.vocabulary import VocabularyFigures, VocabularySource
 from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
 from llmprune.results.run_folder.products import FULL_VOCABULARY, RECOVERY, VOCABULARY, VOCABULARY_STATE
-from llmprune.results.vocabulary_figures import VocabularyFigures, VocabularySource
 
 STEP = "vocabulary"
 

@@ -23,7 +23,7 @@ from llmprune.common.linalg.precision import dtype_name
 from llmprune.planning.notes import about_quantization, about_unread_weights
 from llmprune.planning.sizes.model_size import measure_size
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.report_schema import Size
+from llmprune.results.figures.model_size import Size
 
 
 @dataclass(frozen=True)

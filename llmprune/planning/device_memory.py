@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from llmprune.common.schema import format_size
 from llmprune.planning.activations import TokenActivations
 from llmprune.planning.machine import Device, Machine
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
 
 ON_CPU = 4  # windows at a time on the CPU, where more are no faster
 _MOST_WINDOWS, _MOST_TOKENS = 64, 2**14  # of a batch: more would not keep a GPU busier

@@ -16,7 +16,7 @@ from llmprune.common.errors import LLMPruneError, RecipeError
 from llmprune.common.files import read_json
 from llmprune.recipe.model import FIRST_BASE, ModelSource
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.lineage import Ancestor
+from llmprune.results.figures.lineage import Ancestor
 
 _PUSHED, _OF_RUN = "llmprune.json", "report.json"
 

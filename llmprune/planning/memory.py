@@ -17,7 +17,7 @@ from llmprune.planning.machine import Machine
 from llmprune.planning.routed_experts import refit_statistics, stored_values, widest_experts
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
 
 
 class Memory(Figures):

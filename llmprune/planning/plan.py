@@ -51,8 +51,8 @@ from llmprune.planning.texts.self_generated import (
 from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.planning.vocabulary import planned_vocabulary
 from llmprune.recipe.recipe import Recipe
+from llmprune.results.figures.result_files import BaseFiles
 from llmprune.results.lineage import describe_lineage
-from llmprune.results.report_schema import BaseFiles
 
 
 @dataclass(frozen=True)

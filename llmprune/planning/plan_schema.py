@@ -10,12 +10,13 @@ from llmprune.planning.memory import Memory
 from llmprune.planning.recovery import RecoveryPlan
 from llmprune.planning.sparsity import SparsityPlan
 from llmprune.planning.vocabulary import VocabularyPlan
-from llmprune.results.calibration_sources import CalibrationSource
-from llmprune.results.figures import Figures
-from llmprune.results.lineage import Ancestor
-from llmprune.results.next_tools import NextTools
-from llmprune.results.prediction_heads import PredictionHeads
-from llmprune.results.report_schema import BaseFiles, Size
+from llmprune.results.figures.base import Figures
+from llmprune.results.figures.calibration import CalibrationSource
+from llmprune.results.figures.lineage import Ancestor
+from llmprune.results.figures.model_size import Size
+from llmprune.results.figures.next_tools import NextTools
+from llmprune.results.figures.prediction_heads import PredictionHeads
+from llmprune.results.figures.result_files import BaseFiles
 
 
 class PlannedRound(Figures):

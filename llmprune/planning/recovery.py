@@ -31,7 +31,7 @@ from llmprune.planning.memory import parameter_bytes
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.recover import Recover
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
 
 _TRAINED, _STATE = 16, 12  # bytes of a trained parameter: in memory; weights and moments in a file, to go on from
 _FLOAT32, _BFLOAT16 = 4, 2

@@ -7,7 +7,7 @@ from llmprune.checkpoint.loading import load_config, load_tokenizer
 from llmprune.common.errors import RecipeError
 from llmprune.planning.base import describe_base
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.report_schema import Size
+from llmprune.results.figures.model_size import Size
 
 _PROBE = "One text, with numbers (12.5) and code: `x = [i for i in range(3)]`.\n\nÜber 日本."
 

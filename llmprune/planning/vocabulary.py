@@ -25,8 +25,8 @@ from llmprune.data.vocabulary.segmentation import Segmentation, read_state
 from llmprune.data.vocabulary.text import CountedText, count_tokens
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.text_source import TextSource
-from llmprune.results.figures import Figures
-from llmprune.results.report_schema import Size
+from llmprune.results.figures.base import Figures
+from llmprune.results.figures.model_size import Size
 
 if TYPE_CHECKING:
     from llmprune.planning.base import Base

@@ -14,7 +14,11 @@ from jinja2 import Template
 from llmprune.publish.generated_windows import published_windows
 from llmprune.publish.llama_cpp import ARCHITECTURES
 from llmprune.publish.public_names import public_name, public_recovery, public_search, public_sources
-from llmprune.results.evaluation_figures import TaskFigures
+from llmprune.results.figures.evaluation import TaskFigures
+from llmprune.results.figures.lineage import Ancestor
+from llmprune.results.figures.model_size import Size
+from llmprune.results.figures.recovery import RecoveryScore
+from llmprune.results.figures.search import SearchFigures
 from llmprune.results.formatting import (
     NOTHING,
     as_sentence,
@@ -28,12 +32,10 @@ from llmprune.results.formatting import (
     short_model_name,
     span,
 )
-from llmprune.results.lineage import Ancestor, describe_lineage
-from llmprune.results.recovery_figures import RecoveryScore
+from llmprune.results.lineage import describe_lineage
 from llmprune.results.recovery_sentences import describe_gain
-from llmprune.results.report_schema import Report, Size
+from llmprune.results.report_schema import Report
 from llmprune.results.round_table import round_table
-from llmprune.results.search_figures import SearchFigures
 from llmprune.results.search_sentences import describe_broken, describe_budgets, describe_search
 from llmprune.results.sentences import describe_carried, describe_left
 from llmprune.results.size_table import size_rows, width_names

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from llmprune.common.files import write_atomically
 from llmprune.common.schema import format_count
 from llmprune.publish.public_names import public_recovery
-from llmprune.results.recovery_figures import RecoveryFigures
-from llmprune.results.report_schema import LayerFigures, Report
-from llmprune.results.search_figures import SearchFigures, TriedShape
+from llmprune.results.figures.layers import LayerFigures
+from llmprune.results.figures.recovery import RecoveryFigures
+from llmprune.results.figures.search import SearchFigures, TriedShape
+from llmprune.results.report_schema import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from llmprune.recipe.text_source import FILE_BUILDERS
-from llmprune.results.recovery_figures import RecoveryFigures
-from llmprune.results.search_figures import SearchFigures
+from llmprune.results.figures.recovery import RecoveryFigures
+from llmprune.results.figures.search import SearchFigures
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DRIVE = re.compile(r"[A-Za-z]:")

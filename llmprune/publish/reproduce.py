@@ -22,8 +22,8 @@ from llmprune.publish.provenance import SCHEME, Record, fetch_record
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.text_source import FILE_BUILDERS, PACKAGES
+from llmprune.results.figures.search import SearchFigures
 from llmprune.results.report_schema import Report
-from llmprune.results.search_figures import SearchFigures
 
 
 def recorded_recipe(place: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Record]:

@@ -23,8 +23,8 @@ from llmprune.common.distributed import broadcast_from_first, is_first_process, 
 from llmprune.common.files import disk_errors, write_atomically, write_text
 from llmprune.recover.sharding import local
 from llmprune.recover.student import Student
-from llmprune.results.figures import Figures
-from llmprune.results.recovery_figures import RecoveryCheck
+from llmprune.results.figures.base import Figures
+from llmprune.results.figures.recovery import RecoveryCheck
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from llmprune.recover.interrupts import Interrupts
 from llmprune.recover.lessons import Lessons
 from llmprune.recover.state import Progress, StateFolder
 from llmprune.recover.student import Student
-from llmprune.results.recovery_figures import RecoveryCheck
+from llmprune.results.figures.recovery import RecoveryCheck
 
 logger = logging.getLogger(__name__)
 

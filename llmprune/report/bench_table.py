@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.common.schema import format_scaled
-from llmprune.results.bench_figures import BenchFigures, BenchSize, Pair, SparseProduct
+from llmprune.results.figures.bench import BenchFigures, BenchSize, Pair, SparseProduct
 from llmprune.results.formatting import byte_size, count, number, percent, plural, share, times
 
 _MIN_SPEEDUP = 1.05  # dense / sparse; a smaller ratio may be noise

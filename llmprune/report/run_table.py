@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.report.search_table import search_lines
-from llmprune.results.evaluation_figures import GateFigures, GenerationFigures, Interval, TaskFigures
+from llmprune.results.figures.evaluation import GateFigures, GenerationFigures, Interval, TaskFigures
+from llmprune.results.figures.recovery import RecoveryFigures
 from llmprune.results.formatting import (
     fixed,
     interval_name,
@@ -21,7 +22,6 @@ from llmprune.results.formatting import (
     span,
     speedup,
 )
-from llmprune.results.recovery_figures import RecoveryFigures
 from llmprune.results.recovery_sentences import (
     describe_divergence,
     describe_gain,

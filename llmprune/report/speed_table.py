@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from llmprune.common.schema import format_scaled
+from llmprune.results.figures.speed_table import PartTimes, SpeedPrediction, SpeedTable
 from llmprune.results.formatting import number, percent, plural
-from llmprune.results.speed_table import PartTimes, SpeedPrediction, SpeedTable
 
 
 def print_speed_table(table: SpeedTable, dense: SpeedPrediction, *, console: Console) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from llmprune.results.evaluation_figures import RetentionFigures, TaskFigures
+from llmprune.results.figures.evaluation import RetentionFigures, TaskFigures
 from llmprune.results.formatting import fixed, interval_name, metric_name, number, percent, probability, span
 
 

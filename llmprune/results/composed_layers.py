@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmprune.results.report_schema import LayerFigures, SourceFigures
+from llmprune.results.figures.layers import LayerFigures
+from llmprune.results.figures.stability import SourceFigures
 
 
 def compose_layers(rounds: Sequence[Sequence[LayerFigures]]) -> tuple[LayerFigures, ...]:

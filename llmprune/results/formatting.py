@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from llmprune.common.schema import format_count, format_scaled, format_size
-from llmprune.results.evaluation_figures import Interval, SpeedFigures, TaskFigures
-from llmprune.results.recovery_figures import RecoveryScore
+from llmprune.results.figures.evaluation import Interval, SpeedFigures, TaskFigures
+from llmprune.results.figures.recovery import RecoveryScore
 
 NOTHING = "–"  # placeholder for a missing figure
 

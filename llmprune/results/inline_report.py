@@ -11,7 +11,8 @@ from llmprune.common.printing import printable
 from llmprune.results.formatting import byte_size, change, count, metric_name, number, percent, plural, span, speedup
 
 if TYPE_CHECKING:
-    from llmprune.results.report_schema import Report, Size
+    from llmprune.results.figures.model_size import Size
+    from llmprune.results.report_schema import Report
 
 _CELL = "padding:.15em 1em .15em 0;text-align:{};border:0"
 _VERDICTS = {"pass": "Gate passed", "fail": "Gate not passed"}

@@ -1,19 +1,11 @@
-"""Models that a pruned model was made from, where it was pruned several times."""
+"""Chain of the models that a pruned model was made from, as one sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from llmprune.results.figures import Figures
+from llmprune.results.figures.lineage import Ancestor
 from llmprune.results.formatting import count, percent
-
-
-class Ancestor(Figures):
-    """A model that was pruned. ``commit``: on the hub; None for a folder or file."""
-
-    name: str
-    commit: str | None
-    parameters: int
 
 
 def describe_lineage(

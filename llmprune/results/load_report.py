@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from llmprune.common.errors import OutputError
-from llmprune.results.figures import SCHEMA_VERSION
+from llmprune.results.figures.base import SCHEMA_VERSION
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder.products import FAMILY, JOURNAL, MEMBERS
 

@@ -1,22 +1,12 @@
-"""Prediction heads of the base model (multi-token prediction): figures, and the sentence on what became of them."""
+"""Sentence on the outcome for the prediction heads of the base model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from llmprune.common.schema import format_size
-from llmprune.results.figures import Figures
+from llmprune.results.figures.prediction_heads import PredictionHeads
 from llmprune.results.formatting import plural
-
-
-class PredictionHeads(Figures):
-    """Outcome for the heads that predict further tokens. ``tensors``, ``bytes``: in the base's files."""
-
-    fields: tuple[str, ...]  # of the base's config that declare them
-    tensors: int
-    bytes: int
-    narrowed: bool  # units of their layers are removed with those of the decoder, the ones with the smallest weights
-    reason: str | None  # why they are not kept; None where they are
 
 
 def describe_prediction_heads(found: PredictionHeads) -> str:

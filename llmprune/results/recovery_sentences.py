@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmprune.results.figures.recovery import MeanScore, RecoveryFigures, RecoveryScores
+from llmprune.results.figures.rounds import RoundFigures
 from llmprune.results.formatting import count, duration, energy, fixed, percent, plural, span
-from llmprune.results.recovery_figures import MeanScore, RecoveryFigures, RecoveryScores
-from llmprune.results.report_schema import RoundFigures
 
 _METHODS = {"full": "All weights", "lora": "Low-rank adapters (LoRA, merged into the weights)"}
 _LOSSES = {"distillation": "the dense model's predictions", "language_model": "the text alone"}

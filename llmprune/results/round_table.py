@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmprune.results.figures.model_size import Size
 from llmprune.results.formatting import count, fixed, number
-from llmprune.results.report_schema import Report, Size
+from llmprune.results.report_schema import Report
 from llmprune.results.size_table import width_names
 from llmprune.results.text_table import TextTable
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmprune.results.figures.search import SearchFigures, TriedShape
 from llmprune.results.formatting import byte_size, change, count, duration, fixed, percent, plural, share, times
-from llmprune.results.search_figures import SearchFigures, TriedShape
 
 AXES = {"layers": "layers", "mlp": "MLP neurons", "heads": "KV groups", "experts": "experts"}  # for people
 _SINGLE = {

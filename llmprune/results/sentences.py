@@ -6,16 +6,11 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from llmprune.common.schema import format_size
-from llmprune.results.evaluation_figures import AgreementFigures, BarFigures, GateFigures, SpeedFigures, Verdict
+from llmprune.results.figures.evaluation import AgreementFigures, BarFigures, GateFigures, SpeedFigures, Verdict
+from llmprune.results.figures.layers import BlockFigures, SparsityFigures
+from llmprune.results.figures.result_files import BaseFiles, RequantizedFigures
+from llmprune.results.figures.stability import SourceFigures, StabilityFigures
 from llmprune.results.formatting import NOTHING, fixed, number, percent, plural, ranges, span, times
-from llmprune.results.report_schema import (
-    BaseFiles,
-    BlockFigures,
-    RequantizedFigures,
-    SourceFigures,
-    SparsityFigures,
-    StabilityFigures,
-)
 
 UNMEASURED = (
     "Nothing was evaluated, so the loss of quality is unknown. "

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmprune.recipe.budget import HeadsAxis
 from llmprune.recipe.width_rounding import width_step
-from llmprune.results.search_figures import SearchFigures, TriedShape
+from llmprune.results.figures.search import SearchFigures, TriedShape
 
 
 @dataclass(frozen=True)

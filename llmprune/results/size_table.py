@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from llmprune.results.figures.model_size import Size
 from llmprune.results.formatting import byte_size, change, count, number, percent, share
-from llmprune.results.report_schema import Size
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from llmprune.results.figures.vocabulary import VocabularySource
 from llmprune.results.formatting import fixed, percent, plural, times
 from llmprune.results.report_schema import Report
-from llmprune.results.vocabulary_figures import VocabularySource
 
 _BEFORE_CUT = "perplexity, divergence and greedy answers are those of the model before its vocabulary was cut"
 

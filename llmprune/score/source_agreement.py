@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llmprune.cut.decision import Cut
-from llmprune.results.report_schema import SourceFigures
+from llmprune.results.figures.stability import SourceFigures
 from llmprune.score.scores import Scores
 
 Shares = tuple[float | None, ...]

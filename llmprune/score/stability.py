@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmprune.anatomy.types import Anatomy, unit_key
 from llmprune.cut.decision import Cut
-from llmprune.results.report_schema import Overlap, StabilityFigures
+from llmprune.results.figures.stability import Overlap, StabilityFigures
 
 
 def halves(windows: int) -> tuple[Tensor, Tensor]:

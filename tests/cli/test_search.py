@@ -10,7 +10,7 @@ from helpers.commands import command
 from helpers.searching import searched
 
 from llmprune.cli.search_command import show_search
-from llmprune.results.search_figures import SearchFigures
+from llmprune.results.figures.search import SearchFigures
 
 
 def test_a_recipe_without_a_budget_is_refused(tmp_path: Path) -> None:

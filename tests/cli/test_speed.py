@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers.commands import command
 
-from llmprune.results.speed_table import SpeedTable
+from llmprune.results.figures.speed_table import SpeedTable
 
 
 def test_speed_prints_and_writes_a_table(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

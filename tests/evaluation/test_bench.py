@@ -20,7 +20,7 @@ from llmprune.evaluation.bench.speed_and_memory import (
     run_bench,
 )
 from llmprune.recipe.evaluation import Speed
-from llmprune.results.bench_figures import BenchSize
+from llmprune.results.figures.bench import BenchSize
 from llmprune.testing import tiny_model
 
 

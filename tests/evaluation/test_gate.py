@@ -10,7 +10,7 @@ from llmprune.evaluation.gate import judge
 from llmprune.evaluation.greedy_agreement import estimate_agreement
 from llmprune.evaluation.retention import Comparison, compare
 from llmprune.recipe.evaluation import Gate
-from llmprune.results.evaluation_figures import AnswerAgreement, GateFigures
+from llmprune.results.figures.evaluation import AnswerAgreement, GateFigures
 from llmprune.results.sentences import describe_verdict
 
 

@@ -24,7 +24,7 @@ from llmprune.evaluation.prompts import ModelLimits, Prompts, make_prompts
 from llmprune.evaluation.whole_model import WholeModel
 from llmprune.recipe.evaluation import Evaluation, Generation
 from llmprune.recipe.model import ModelSource
-from llmprune.results.evaluation_figures import AnswerAgreement
+from llmprune.results.figures.evaluation import AnswerAgreement
 from llmprune.testing import tiny_model
 
 PROMPTS = Prompts(ids=((5, 6, 7), (8,), (9, 10, 11, 12, 13), (14, 15)), new_tokens=12, source="here")

@@ -19,7 +19,7 @@ from llmprune.evaluation.generation import continue_prompts
 from llmprune.evaluation.greedy_agreement import follow_answers
 from llmprune.evaluation.prompts import Prompts
 from llmprune.recipe.model import ModelSource
-from llmprune.results.evaluation_figures import AnswerAgreement, GreedyAnswer
+from llmprune.results.figures.evaluation import AnswerAgreement, GreedyAnswer
 from llmprune.testing import tiny_model
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from llmprune.evaluation.lm_eval.store import ResultStore
 from llmprune.evaluation.more_samples import next_limit
 from llmprune.recipe.evaluation import Evaluation, limit_override
 from llmprune.recipe.overrides import apply_override
-from llmprune.results.evaluation_figures import BarFigures, GateFigures
+from llmprune.results.figures.evaluation import BarFigures, GateFigures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -21,7 +21,7 @@ from llmprune.evaluation.bench.speed_subject import SpeedSubject
 from llmprune.evaluation.bench.speed_table import read_table, speed_table, stored_table, write_table
 from llmprune.recipe.evaluation import Speed
 from llmprune.recipe.model import ModelSource
-from llmprune.results.speed_table import PartTimes, SpeedTable
+from llmprune.results.figures.speed_table import PartTimes, SpeedTable
 from llmprune.testing import tiny_model
 
 SETTINGS = Speed(batch_size=2, prompt_tokens=8, new_tokens=5, repeats=4)

@@ -12,8 +12,8 @@ from rich.console import Console
 from helpers.hub.repositories import wrong_metadata
 from llmprune.publish.card import Base, CardFacts, Loading, write_card
 from llmprune.report.run_table import print_summary
-from llmprune.results.calibration_sources import CalibrationSource
-from llmprune.results.evaluation_figures import (
+from llmprune.results.figures.calibration import CalibrationSource
+from llmprune.results.figures.evaluation import (
     BarFigures,
     DivergenceFigures,
     Example,
@@ -27,14 +27,11 @@ from llmprune.results.evaluation_figures import (
     TaskFigures,
     Verdict,
 )
-from llmprune.results.report_schema import (
-    LayerFigures,
-    Provenance,
-    Report,
-    Size,
-    Step,
-    VerificationFigures,
-)
+from llmprune.results.figures.layers import LayerFigures
+from llmprune.results.figures.model_size import Size
+from llmprune.results.figures.provenance import Provenance, Step
+from llmprune.results.figures.result_files import VerificationFigures
+from llmprune.results.report_schema import Report
 
 COMMIT = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2"
 RECIPE = """\

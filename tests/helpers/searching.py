@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from llmprune.cut.shape import Shape
-from llmprune.results.search_figures import ChosenShape, SearchFigures, TriedShape
+from llmprune.results.figures.search import ChosenShape, SearchFigures, TriedShape
 
 SOURCES = ("web", "code", "maths")
 WIDTH, GROUPS, LAYERS = 1536, 3, 30

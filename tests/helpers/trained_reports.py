@@ -6,10 +6,8 @@ import math
 from typing import Any
 
 from helpers.reports import PERPLEXITY, PROVENANCE, sample_report, sample_tasks
-from llmprune.results.evaluation_figures import (
-    Interval,
-)
-from llmprune.results.recovery_figures import MeanScore, RecoveryCheck, RecoveryFigures, RecoveryScore, RecoveryScores
+from llmprune.results.figures.evaluation import Interval
+from llmprune.results.figures.recovery import MeanScore, RecoveryCheck, RecoveryFigures, RecoveryScore, RecoveryScores
 from llmprune.results.report_schema import (
     Report,
 )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from llmprune.recipe.evaluation import Generation, Speed
-    from llmprune.results.evaluation_figures import GenerationFigures, SpeedFigures
+    from llmprune.results.figures.evaluation import GenerationFigures, SpeedFigures
 
 
 def timed(dense: PreTrainedModel, pruned: PreTrainedModel, settings: Speed, *, together: bool = True) -> SpeedFigures:

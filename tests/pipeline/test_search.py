@@ -29,7 +29,7 @@ from llmprune.common.errors import NumericalError
 from llmprune.pipeline import run
 from llmprune.pipeline.run import search_only
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.search_figures import SearchFigures
+from llmprune.results.figures.search import SearchFigures
 from llmprune.search import rounds
 
 SIZES = (0.75, 0.6)

@@ -146,7 +146,7 @@ def test_a_single_source_cannot_be_combined() -> None:
 
 def test_sentences_name_the_layers_that_each_source_would_remove() -> None:
     """Sources that agree are named together."""
-    from llmprune.results.report_schema import SourceFigures
+    from llmprune.results.figures.stability import SourceFigures
 
     found = SourceFigures(
         names=("news", "code", "talk"),

@@ -12,7 +12,7 @@ from helpers.devices import simulated_devices
 
 from llmprune.layerwise.disk_waits import DiskWaits
 from llmprune.pipeline.step_costs import measure_step, warn_of_slow_disk
-from llmprune.results.report_schema import Step
+from llmprune.results.figures.provenance import Step
 
 
 def test_a_slow_disk_is_a_warning() -> None:

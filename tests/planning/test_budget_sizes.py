@@ -17,7 +17,7 @@ from llmprune.planning.budget.sizes import ShapeCounter, ShapeSizes
 from llmprune.planning.sizes.model_size import measure_size
 from llmprune.planning.sizes.planned_sizes import planned_layers
 from llmprune.recipe.depth import Depth
-from llmprune.results.report_schema import Size
+from llmprune.results.figures.model_size import Size
 from llmprune.testing import tiny_config, tiny_model
 
 

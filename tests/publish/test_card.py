@@ -15,8 +15,9 @@ from llmprune.publish.card import Base, Loading, read_metadata
 from llmprune.publish.plots import draw
 from llmprune.publish.public_names import public_name, public_sources
 from llmprune.publish.push import _message, refusal
-from llmprune.results.next_tools import Degrees, NextTools, Rows
-from llmprune.results.report_schema import RequantizedFigures, SparsityFigures
+from llmprune.results.figures.layers import SparsityFigures
+from llmprune.results.figures.next_tools import Degrees, NextTools, Rows
+from llmprune.results.figures.result_files import RequantizedFigures
 
 
 def test_metadata_names_base_relation_tags_and_licence() -> None:

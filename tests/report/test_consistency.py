@@ -19,8 +19,8 @@ from llmprune.report.html.page import render_page
 from llmprune.report.runs import Run
 from llmprune.report.runs_table import print_runs
 from llmprune.report.task_table import table_of_two
-from llmprune.results.bench_figures import BenchFigures, BenchPoint, BenchSize, Pair, Spread
-from llmprune.results.evaluation_figures import Interval, SpeedFigures, TaskFigures
+from llmprune.results.figures.bench import BenchFigures, BenchPoint, BenchSize, Pair, Spread
+from llmprune.results.figures.evaluation import Interval, SpeedFigures, TaskFigures
 from llmprune.results.report_schema import Report
 
 

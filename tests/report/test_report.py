@@ -11,8 +11,9 @@ from helpers.reports import bare_report, gate, sample_layers, sample_report, sum
 from helpers.trained_reports import trained_report
 
 from llmprune.report.html.page import render_page
-from llmprune.results.evaluation_figures import Example, PerplexityFigures, Verdict
-from llmprune.results.report_schema import GgufFigures, Report, RequantizedFigures
+from llmprune.results.figures.evaluation import Example, PerplexityFigures, Verdict
+from llmprune.results.figures.result_files import GgufFigures, RequantizedFigures
+from llmprune.results.report_schema import Report
 
 
 @pytest.mark.parametrize("report", [sample_report(), bare_report(), trained_report()], ids=["full", "bare", "trained"])

@@ -15,8 +15,8 @@ from rich.console import Console
 from llmprune.report.html.frontier_page import render_frontier
 from llmprune.report.html.page import render_page
 from llmprune.report.search_table import print_search
+from llmprune.results.figures.search import SearchFigures, TriedShape
 from llmprune.results.report_schema import Report
-from llmprune.results.search_figures import SearchFigures, TriedShape
 from llmprune.results.search_sentences import describe_search
 
 ONE = with_broken(searched())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llmprune.results.composed_layers import compose_layers, compose_sources, layers_left
-from llmprune.results.report_schema import LayerFigures, SourceFigures
+from llmprune.results.figures.layers import LayerFigures
+from llmprune.results.figures.stability import SourceFigures
 
 
 def _row(layer: int, *, removed: bool = False, width: int = 8, **values: Any) -> LayerFigures:

@@ -12,8 +12,8 @@ from helpers.searching import searched
 from helpers.service import ServiceHarness
 
 from llmprune.recipe.recipe import Recipe
+from llmprune.results.figures.search import SearchFigures
 from llmprune.results.run_folder.products import SEARCH, SEARCH_SO_FAR
-from llmprune.results.search_figures import SearchFigures
 
 RECIPE = """\
 model: {id: org/model}

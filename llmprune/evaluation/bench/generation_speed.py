@@ -18,7 +18,7 @@ from llmprune.common.errors import EvaluationError, RecipeError
 from llmprune.evaluation.decoding import Greedy, generate
 from llmprune.evaluation.whole_model import WholeModel
 from llmprune.recipe.evaluation import Speed
-from llmprune.results.evaluation_figures import SpeedFigures
+from llmprune.results.figures.evaluation import SpeedFigures
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from llmprune.evaluation.bench.random_models import random_models
 from llmprune.evaluation.bench.speed_subject import SpeedSubject
 from llmprune.evaluation.whole_model import WholeModel
 from llmprune.recipe.evaluation import Speed
-from llmprune.results.evaluation_figures import SpeedFigures
+from llmprune.results.figures.evaluation import SpeedFigures
 
 
 def measure_shape(subject: SpeedSubject, shape: Shape, *, settings: Speed) -> SpeedFigures:

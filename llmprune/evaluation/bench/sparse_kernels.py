@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from llmprune.anatomy.meta_model import find_layers
 from llmprune.anatomy.projections import Projection, projections_of
 from llmprune.common.errors import ModelError, RecipeError
-from llmprune.results.bench_figures import SparseProduct
+from llmprune.results.figures.bench import SparseProduct
 from llmprune.sparsity.pattern import Pattern
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from llmprune.common.linalg.precision import dtype_name
 from llmprune.common.process_memory import peak_memory, reset_peak, trim
 from llmprune.common.progress import track
 from llmprune.evaluation.bench.generation_speed import Timing, random_prompts, time_generation
-from llmprune.results.bench_figures import BenchFigures, BenchPoint, BenchSize, Pair, Spread
+from llmprune.results.figures.bench import BenchFigures, BenchPoint, BenchSize, Pair, Spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -36,7 +36,7 @@ from llmprune.evaluation.bench.speed_prediction import generation_seconds
 from llmprune.evaluation.bench.speed_subject import SpeedSubject
 from llmprune.recipe.evaluation import Speed
 from llmprune.recipe.width_rounding import round_width
-from llmprune.results.speed_table import PartAt, PartTimes, SpeedTable, uncertainty
+from llmprune.results.figures.speed_table import PartAt, PartTimes, SpeedTable, uncertainty
 
 _FRACTIONS = (0.4, 0.7)  # of the neurons
 LAYER_BYTES = 2**31  # far more than the caches of a CPU

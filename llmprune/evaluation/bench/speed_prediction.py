@@ -14,8 +14,8 @@ from statistics import mean
 
 from llmprune.common.errors import EvaluationError
 from llmprune.cut.shape import Shape
+from llmprune.results.figures.speed_table import ModelSizes, PartAt, PartTimes, SpeedPrediction, SpeedTable
 from llmprune.results.formatting import percent
-from llmprune.results.speed_table import ModelSizes, PartAt, PartTimes, SpeedPrediction, SpeedTable
 
 
 def predict(table: SpeedTable, shape: Shape) -> SpeedPrediction:

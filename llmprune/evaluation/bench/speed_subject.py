@@ -17,7 +17,7 @@ from llmprune.common.linalg.precision import dtype_name
 from llmprune.cut.shape import Shape
 from llmprune.evaluation.bench.speed_prediction import dense_shape
 from llmprune.recipe.model import ModelSource
-from llmprune.results.speed_table import ModelSizes
+from llmprune.results.figures.speed_table import ModelSizes
 
 
 @dataclass(frozen=True)

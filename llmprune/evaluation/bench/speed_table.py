@@ -24,7 +24,7 @@ from llmprune.evaluation.bench.speed_measurement import Timer, measure_speed_tab
 from llmprune.evaluation.bench.speed_prediction import can_tell, dense_shape, predict, require_telling
 from llmprune.evaluation.bench.speed_subject import SpeedSubject
 from llmprune.recipe.evaluation import Speed
-from llmprune.results.speed_table import SpeedTable
+from llmprune.results.figures.speed_table import SpeedTable
 
 logger = logging.getLogger(__name__)
 

@@ -28,15 +28,12 @@ from llmprune.recipe.evaluation import Gate
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.composed_layers import compose_layers
-from llmprune.results.evaluation_figures import AgreementFigures
-from llmprune.results.recovery_figures import RecoveryFigures, RecoveryScores
-from llmprune.results.report_schema import (
-    BaseFiles,
-    Provenance,
-    Report,
-    SparsityFigures,
-    VerificationFigures,
-)
+from llmprune.results.figures.evaluation import AgreementFigures
+from llmprune.results.figures.layers import SparsityFigures
+from llmprune.results.figures.provenance import Provenance
+from llmprune.results.figures.recovery import RecoveryFigures, RecoveryScores
+from llmprune.results.figures.result_files import BaseFiles, VerificationFigures
+from llmprune.results.report_schema import Report
 
 
 def compose_report(context: RunContext, results: RunResults) -> Report:

@@ -12,7 +12,7 @@ from llmprune.cut.decision import Cut, kept_share
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.report.run_results import RunResults
 from llmprune.prune.records import LayerRecord
-from llmprune.results.report_schema import BlockFigures, LayerFigures, MatrixFigures
+from llmprune.results.figures.layers import BlockFigures, LayerFigures, MatrixFigures
 from llmprune.score.scores import Scores
 
 

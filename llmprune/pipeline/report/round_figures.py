@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 from llmprune.pipeline.context import EarlierRounds
 from llmprune.results.composed_layers import compose_layers, compose_sources, layers_left
-from llmprune.results.recovery_figures import RecoveryFigures
-from llmprune.results.report_schema import LayerFigures, Report, RoundFigures, Size, SourceFigures
+from llmprune.results.figures.layers import LayerFigures
+from llmprune.results.figures.model_size import Size
+from llmprune.results.figures.recovery import RecoveryFigures
+from llmprune.results.figures.rounds import RoundFigures
+from llmprune.results.figures.stability import SourceFigures
+from llmprune.results.report_schema import Report
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from llmprune.evaluation.evaluate import Measured
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
 from llmprune.pipeline.score_and_select import ChosenCut
-from llmprune.results.recovery_figures import RecoveryFigures
-from llmprune.results.report_schema import SourceFigures, StabilityFigures
-from llmprune.results.vocabulary_figures import VocabularyFigures
+from llmprune.results.figures.recovery import RecoveryFigures
+from llmprune.results.figures.stability import SourceFigures, StabilityFigures
+from llmprune.results.figures.vocabulary import VocabularyFigures
 from llmprune.score.scores import Scores
 
 

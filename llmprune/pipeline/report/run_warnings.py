@@ -14,8 +14,9 @@ from llmprune.pipeline.step_costs import warn_of_slow_disk
 from llmprune.planning.next_tools.tool_compatibility import settle_patterns
 from llmprune.prune.records import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
+from llmprune.results.figures.prediction_heads import PredictionHeads
 from llmprune.results.formatting import ranges
-from llmprune.results.prediction_heads import PredictionHeads, describe_prediction_heads
+from llmprune.results.prediction_heads import describe_prediction_heads
 
 
 def warnings_of(context: RunContext, results: RunResults) -> tuple[str, ...]:

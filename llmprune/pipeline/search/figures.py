@@ -13,9 +13,9 @@ from llmprune.planning.budget.candidates import Candidates
 from llmprune.planning.budget.limits import SpeedOf
 from llmprune.planning.budget.space import SearchSpace
 from llmprune.recipe.search_schedule import Schedule
+from llmprune.results.figures.search import REPEATED, ChosenShape, SearchFigures, TriedShape
 from llmprune.results.run_folder.folder import RunFolder
 from llmprune.results.run_folder.products import SEARCH_SO_FAR
-from llmprune.results.search_figures import REPEATED, ChosenShape, SearchFigures, TriedShape
 from llmprune.search.rounds import Tried
 
 

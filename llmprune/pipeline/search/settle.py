@@ -18,8 +18,8 @@ from llmprune.planning.counted_vocabulary import with_vocabulary
 from llmprune.planning.plan import PlanningOutcome, plan_structure
 from llmprune.publish.generated_windows import GENERATED
 from llmprune.recipe.recipe import Recipe
+from llmprune.results.figures.search import SearchFigures, TriedShape
 from llmprune.results.run_folder.products import GENERATED_WINDOWS
-from llmprune.results.search_figures import SearchFigures, TriedShape
 
 
 def search_of_run(context: RunContext, *, generated: Path | None, known: SearchFigures | None) -> Search:

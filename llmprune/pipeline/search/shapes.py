@@ -38,6 +38,7 @@ from llmprune.planning.budget.space import SearchSpace, search_space
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.search_schedule import TRIED_LAYERS, Schedule
 from llmprune.report.html.frontier_page import render_frontier
+from llmprune.results.figures.search import SearchFigures
 from llmprune.results.run_folder.fingerprints import fingerprint
 from llmprune.results.run_folder.products import (
     FRONTIER,
@@ -48,7 +49,6 @@ from llmprune.results.run_folder.products import (
     SEARCH_TRIALS,
 )
 from llmprune.results.run_folder.replacing import remove
-from llmprune.results.search_figures import SearchFigures
 from llmprune.score.ablation import AblatedModels
 from llmprune.score.select import PlannedSizes, choose_cut
 from llmprune.search.judging import Judge

@@ -17,10 +17,10 @@ from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.search.figures import shape_of_tried
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.recipe.evaluation import Speed
+from llmprune.results.figures.search import SearchFigures
+from llmprune.results.figures.speed_table import SpeedTable
 from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
 from llmprune.results.run_folder.products import SPEEDS
-from llmprune.results.search_figures import SearchFigures
-from llmprune.results.speed_table import SpeedTable
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from llmprune.planning.texts.calibration_sources import calibration_sources
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.search_schedule import Schedule
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
 
 
 class SearchCost(Figures):

@@ -14,7 +14,7 @@ from llmprune.planning.duration.rates import Rates
 from llmprune.planning.duration.recovering import VERIFIED_AGAIN
 from llmprune.planning.duration.scoring import calibration_check_work, scoring_parts
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
 
 LOADING = 10.0  # seconds in which a process loads torch and transformers, where it was not measured
 

@@ -26,7 +26,7 @@ from llmprune.common.time_left import ExpectedPart
 from llmprune.planning.duration.estimate import Durations, summed
 from llmprune.planning.duration.rates import rates_file
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
 
 _FILE = "measured_times.json"  # beside the rates
 _MOST_KEPT = 200  # models and machines in the file

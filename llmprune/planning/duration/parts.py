@@ -17,7 +17,7 @@ from llmprune.planning.device_memory import BatchSizes
 from llmprune.planning.duration.operations import LayerCost, Work, costs_of
 from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
 
 
 class Part(Figures):

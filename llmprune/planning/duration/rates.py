@@ -25,7 +25,7 @@ from llmprune.common.devices import device_name
 from llmprune.common.errors import DiskError
 from llmprune.common.files import write_text
 from llmprune.layerwise.emulated_matmul import is_emulated, quick_products
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
 
 _SMALLEST, _LARGEST = 256, 2048  # rows and columns of the matrix that is multiplied with
 _LEAST_TOKENS, _MOST_TOKENS = 64, 8192

@@ -19,7 +19,8 @@ from llmprune.planning.next_tools.tool_sizes import (
 from llmprune.planning.plan_schema import Plan
 from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.planning.vocabulary import VocabularyPlan
-from llmprune.results.next_tools import NextTools, degrees
+from llmprune.results.figures.next_tools import NextTools
+from llmprune.results.next_tools import degrees
 
 Keeps = Callable[[ToolSizes], bool]
 

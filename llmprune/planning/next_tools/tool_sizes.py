@@ -19,7 +19,7 @@ from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.projections import projections_of
 from llmprune.recipe.width_rounding import K_QUANT_ROW
-from llmprune.results.next_tools import Degrees, NextTools, Rows
+from llmprune.results.figures.next_tools import Degrees, NextTools, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

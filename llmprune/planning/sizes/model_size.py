@@ -16,7 +16,7 @@ from llmprune.anatomy.layer_patterns import first_like_each
 from llmprune.anatomy.meta_model import find_layers, quiet_transformers, text_config
 from llmprune.checkpoint.file_names import Dtypes
 from llmprune.checkpoint.stored_dtypes import stored_bytes
-from llmprune.results.report_schema import Size
+from llmprune.results.figures.model_size import Size
 
 
 def measure_size(model: PreTrainedModel, units: KeptSizes, *, stored: Dtypes) -> Size:

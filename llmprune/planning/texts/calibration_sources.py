@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from llmprune.data.window_sources import source_names, sources_of_windows
 from llmprune.recipe.calibration import Calibration
-from llmprune.results.calibration_sources import CalibrationSource
+from llmprune.results.figures.calibration import CalibrationSource
 
 
 def calibration_sources(

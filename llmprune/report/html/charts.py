@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from llmprune.results.figures.layers import LayerFigures
 from llmprune.results.formatting import number, plural, ranges
-from llmprune.results.report_schema import LayerFigures
 
 TOP, PLOT, BOTTOM = 30, 190, 34  # pixels: heading of the axis, plot area, layer numbers
 MOST_MARKERS = 40  # with more layers, dots on the lines and crosses below them would touch

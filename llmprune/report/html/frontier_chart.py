@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from llmprune.report.html.charts import TOP, Axis, grid, linear_axis, linear_ticks, log_axis, svg
+from llmprune.results.figures.search import ChosenShape, SearchFigures, TriedShape
 from llmprune.results.formatting import count, fixed, percent, share, times
-from llmprune.results.search_figures import ChosenShape, SearchFigures, TriedShape
 from llmprune.results.search_sentences import AXES
 
 PLOT, _FOOT = 300, 46  # pixels: plot area; ticks, and the name of the axis

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmprune.report.html.page import environment
 from llmprune.report.html.search_section import view_search
-from llmprune.results.search_figures import SearchFigures
+from llmprune.results.figures.search import SearchFigures
 
 
 def render_frontier(found: SearchFigures, model: str) -> str:

@@ -13,7 +13,8 @@ from llmprune.report.html.charts import Bar, bar_chart, error_chart, importance_
 from llmprune.report.html.interval_charts import Whisker, retention_chart
 from llmprune.report.html.recovery_chart import recovery_chart, series_swatch
 from llmprune.report.html.search_section import view_search
-from llmprune.results.evaluation_figures import SpeedFigures
+from llmprune.results.figures.evaluation import SpeedFigures
+from llmprune.results.figures.layers import LayerFigures
 from llmprune.results.formatting import (
     change,
     count,
@@ -26,7 +27,7 @@ from llmprune.results.formatting import (
     speedup,
     times,
 )
-from llmprune.results.report_schema import LayerFigures, Report
+from llmprune.results.report_schema import Report
 from llmprune.results.round_table import round_table
 from llmprune.results.sentences import (
     UNMEASURED,

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from llmprune.common.schema import format_count
 from llmprune.report.html.charts import MOST_MARKERS, PLOT, TOP, Axis, grid, linear_axis, linear_ticks, log_axis, svg
+from llmprune.results.figures.recovery import RecoveryFigures
 from llmprune.results.formatting import fixed
-from llmprune.results.recovery_figures import RecoveryFigures
 
 COLOURS = 6  # after them the same colours come again, with other dashes
 _FOOT = 46  # pixels: ticks, and the name of the axis

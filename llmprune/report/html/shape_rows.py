@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from llmprune.results.figures.search import SearchFigures, TriedShape
 from llmprune.results.formatting import count, fixed, percent, share, times
-from llmprune.results.search_figures import SearchFigures, TriedShape
 from llmprune.results.search_sentences import AXES
 
 

@@ -17,8 +17,8 @@ from llmprune.common.distributed import broadcast_from_first, is_first_process
 from llmprune.common.errors import LLMPruneError, OutputError
 from llmprune.common.files import folder_size, write_text
 from llmprune.common.progress import report_reused
-from llmprune.results.figures import Figures
-from llmprune.results.report_schema import Step
+from llmprune.results.figures.base import Figures
+from llmprune.results.figures.provenance import Step
 from llmprune.results.run_folder.products import JOURNAL, LOCK, PRODUCTS, ROUNDS
 from llmprune.results.run_folder.replacing import (
     NEXT,

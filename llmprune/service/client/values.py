@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llmprune.results.report_schema import Size
+from llmprune.results.figures.model_size import Size
 
 
 class PlannedRun(BaseModel):

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from llmprune.publish.published import Published
 from llmprune.recipe.hub import Hub
-from llmprune.results.evaluation_figures import Verdict
+from llmprune.results.figures.evaluation import Verdict
 from llmprune.service.artifacts.parts import Part, Use
 from llmprune.service.jobs.database import Row
 from llmprune.service.jobs.work import Work

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from llmprune.common.errors import RecipeError
 from llmprune.evaluation.more_samples import next_limit
 from llmprune.recipe.evaluation import Evaluation, recorded_tasks
-from llmprune.results.evaluation_figures import GateFigures
+from llmprune.results.figures.evaluation import GateFigures
 from llmprune.service.jobs.job import BY_TASK, FINISHED, Job
 from llmprune.service.jobs.quotas import default_quotas
 from llmprune.service.jobs.store import JobStore

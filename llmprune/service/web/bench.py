@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from llmprune.common.schema import format_scaled
-from llmprune.results.bench_figures import BenchFigures, Pair
+from llmprune.results.figures.bench import BenchFigures, Pair
 from llmprune.results.formatting import byte_size, number, share, times
 from llmprune.service.api.dependencies import Service
 from llmprune.service.supervisor.follow_up_commands import BENCH

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llmprune.results.evaluation_figures import DivergenceFigures, GenerationFigures, PerplexityFigures, TaskFigures
+from llmprune.results.figures.evaluation import DivergenceFigures, GenerationFigures, PerplexityFigures, TaskFigures
 from llmprune.results.formatting import number, percent, plural, span
 from llmprune.service.api.dependencies import Service
 from llmprune.service.jobs.job import FINISHED, Figures, Job

@@ -11,8 +11,8 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
+from llmprune.results.figures.search import TriedShape
 from llmprune.results.formatting import short_model_name
-from llmprune.results.search_figures import TriedShape
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.jobs.job import FINISHED, JobQuery, JobSummary
 from llmprune.service.jobs.job_models import finished_of_model

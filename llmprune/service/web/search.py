@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.yaml_reader import dump, read
 from llmprune.report.html.search_section import SearchView, view_search
+from llmprune.results.figures.search import SearchFigures, TriedShape
 from llmprune.results.run_folder.products import SEARCH, SEARCH_SO_FAR
-from llmprune.results.search_figures import SearchFigures, TriedShape
 from llmprune.results.shape_recipe import KeptUnits, sections_of_shape
 from llmprune.service.api.dependencies import Service
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmprune.evaluation.next_tools.base import NotChecked, Subject, ToolCheck, ToolFailure
-from llmprune.results.evaluation_figures import TaskFigures
+from llmprune.results.figures.evaluation import TaskFigures
 from llmprune.results.load_report import load_report
 
 _MOST_SAMPLES = 2_000  # the task with the fewest samples is run again, if it has no more

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmprune.results.figures import SCHEMA_VERSION, Figures
+from llmprune.results.figures.base import SCHEMA_VERSION, Figures
 
 
 class Spread(Figures):

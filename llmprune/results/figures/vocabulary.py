@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
 
 
 class VocabularySource(Figures):

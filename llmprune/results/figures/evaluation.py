@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
 
 Verdict = Literal["pass", "fail", "not enough samples", "no interval"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from pydantic import Field
 
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
 
 REPEATED = "repeated"  # source of windows whose first half comes twice, judged on the second
 

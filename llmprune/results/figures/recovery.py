@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from llmprune.results.calibration_sources import CalibrationSource
-from llmprune.results.evaluation_figures import Interval
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
+from llmprune.results.figures.calibration import CalibrationSource
+from llmprune.results.figures.evaluation import Interval
 
 
 class RecoveryCheck(Figures):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import sqrt
 
-from llmprune.results.figures import Figures
+from llmprune.results.figures.base import Figures
 
 _HALF_WIDTH = 1.82  # 1.96 standard errors of a median of normal values, in interquartile ranges / √n
 
