@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from llmprune.planning.plan import make_plan
     from llmprune.planning.plan_schema import Plan
     from llmprune.recipe.recipe import Recipe
-    from llmprune.results.report_page import ReportPage
+    from llmprune.results.notebook.report_page import ReportPage
     from llmprune.results.report_schema import Report
     from llmprune.service.client.aio.client import AsyncClient
     from llmprune.service.client.aio.job import AsyncJobHandle
@@ -92,7 +92,7 @@ _HOMES = {
     "Plan": "llmprune.planning.plan_schema",
     "Recipe": "llmprune.recipe.recipe",
     "Report": "llmprune.results.report_schema",
-    "ReportPage": "llmprune.results.report_page",
+    "ReportPage": "llmprune.results.notebook.report_page",
     "make_plan": "llmprune.planning.plan",
     "run": "llmprune.pipeline.run",
 }

@@ -32,7 +32,7 @@ from llmprune.results.figures.evaluation import (
 )
 from llmprune.results.figures.model_size import Size
 from llmprune.results.report_schema import Report
-from llmprune.results.sentences import describe_verdict
+from llmprune.results.sentences.evaluation import describe_verdict
 
 ROOT = Path(__file__).parents[1]
 INTERVAL = Interval(low=0.740, high=0.876, confidence=0.95)

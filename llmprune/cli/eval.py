@@ -27,7 +27,7 @@ from llmprune.recipe.evaluation import Evaluation
 from llmprune.recipe.model import ModelSource
 from llmprune.report.task_table import table_of_one, table_of_two
 from llmprune.results.figures.evaluation import GateFigures
-from llmprune.results.sentences import describe_verdict
+from llmprune.results.sentences.evaluation import describe_verdict
 
 _OPTIONS = {
     "evaluation.tasks": "--tasks",

@@ -15,7 +15,7 @@ from llmprune.report.runs import Run
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder.folder import RunFolder
 from llmprune.results.run_folder.products import FAMILY
-from llmprune.results.sentences import describe_verdict
+from llmprune.results.sentences.evaluation import describe_verdict
 
 
 @dataclass(frozen=True)

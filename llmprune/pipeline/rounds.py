@@ -24,6 +24,7 @@ from llmprune.data.windows import fingerprint_tokens
 from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.context import AmongRounds, EarlierRounds, RunContext
 from llmprune.pipeline.inputs import RunInputs
+from llmprune.pipeline.report.composed_layers import compose_layers, layers_left
 from llmprune.pipeline.score_and_select import criteria_of
 from llmprune.planning.checks import ErrorCollector
 from llmprune.planning.plan import PlanningOutcome, plan_structure
@@ -31,7 +32,6 @@ from llmprune.planning.round_recipes import round_recipes
 from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.composed_layers import compose_layers, layers_left
 from llmprune.results.load_report import load_report
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder.fingerprints import fingerprint

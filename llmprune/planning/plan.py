@@ -52,7 +52,7 @@ from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.planning.vocabulary import planned_vocabulary
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures.result_files import BaseFiles
-from llmprune.results.lineage import describe_lineage
+from llmprune.results.sentences.lineage import describe_lineage
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from llmprune.planning.plan_schema import Plan
 from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures.prediction_heads import PredictionHeads
-from llmprune.results.prediction_heads import describe_declared, describe_prediction_heads
+from llmprune.results.sentences.prediction_heads import describe_declared, describe_prediction_heads
 
 
 def with_prediction_heads(plan: Plan, base: Base, *, recipe: Recipe, planned: PlannedCut) -> Plan:

@@ -32,15 +32,15 @@ from llmprune.results.formatting import (
     short_model_name,
     span,
 )
-from llmprune.results.lineage import describe_lineage
-from llmprune.results.recovery_sentences import describe_gain
 from llmprune.results.report_schema import Report
-from llmprune.results.round_table import round_table
-from llmprune.results.search_sentences import describe_broken, describe_budgets, describe_search
-from llmprune.results.sentences import describe_carried, describe_left
-from llmprune.results.size_table import size_rows, width_names
+from llmprune.results.sentences.lineage import describe_lineage
+from llmprune.results.sentences.recovery import describe_gain
+from llmprune.results.sentences.result_files import describe_carried, describe_left
+from llmprune.results.sentences.search import describe_broken, describe_budgets, describe_search
+from llmprune.results.sentences.vocabulary import vocabulary_lines
+from llmprune.results.tables.rounds import round_table
+from llmprune.results.tables.sizes import size_rows, width_names
 from llmprune.results.templates import template_environment
-from llmprune.results.vocabulary_sentences import vocabulary_lines
 
 TAGS = ("pruned", "llmprune")
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")

@@ -41,7 +41,7 @@ from llmprune.results.report_schema import Report
 from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
 from llmprune.results.run_folder.folder import RunFolder
 from llmprune.results.run_folder.products import RECOVERY, ROUNDS, VOCABULARY
-from llmprune.results.sentences import describe_missed_bars
+from llmprune.results.sentences.evaluation import describe_missed_bars
 
 MORE_SAMPLES = "evaluation of more samples"  # name of the step in a report
 _MODEL = ("pruning.json", RECOVERY, VOCABULARY)  # facts about the model, written with it

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmprune.common.schema import format_count
 from llmprune.results.formatting import plural
-from llmprune.results.search_sentences import AXES, describe_amount, describe_limits
+from llmprune.results.sentences.search import AXES, describe_amount, describe_limits
 
 if TYPE_CHECKING:
     from llmprune.planning.budget.plan import AxisRange, BudgetMember, BudgetPlan, VocabularyPart

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from llmprune.report.runs import Run, has_trained, mean_interval
 from llmprune.results.formatting import NOTHING, byte_size, count, fixed, number, percent, share, span, speedup, times
 from llmprune.results.report_schema import Report
-from llmprune.results.size_table import width_names
-from llmprune.results.text_table import TextTable
+from llmprune.results.tables.sizes import width_names
+from llmprune.results.tables.text_table import TextTable
 
 
 def family_table(members: Sequence[Run]) -> TextTable:

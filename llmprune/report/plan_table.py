@@ -13,12 +13,12 @@ from rich.text import Text
 from llmprune.common.schema import format_count, format_size
 from llmprune.common.time_left import rough_duration
 from llmprune.report.budget_lines import budget_lines
-from llmprune.results.calibration_sources import describe_text
 from llmprune.results.formatting import plural, ranges
-from llmprune.results.next_tools import describe_next_tools
-from llmprune.results.round_table import size_columns
-from llmprune.results.sentences import describe_carried, describe_left
-from llmprune.results.size_table import size_rows
+from llmprune.results.sentences.calibration import describe_text
+from llmprune.results.sentences.next_tools import describe_next_tools
+from llmprune.results.sentences.result_files import describe_carried, describe_left
+from llmprune.results.tables.rounds import size_columns
+from llmprune.results.tables.sizes import size_rows
 
 if TYPE_CHECKING:
     from llmprune.planning.plan_schema import Plan

@@ -22,26 +22,21 @@ from llmprune.results.formatting import (
     span,
     speedup,
 )
-from llmprune.results.recovery_sentences import (
+from llmprune.results.report_schema import Report
+from llmprune.results.sentences.evaluation import UNMEASURED, VERDICT_HEADINGS, describe_bar
+from llmprune.results.sentences.layers import describe_sparsity
+from llmprune.results.sentences.recovery import (
     describe_divergence,
     describe_gain,
     describe_recovery,
     describe_recovery_problems,
     describe_rounds,
 )
-from llmprune.results.report_schema import Report
-from llmprune.results.round_table import round_table
-from llmprune.results.sentences import (
-    UNMEASURED,
-    VERDICT_HEADINGS,
-    describe_agreement,
-    describe_bar,
-    describe_requantized,
-    describe_sources,
-    describe_sparsity,
-)
-from llmprune.results.size_table import size_rows
-from llmprune.results.vocabulary_sentences import vocabulary_lines
+from llmprune.results.sentences.result_files import describe_requantized
+from llmprune.results.sentences.stability import describe_agreement, describe_sources
+from llmprune.results.sentences.vocabulary import vocabulary_lines
+from llmprune.results.tables.rounds import round_table
+from llmprune.results.tables.sizes import size_rows
 
 _STYLES = {"passed": "bold green", "failed": "bold red", "undecided": "bold yellow"}  # by state of the verdict
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from llmprune.results.figures.search import SearchFigures, TriedShape
 from llmprune.results.formatting import count, fixed, number, percent, share, times
-from llmprune.results.search_sentences import describe_broken, describe_budgets, describe_search
+from llmprune.results.sentences.search import describe_broken, describe_budgets, describe_search
 
 _MOST_LETTERS = 24  # of all sources that have a column of their own in 80 columns
 

@@ -26,7 +26,7 @@ from llmprune.results.figures.rounds import RoundFigures
 from llmprune.results.figures.search import SearchFigures
 from llmprune.results.figures.stability import SourceFigures, StabilityFigures
 from llmprune.results.figures.vocabulary import VocabularyFigures
-from llmprune.results.inline_report import inline_report
+from llmprune.results.notebook.inline_report import inline_report
 
 
 class Report(Figures):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from llmprune.common.time_left import rough_duration
-from llmprune.results.calibration_sources import describe_text
 from llmprune.results.formatting import (
     as_sentence,
     byte_size,
@@ -25,25 +24,19 @@ from llmprune.results.formatting import (
     speedup,
     times,
 )
-from llmprune.results.lineage import describe_lineage
-from llmprune.results.next_tools import describe_next_tools
-from llmprune.results.recovery_sentences import (
+from llmprune.results.sentences.calibration import describe_text
+from llmprune.results.sentences.evaluation import describe_bar, describe_greedy_agreement, describe_speedup
+from llmprune.results.sentences.layers import describe_sparsity, describe_training
+from llmprune.results.sentences.lineage import describe_lineage
+from llmprune.results.sentences.next_tools import describe_next_tools
+from llmprune.results.sentences.recovery import (
     describe_divergence,
     describe_gain,
     describe_recovery,
     describe_recovery_problems,
     describe_rounds,
 )
-from llmprune.results.sentences import (
-    describe_bar,
-    describe_carried,
-    describe_greedy_agreement,
-    describe_left,
-    describe_requantized,
-    describe_sparsity,
-    describe_speedup,
-    describe_training,
-)
+from llmprune.results.sentences.result_files import describe_carried, describe_left, describe_requantized
 
 
 def template_environment(package: str, folder: str = "", *, escape: bool = True) -> Environment:

@@ -19,7 +19,7 @@ from helpers.service_answers import ENDED, EVENT, JOB, page, talking_to
 from llmprune.common.errors import OutputError
 from llmprune.common.notebook import bar_html, in_notebook, progress_in_notebook
 from llmprune.common.progress import report_progress
-from llmprune.results.report_page import ReportPage
+from llmprune.results.notebook.report_page import ReportPage
 
 EVIL = "<script>alert('x')</script>\x1b[31m"
 

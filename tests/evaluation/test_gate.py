@@ -11,7 +11,7 @@ from llmprune.evaluation.greedy_agreement import estimate_agreement
 from llmprune.evaluation.retention import Comparison, compare
 from llmprune.recipe.evaluation import Gate
 from llmprune.results.figures.evaluation import AnswerAgreement, GateFigures
-from llmprune.results.sentences import describe_verdict
+from llmprune.results.sentences.evaluation import describe_verdict
 
 
 def judged(least: float, dense: list[float], pruned: list[float], **more: float) -> GateFigures:

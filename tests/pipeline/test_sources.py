@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from llmprune import Recipe, run
 from llmprune.common.errors import CalibrationError, OutputError, RecipeError
 from llmprune.planning.plan import plan_and_check
-from llmprune.results.sentences import describe_sources
+from llmprune.results.sentences.stability import describe_sources
 from llmprune.score.scores import Scores
 from llmprune.testing import VOCABULARY
 

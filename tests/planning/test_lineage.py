@@ -16,7 +16,7 @@ from llmprune.planning.lineage import ancestors_of, lineage_of, settle_first_bas
 from llmprune.planning.plan import plan_and_check
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.lineage import describe_lineage
+from llmprune.results.sentences.lineage import describe_lineage
 
 
 def _record(model: str, commit: str | None, **more: Any) -> dict[str, Any]:

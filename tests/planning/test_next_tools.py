@@ -22,7 +22,7 @@ from llmprune.planning.vocabulary import VocabularyPlan
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.width_rounding import K_QUANT_ROW
 from llmprune.results.figures.next_tools import Degrees, NextTools, Rows
-from llmprune.results.next_tools import describe_next_tools
+from llmprune.results.sentences.next_tools import describe_next_tools
 from llmprune.testing import tiny_config
 
 LLAMA = LLAMA_31_8B | {"num_hidden_layers": 2}

@@ -157,7 +157,7 @@ def test_bench_sparse_without_a_gpu_is_refused(base: Path) -> None:
 def test_the_card_says_what_is_sparse(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence on the card names pattern, method and number of matrices, and a job's default name the pattern."""
     from llmprune.results.load_report import load_report
-    from llmprune.results.sentences import describe_sparsity
+    from llmprune.results.sentences.layers import describe_sparsity
     from llmprune.service.jobs.submission import default_name
 
     verify_here(monkeypatch)

@@ -17,7 +17,7 @@ from llmprune.report.html.page import render_page
 from llmprune.report.search_table import print_search
 from llmprune.results.figures.search import SearchFigures, TriedShape
 from llmprune.results.report_schema import Report
-from llmprune.results.search_sentences import describe_search
+from llmprune.results.sentences.search import describe_search
 
 ONE = with_broken(searched())
 FAMILY = with_speed(searched(0.9, 0.8, 0.7))

@@ -15,7 +15,7 @@ from llmprune import Recipe, run
 from llmprune.anatomy.discovery import discover
 from llmprune.common.errors import CalibrationError
 from llmprune.cut.decision import Cut
-from llmprune.results.sentences import describe_agreement
+from llmprune.results.sentences.stability import describe_agreement
 from llmprune.score.stability import compare, halves
 from llmprune.testing import tiny_model
 

@@ -18,6 +18,7 @@ from llmprune.evaluation.greedy_agreement import estimate_agreement
 from llmprune.evaluation.recovery_scores import compare_recovery
 from llmprune.evaluation.retention import CONFIDENCE, compare
 from llmprune.pipeline.context import RunContext
+from llmprune.pipeline.report.composed_layers import compose_layers
 from llmprune.pipeline.report.layer_rows import layer_figures
 from llmprune.pipeline.report.round_figures import Round, round_figures, source_figures
 from llmprune.pipeline.report.run_results import RunResults
@@ -27,7 +28,6 @@ from llmprune.prune.records import LayerRecord
 from llmprune.recipe.evaluation import Gate
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.sparsity import Sparsity
-from llmprune.results.composed_layers import compose_layers
 from llmprune.results.figures.evaluation import AgreementFigures
 from llmprune.results.figures.layers import SparsityFigures
 from llmprune.results.figures.provenance import Provenance

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmprune.pipeline.context import EarlierRounds
-from llmprune.results.composed_layers import compose_layers, compose_sources, layers_left
+from llmprune.pipeline.report.composed_layers import compose_layers, compose_sources, layers_left
 from llmprune.results.figures.layers import LayerFigures
 from llmprune.results.figures.model_size import Size
 from llmprune.results.figures.recovery import RecoveryFigures

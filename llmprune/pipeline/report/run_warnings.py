@@ -16,7 +16,7 @@ from llmprune.prune.records import LayerRecord
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.results.figures.prediction_heads import PredictionHeads
 from llmprune.results.formatting import ranges
-from llmprune.results.prediction_heads import describe_prediction_heads
+from llmprune.results.sentences.prediction_heads import describe_prediction_heads
 
 
 def warnings_of(context: RunContext, results: RunResults) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from llmprune.common.errors import RecipeError
 from llmprune.cut.shape import Shape
 from llmprune.planning.budget.sizes import ShapeSizes
 from llmprune.recipe.budget import Budget
-from llmprune.results.search_sentences import describe_amount
+from llmprune.results.sentences.search import describe_amount
 
 # By name; ``speed`` is the least value, times the dense model's, every other one the largest.
 Limits = Mapping[str, float]

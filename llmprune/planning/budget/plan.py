@@ -22,7 +22,7 @@ from llmprune.planning.budget.space import SearchSpace, search_space
 from llmprune.planning.duration.parts import Part, RunWork
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures.base import Figures
-from llmprune.results.search_sentences import describe_amount
+from llmprune.results.sentences.search import describe_amount
 
 _ANY = 0.999  # tolerance of a plan that does not know how many tokens are kept
 _UNCOUNTED = (

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from llmprune.cut.shape import Shape
 from llmprune.planning.budget.limits import Limits, SpeedOf, amount, of_dense
 from llmprune.planning.budget.space import AXES, SearchSpace, moved
-from llmprune.results.search_sentences import AXES as NAMES
-from llmprune.results.search_sentences import describe_amount
+from llmprune.results.sentences.search import AXES as NAMES
+from llmprune.results.sentences.search import describe_amount
 
 
 def unreachable(space: SearchSpace, limits: Limits, *, speed: SpeedOf | None) -> list[str]:

@@ -20,7 +20,7 @@ from llmprune.planning.plan_schema import Plan
 from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.planning.vocabulary import VocabularyPlan
 from llmprune.results.figures.next_tools import NextTools
-from llmprune.results.next_tools import degrees
+from llmprune.results.sentences.next_tools import degrees
 
 Keeps = Callable[[ToolSizes], bool]
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from llmprune.report.html.charts import TOP, Axis, grid, linear_axis, linear_ticks, log_axis, svg
 from llmprune.results.figures.search import ChosenShape, SearchFigures, TriedShape
 from llmprune.results.formatting import count, fixed, percent, share, times
-from llmprune.results.search_sentences import AXES
+from llmprune.results.sentences.search import AXES
 
 PLOT, _FOOT = 300, 46  # pixels: plot area; ticks, and the name of the axis
 _NAME_HEIGHT, _NAME_WIDTH = 15, 27  # of a name: pixels, and percent of the width of the plot

@@ -28,17 +28,12 @@ from llmprune.results.formatting import (
     times,
 )
 from llmprune.results.report_schema import Report
-from llmprune.results.round_table import round_table
-from llmprune.results.sentences import (
-    UNMEASURED,
-    VERDICT_HEADINGS,
-    describe_agreement,
-    describe_sources,
-    describe_speedup,
-)
-from llmprune.results.size_table import size_rows
+from llmprune.results.sentences.evaluation import UNMEASURED, VERDICT_HEADINGS, describe_speedup
+from llmprune.results.sentences.stability import describe_agreement, describe_sources
+from llmprune.results.sentences.vocabulary import vocabulary_lines
+from llmprune.results.tables.rounds import round_table
+from llmprune.results.tables.sizes import size_rows
 from llmprune.results.templates import template_environment
-from llmprune.results.vocabulary_sentences import vocabulary_lines
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from llmprune.report.html.frontier_chart import SPEED, Link, frontier_chart, marker
 from llmprune.report.html.shape_rows import ShapeTable, shape_table
 from llmprune.results.figures.search import SearchFigures, TriedShape
-from llmprune.results.search_sentences import BudgetSentences, describe_broken, describe_budgets, describe_search
+from llmprune.results.sentences.search import BudgetSentences, describe_broken, describe_budgets, describe_search
 
 
 @dataclass(frozen=True)

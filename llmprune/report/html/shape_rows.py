@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llmprune.results.figures.search import SearchFigures, TriedShape
 from llmprune.results.formatting import count, fixed, percent, share, times
-from llmprune.results.search_sentences import AXES
+from llmprune.results.sentences.search import AXES
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from llmprune import __version__
 from llmprune.common.printing import printable
 from llmprune.results.figures.next_tools import NextTools
 from llmprune.results.formatting import plural, short_model_name
-from llmprune.results.next_tools import describe_next_tools
 from llmprune.results.run_folder.products import QUANTIZED_MODEL
+from llmprune.results.sentences.next_tools import describe_next_tools
 from llmprune.results.templates import template_environment
 from llmprune.service.cli.terminal import doing, state_words
 from llmprune.service.web.about import describe_event

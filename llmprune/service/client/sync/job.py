@@ -13,7 +13,7 @@ import httpx2 as httpx
 
 from llmprune.common.errors import JobFailed, OutputError
 from llmprune.results.load_report import parse_report
-from llmprune.results.report_page import ReportPage
+from llmprune.results.notebook.report_page import ReportPage
 from llmprune.results.report_schema import Report
 from llmprune.service.api.values import Artifact, FollowUps, JobPage
 from llmprune.service.client.calls import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmprune.results.composed_layers import compose_layers, compose_sources, layers_left
+from llmprune.pipeline.report.composed_layers import compose_layers, compose_sources, layers_left
 from llmprune.results.figures.layers import LayerFigures
 from llmprune.results.figures.stability import SourceFigures
 

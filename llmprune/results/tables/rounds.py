@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from llmprune.results.figures.model_size import Size
 from llmprune.results.formatting import count, fixed, number
 from llmprune.results.report_schema import Report
-from llmprune.results.size_table import width_names
-from llmprune.results.text_table import TextTable
+from llmprune.results.tables.sizes import width_names
+from llmprune.results.tables.text_table import TextTable
 
 
 def round_table(report: Report) -> TextTable:
