@@ -26,7 +26,7 @@ from llmprune.results.figures.rounds import RoundFigures
 from llmprune.results.figures.search import SearchFigures
 from llmprune.results.figures.stability import SourceFigures, StabilityFigures
 from llmprune.results.figures.vocabulary import VocabularyFigures
-from llmprune.results.notebook.inline_report import inline_report
+from llmprune.results.notebook.inline_report import inline_report, rows_of_quality, rows_of_sizes, rows_of_tasks
 
 
 class Report(Figures):
@@ -77,7 +77,12 @@ class Report(Figures):
 
     def _repr_html_(self) -> str:
         """Return the report as a notebook shows it."""
-        return inline_report(self)
+        rows = [
+            *rows_of_sizes(self.dense, self.pruned),
+            *rows_of_quality(self.perplexity, self.speed, mean=self.mean_retention, retention=self.retention),
+            *rows_of_tasks((*self.groups, *self.tasks)),
+        ]
+        return inline_report(self.provenance.model, rows, gate=self.gate, warnings=self.warnings)
 
     @property
     def removed_layers(self) -> tuple[int, ...]:
