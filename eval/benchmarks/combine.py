@@ -34,7 +34,7 @@ from llmprune.data.window_sources import sources_of_windows
 from llmprune.data.windows import load_windows
 from llmprune.evaluation.perplexity import perplexity
 from llmprune.layerwise.decoder import Decoder
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.model import ModelSource
 from llmprune.score.forward_pass import score

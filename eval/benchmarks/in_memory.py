@@ -8,7 +8,7 @@ from llmprune.anatomy.types import Anatomy
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Decoder, Tensors
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.repair.folds import Folds
 from llmprune.recipe.refit import Refit

@@ -30,8 +30,8 @@ from llmprune.criteria.base import WidthCriterion
 from llmprune.data.windows import load_windows
 from llmprune.evaluation.perplexity import perplexity
 from llmprune.layerwise.decoder import Decoder
-from llmprune.layerwise.hidden_state_files import HiddenStateCache
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.cache import HiddenStateCache
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.planning.sizes.planned_sizes import planned_widths
 from llmprune.recipe.calibration import Calibration
 from llmprune.recipe.model import ModelSource

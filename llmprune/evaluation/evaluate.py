@@ -19,7 +19,7 @@ from llmprune.evaluation.lm_eval.results import TaskResults
 from llmprune.evaluation.perplexity import compare_predictions, perplexity
 from llmprune.evaluation.prompts import Prompts
 from llmprune.layerwise.decoder import Decoder
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.evaluation import Evaluation, Perplexity
 from llmprune.results.figures.base import Figures

@@ -24,7 +24,7 @@ from llmprune.common.linalg.kl_divergence import kl_divergence
 from llmprune.common.progress import track
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.layerwise.logits import TokenChunk, token_chunks
 from llmprune.results.figures.evaluation import DivergenceFigures
 

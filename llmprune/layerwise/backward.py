@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from llmprune.anatomy.hooks import inputs_of
 from llmprune.common.errors import DiskError, ModelError
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_state_files import HiddenStateCache
+from llmprune.layerwise.hidden_states.cache import HiddenStateCache
 from llmprune.layerwise.logits import token_chunks
 
 _IGNORED = -100  # a target without a loss

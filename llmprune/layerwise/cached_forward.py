@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llmprune.anatomy.hooks import outputs_of
 from llmprune.layerwise.finite_outputs import FiniteOutputs
 from llmprune.layerwise.forward import LayerOutput, LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.hooks import CachedOutput, return_cached
 from llmprune.layerwise.staged_layer import Owner
 

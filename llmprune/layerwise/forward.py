@@ -21,7 +21,8 @@ from llmprune.common.pinned_memory import pinning
 from llmprune.layerwise.counted_targets import CountedTargets
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.finite_outputs import FiniteOutputs
-from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.layerwise.layer_calls import LayerCall, ReceivedCall, record_calls, run_tail, same_value
 from llmprune.layerwise.shared_values import SharedValues
 

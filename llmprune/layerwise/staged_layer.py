@@ -23,7 +23,7 @@ from llmprune.anatomy.hooks import inputs_of, outputs_of
 from llmprune.common.errors import ModelError
 from llmprune.layerwise.finite_outputs import FiniteOutputs
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.hooks import CachedOutput, return_cached, zero_output
 
 

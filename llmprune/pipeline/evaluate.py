@@ -14,7 +14,7 @@ from llmprune.data.begin_of_text import describe_begin
 from llmprune.evaluation.evaluate import Decoders, Measured, measure_models, measure_predictions
 from llmprune.evaluation.lm_eval.harness import evaluated_model
 from llmprune.evaluation.prompts import Prompts
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.pipeline.vocabulary import full_vocabulary_source

@@ -30,8 +30,8 @@ from llmprune.data.window_sources import generated_windows
 from llmprune.data.windows import TextWindows, fingerprint_tokens
 from llmprune.evaluation.prompts import Prompts
 from llmprune.layerwise.decoder import Decoder
-from llmprune.layerwise.hidden_state_files import HiddenStateCache
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.cache import HiddenStateCache
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.planning.device_memory import DeviceMemory
 from llmprune.planning.texts.calibration_sources import calibration_sources
 from llmprune.planning.texts.text_inputs import TextInputs

@@ -8,7 +8,7 @@ from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.evaluation.bits_per_byte import EncodedText, encode_again
 from llmprune.evaluation.perplexity import perplexity
 from llmprune.layerwise.decoder import Decoder
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.pipeline.context import RunContext
 from llmprune.recipe.model import ModelSource
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llmprune.anatomy.hooks import outputs_of
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.prune.layer_step import LayerStep
 from llmprune.prune.layer_work import DenseReference, Pass2Context

@@ -9,8 +9,8 @@ from llmprune.common.linalg.cross_validated_ridge import NormalEquations, Repair
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.cached_forward import CachedForward
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_state_files import HiddenStateCache
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
+from llmprune.layerwise.hidden_states.cache import HiddenStateCache
 from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.channels.narrow_stream import NarrowStream
 from llmprune.prune.free_channels.finder import ChannelFinder

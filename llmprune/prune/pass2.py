@@ -35,7 +35,7 @@ from llmprune.cut.decision import Cut
 from llmprune.layerwise.cached_forward import CachedForward
 from llmprune.layerwise.decoder import Decoder, Tensors
 from llmprune.layerwise.forward import LayerwiseForward, require_same_calls
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.channels.narrow_stream import NarrowStream

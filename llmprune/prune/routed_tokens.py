@@ -20,7 +20,7 @@ from llmprune.anatomy.expert_hooks import ExpertChoice, activations_of_experts, 
 from llmprune.anatomy.types import MlpUnit
 from llmprune.common.distributed import sum_over_processes
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.window_groups import WindowGroups
 
 

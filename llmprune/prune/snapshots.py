@@ -22,8 +22,8 @@ import torch
 
 from llmprune.common.distributed import all_agree, broadcast_from_first, is_first_process, rank, world_size
 from llmprune.common.files import disk_errors, fsync, write_text
-from llmprune.layerwise.hidden_state_files import saved_batches
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
+from llmprune.layerwise.hidden_states.files import saved_batches
 from llmprune.prune.records import LayerRecord
 
 _DURABLE = "LLMPRUNE_DURABLE_SNAPSHOTS"  # environment variable: 1 for runs that may continue on another machine

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.prune.repair.residual_writers import ResidualWriter
 

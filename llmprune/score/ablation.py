@@ -25,7 +25,7 @@ from llmprune.criteria.combine import Combine, combine_scores
 from llmprune.cut.layer_choice import may_remain
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.results.formatting import ranges
 from llmprune.score.ablation_repair import AblationRepair

@@ -22,7 +22,7 @@ from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 from llmprune.cut.apply import add_to_output
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.residual_scale import residual_scale
 from llmprune.score.inputs import CalibrationBatches
 

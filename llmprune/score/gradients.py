@@ -24,7 +24,7 @@ from llmprune.criteria.base import WidthCriterion, evenly_spaced
 from llmprune.layerwise.backward import Effects, LayerwiseBackward, NotDifferentiableError
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_state_files import HiddenStateCache
+from llmprune.layerwise.hidden_states.cache import HiddenStateCache
 from llmprune.score.inputs import CalibrationBatches, ScoringCriteria
 from llmprune.score.scorers import NeuronScorer, scorers_of, sums_of
 from llmprune.score.scores import Scores

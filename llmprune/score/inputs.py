@@ -16,7 +16,7 @@ from llmprune.criteria.base import DepthCriterion, ExpertCriterion, WidthCriteri
 from llmprune.criteria.combine import Combine
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.score.source_parts import SourceParts
 
 T = TypeVar("T")

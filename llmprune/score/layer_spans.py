@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmprune.criteria.accumulators.base import LayerAccumulator
 from llmprune.criteria.base import HiddenStateCriterion
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.score.source_parts import SourceParts
 
 

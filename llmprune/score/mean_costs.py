@@ -15,7 +15,7 @@ from torch import Tensor
 from llmprune.common.distributed import sum_over_processes
 from llmprune.common.linalg.device_sums import DeviceSums
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.logits import token_chunks
 from llmprune.layerwise.window_groups import WindowGroups
 

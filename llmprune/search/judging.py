@@ -16,7 +16,7 @@ from llmprune.common.linalg.kl_divergence import kl_divergence
 from llmprune.common.progress import track
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.score.inputs import CalibrationBatches
 from llmprune.score.mean_costs import MeanCosts

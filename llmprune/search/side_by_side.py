@@ -19,7 +19,7 @@ from llmprune.common.progress import track
 from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.search.judging import Judge
 
 Branch = tuple[int, tuple[int, ...]]  # number of the units' cut, and the layers removed so far

@@ -14,7 +14,7 @@ from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.records import LayerRecord
 from llmprune.recipe.refit import Refit

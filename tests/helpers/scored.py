@@ -11,8 +11,8 @@ from torch import Tensor
 from helpers.decoders import dense_decoder
 from llmprune.anatomy.discovery import discover
 from llmprune.criteria.base import AblationCriterion, WidthCriterion
-from llmprune.layerwise.hidden_state_files import HiddenStateCache
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.cache import HiddenStateCache
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.recipe.recipe import Recipe
 from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score

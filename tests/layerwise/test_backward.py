@@ -26,8 +26,8 @@ from llmprune.criteria.width.share import Share
 from llmprune.criteria.width.share_taylor import ShareTaylor
 from llmprune.criteria.width.taylor import Taylor
 from llmprune.layerwise.decoder import Decoder
-from llmprune.layerwise.hidden_state_files import HiddenStateCache
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.cache import HiddenStateCache
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.score.forward_pass import score
 from llmprune.score.gradients import windows_for_gradients
 from llmprune.score.inputs import CalibrationBatches, ScoringCriteria

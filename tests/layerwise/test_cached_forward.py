@@ -18,7 +18,7 @@ from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder
 from llmprune.layerwise.cached_forward import CachedForward
 from llmprune.layerwise.decoder import Tensors
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.repair.output_projection import OutputProjectionRefit

@@ -16,7 +16,8 @@ from llmprune.checkpoint.open_decoder import open_decoder
 from llmprune.common.errors import NumericalError
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore, MappedHiddenStates, PinnedHiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates, MappedHiddenStates, PinnedHiddenStates
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.recipe.model import ModelSource
 from llmprune.testing import VOCABULARY, tiny_model
 

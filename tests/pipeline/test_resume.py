@@ -15,8 +15,9 @@ from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.layerwise.decoder import Tensors
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_state_files import HiddenStateCache
-from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore, MappedHiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates, MappedHiddenStates
+from llmprune.layerwise.hidden_states.cache import HiddenStateCache
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.snapshots import Snapshots
 from llmprune.recipe.refit import Refit

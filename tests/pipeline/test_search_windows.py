@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.pipeline.context import RunContext, Search
 from llmprune.pipeline.search.windows import (
     judged_windows,

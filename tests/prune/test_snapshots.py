@@ -8,7 +8,8 @@ import pytest
 import torch
 from helpers.devices import simulated_devices
 
-from llmprune.layerwise.hidden_states import HiddenStates, HiddenStateStore
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.prune.records import LayerRecord
 from llmprune.prune.snapshots import Progress, Snapshots
 

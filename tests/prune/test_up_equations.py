@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmprune.common.errors import NumericalError
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.repair.folds import every_eighth
 from llmprune.prune.repair.up_equations import UpEquations, UpRepair

@@ -17,7 +17,7 @@ from llmprune.common.errors import CalibrationError
 from llmprune.criteria.base import AblationCriterion
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.residual import Residual
-from llmprune.layerwise.hidden_states import HiddenStateStore
+from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.layerwise.residual_scale import residual_scale
 from llmprune.score.ablation import AblatedModels, evenly_spaced_subset
 from llmprune.score.ablation_repair import AblationRepair

@@ -36,7 +36,7 @@ from llmprune.anatomy.types import HiddenDim, HiddenSize
 from llmprune.checkpoint.skeleton import tensors_of
 from llmprune.common.distributed import broadcast_from_first, sum_over_processes
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.staged_layer import Order, StagedLayer, probe
 from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.prune.channels.norm_scale import NormScale

@@ -16,7 +16,7 @@ from llmprune.anatomy.hooks import inputs_of, outputs_of
 from llmprune.anatomy.residual_channels import readers_of
 from llmprune.anatomy.types import HiddenDim
 from llmprune.layerwise.forward import LayerwiseForward
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.staged_layer import Order
 from llmprune.prune.channels.norm_scale import NormScale
 from llmprune.prune.repair.residual_writers import LayerTopology, ResidualWriter

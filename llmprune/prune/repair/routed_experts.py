@@ -27,7 +27,7 @@ from llmprune.anatomy.types import MlpUnit, PrunableDim
 from llmprune.common.distributed import sum_over_processes
 from llmprune.common.errors import NumericalError
 from llmprune.common.linalg.cross_validated_ridge import NormalEquations
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.records import ExpertsRecord
 from llmprune.prune.relative_error import RelativeError

@@ -22,7 +22,7 @@ from torch import Tensor
 from llmprune.anatomy.selection import outputs_first, rows_of
 from llmprune.common.distributed import sum_over_processes
 from llmprune.common.linalg.cross_validated_ridge import Repair
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.staged_layer import StagedLayer
 from llmprune.prune.layer_work import LayerWork, Pass2Context
 from llmprune.prune.repair.activations import removed_rows

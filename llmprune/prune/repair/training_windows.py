@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llmprune.common.distributed import rank, world_size
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.layer_calls import LayerCall
 from llmprune.prune.repair.folds import Folds
 from llmprune.recipe.refit import WINDOWS_OF_STEP

@@ -40,7 +40,7 @@ from llmprune.common.linalg.cholesky import factorize
 from llmprune.common.linalg.device_sums import DeviceSums
 from llmprune.common.linalg.gram import add_gram, mirror
 from llmprune.common.linalg.precision import exact_products
-from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 from llmprune.layerwise.window_groups import WindowGroups
 
 _STEPS = 16

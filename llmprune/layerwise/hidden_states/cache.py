@@ -1,20 +1,11 @@
-"""Files of hidden states [B, L, D], and the cache of the dense ones that pass 1 saves for pass 2."""
+"""Cache of the dense hidden states that pass 1 saves in files for pass 2."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-from llmprune.common.files import disk_errors
-
-if TYPE_CHECKING:
-    from llmprune.layerwise.hidden_states import HiddenStates
+from llmprune.layerwise.hidden_states.buffers import HiddenStates
 
 
 @dataclass(frozen=True)
@@ -50,17 +41,3 @@ class HiddenStateCache:
 
     def _path(self, layer: int) -> Path:
         return self.folder / f"{self.key}-{layer:05}.safetensors"
-
-
-def save_batches(batches: Iterable[Tensor], path: Path) -> None:
-    """Write batches to a safetensors file. Raises DiskError where that fails."""
-    tensors = {f"{batch:06}": hidden_BLD.contiguous() for batch, hidden_BLD in enumerate(batches)}
-    with disk_errors(path.parent):
-        save_file(tensors, path)
-
-
-def saved_batches(path: Path) -> Iterator[Tensor]:
-    """Yield the batches that ``save_batches`` wrote, in their order, as views of the mapped file."""
-    with safe_open(path, framework="pt") as file:
-        for name in sorted(file.keys()):
-            yield file.get_tensor(name)
