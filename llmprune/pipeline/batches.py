@@ -9,7 +9,7 @@ from typing import Any
 
 from llmprune.common.distributed import broadcast_from_first, is_first_process, least_over_processes
 from llmprune.common.out_of_memory import BatchSize
-from llmprune.planning.device_memory import BatchSizes
+from llmprune.planning.memory.device_memory import BatchSizes
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.run_folder.folder import RunFolder
 from llmprune.results.run_folder.products import BATCH_SIZES

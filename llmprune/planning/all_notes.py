@@ -8,7 +8,7 @@ from llmprune.anatomy.meta_model import find_layers
 from llmprune.checkpoint.location import raw_config
 from llmprune.common.errors import RecipeError
 from llmprune.planning.base import Base
-from llmprune.planning.memory import parameter_bytes
+from llmprune.planning.memory.passes import parameter_bytes
 from llmprune.planning.next_tools.tool_compatibility import about_derived_widths, about_head_size, about_layer_count
 from llmprune.planning.notes import about_base, about_judgement, about_refit, about_scores, about_sparsity
 from llmprune.planning.recovery_notes import about_recovery

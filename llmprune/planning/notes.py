@@ -14,7 +14,7 @@ from llmprune.common.errors import RecipeError
 from llmprune.common.linalg.precision import dtype_name
 from llmprune.common.schema import format_size
 from llmprune.criteria.base import AblationCost, DepthCriterion
-from llmprune.planning.memory import neurons_of_up_refit
+from llmprune.planning.memory.passes import neurons_of_up_refit
 from llmprune.planning.next_tools.tool_compatibility import about_depth
 from llmprune.planning.sparsity import SparsityPlan
 from llmprune.recipe.recipe import Recipe

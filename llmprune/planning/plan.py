@@ -25,8 +25,8 @@ from llmprune.planning.duration.estimate import run_work
 from llmprune.planning.duration.parts import PlannedModels
 from llmprune.planning.duration.recovering import recovery_parts
 from llmprune.planning.lineage import lineage_of, settle_first_base
-from llmprune.planning.machine import Machine, this_machine
-from llmprune.planning.memory import bytes_of_window, memory_of, memory_planner
+from llmprune.planning.memory.machine import Machine, this_machine
+from llmprune.planning.memory.passes import bytes_of_window, memory_of, memory_planner
 from llmprune.planning.next_tools.lost_tools import with_next_tools
 from llmprune.planning.notes import require_disk_for_hidden_states
 from llmprune.planning.plan_schema import Plan, PlannedTask

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from llmprune.planning.budget.plan import BudgetPlan
-from llmprune.planning.device_memory import BatchSizes, DeviceMemory
 from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.duration.parts import RunWork
-from llmprune.planning.memory import Memory
+from llmprune.planning.memory.device_memory import BatchSizes, DeviceMemory
+from llmprune.planning.memory.passes import Memory
 from llmprune.planning.recovery import RecoveryPlan
 from llmprune.planning.sparsity import SparsityPlan
 from llmprune.planning.vocabulary import VocabularyPlan

@@ -26,8 +26,8 @@ from llmprune.common.schema import format_size
 from llmprune.data.sources import local_bytes
 from llmprune.data.window_sources import distinct_names, shares
 from llmprune.planning.duration.parts import PlannedModels
-from llmprune.planning.machine import Device, Machine
-from llmprune.planning.memory import parameter_bytes
+from llmprune.planning.memory.machine import Device, Machine
+from llmprune.planning.memory.passes import parameter_bytes
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.recover import Recover

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import modeling_utils
 
 from llmprune.pipeline import verify_saved
-from llmprune.planning.device_memory import DeviceMemory
+from llmprune.planning.memory.device_memory import DeviceMemory
 
 
 def _run(folder: Path, base: Path, text: Path, **sections: Any) -> Outcome:

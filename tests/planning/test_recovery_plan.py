@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 
 from llmprune.common.console import PlainConsole
 from llmprune.common.errors import LLMPruneError
-from llmprune.planning import machine
 from llmprune.planning.duration.operations import Work
 from llmprune.planning.duration.recovering import PREDICTIONS, TRAINING
+from llmprune.planning.memory import machine
 from llmprune.planning.plan import make_plan
 from llmprune.planning.plan_schema import Plan
 from llmprune.planning.recovery import RecoveryPlan

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.types import Anatomy
-from llmprune.planning.device_memory import BatchSizes
 from llmprune.planning.duration.operations import LayerCost, Work, costs_of
+from llmprune.planning.memory.device_memory import BatchSizes
 from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures.base import Figures

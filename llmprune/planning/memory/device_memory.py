@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmprune.common.schema import format_size
-from llmprune.planning.activations import TokenActivations
-from llmprune.planning.machine import Device, Machine
+from llmprune.planning.memory.activations import TokenActivations
+from llmprune.planning.memory.machine import Device, Machine
 from llmprune.results.figures.base import Figures
 
 ON_CPU = 4  # windows at a time on the CPU, where more are no faster

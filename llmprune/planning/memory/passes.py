@@ -11,10 +11,10 @@ from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.projections import projections_of
 from llmprune.anatomy.types import Anatomy
 from llmprune.criteria.base import ScoringSize
-from llmprune.planning.activations import token_activations
-from llmprune.planning.device_memory import MemoryPlanner, Windows, WorkingSet
-from llmprune.planning.machine import Machine
-from llmprune.planning.routed_experts import refit_statistics, stored_values, widest_experts
+from llmprune.planning.memory.activations import token_activations
+from llmprune.planning.memory.device_memory import MemoryPlanner, Windows, WorkingSet
+from llmprune.planning.memory.machine import Machine
+from llmprune.planning.memory.routed_experts import refit_statistics, stored_values, widest_experts
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures.base import Figures
