@@ -31,7 +31,8 @@ from llmprune.planning.next_tools.lost_tools import with_next_tools
 from llmprune.planning.notes import require_disk_for_hidden_states
 from llmprune.planning.plan_schema import Plan, PlannedTask
 from llmprune.planning.prediction_heads import about_declared, with_prediction_heads
-from llmprune.planning.recovery import plan_recovery, recovery_shortage
+from llmprune.planning.recovery.device_fit import recovery_shortage
+from llmprune.planning.recovery.plan import plan_recovery
 from llmprune.planning.reference import size_of_reference, without_reference
 from llmprune.planning.round_recipes import has_rounds
 from llmprune.planning.rounds import RoundToPlan, with_rounds

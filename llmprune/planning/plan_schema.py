@@ -7,7 +7,7 @@ from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.duration.parts import RunWork
 from llmprune.planning.memory.device_memory import BatchSizes, DeviceMemory
 from llmprune.planning.memory.passes import Memory
-from llmprune.planning.recovery import RecoveryPlan
+from llmprune.planning.recovery.plan import RecoveryPlan
 from llmprune.planning.sparsity import SparsityPlan
 from llmprune.planning.vocabulary import VocabularyPlan
 from llmprune.results.figures.base import Figures

@@ -11,7 +11,7 @@ from llmprune.cut.apply import cut_config
 from llmprune.planning.base import Base
 from llmprune.planning.duration.generating import RECOVERY_GENERATED, SELF_GENERATED
 from llmprune.planning.plan_schema import Plan, PlannedRound
-from llmprune.planning.recovery import RecoveryPlan
+from llmprune.planning.recovery.plan import RecoveryPlan
 from llmprune.planning.round_recipes import round_recipes
 from llmprune.planning.sizes.planned_cut import planned_cut
 from llmprune.planning.sizes.planned_sizes import PlannedCut

@@ -23,7 +23,7 @@ from llmprune.planning.duration.recovering import PREDICTIONS, TRAINING
 from llmprune.planning.memory import machine
 from llmprune.planning.plan import make_plan
 from llmprune.planning.plan_schema import Plan
-from llmprune.planning.recovery import RecoveryPlan
+from llmprune.planning.recovery.plan import RecoveryPlan
 from llmprune.recipe.recipe import Recipe
 from llmprune.report.plan_table import print_plan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmprune.planning.duration.generating import KEPT_TOGETHER, RECOVERY_GENERATED, writing_part
 from llmprune.planning.duration.operations import Work, head_operations
 from llmprune.planning.duration.parts import Part, PlannedModels, Tokens, forward_work, visited
-from llmprune.planning.recovery import RecoveryPlan
+from llmprune.planning.recovery.plan import RecoveryPlan
 from llmprune.recipe.recover import Recover
 
 RECOVERY, VERIFIED_AGAIN = "recovery", "verification of the trained model"  # steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmprune.common.errors import RecipeError
-from llmprune.planning.recovery import length_of
+from llmprune.planning.recovery.memory import length_of
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.recover import Recover
 
