@@ -20,7 +20,7 @@ from llmprune.checkpoint.quantized.formats import Quantization
 from llmprune.checkpoint.stored_dtypes import describe_types, require_all
 from llmprune.checkpoint.weight_headers import Headers
 from llmprune.common.linalg.precision import dtype_name
-from llmprune.planning.notes import about_quantization, about_unread_weights
+from llmprune.planning.notes.base_model import about_quantization, about_unread_weights
 from llmprune.planning.sizes.model_size import measure_size
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures.model_size import Size

@@ -15,7 +15,6 @@ from llmprune.checkpoint.result.base_files import planned_files
 from llmprune.checkpoint.stored_dtypes import kept_dtypes
 from llmprune.common.hub.client import resolve_revision
 from llmprune.common.linalg.precision import dtype_name
-from llmprune.planning.all_notes import is_exact, notes_of
 from llmprune.planning.base import Base, describe_base, require_complete
 from llmprune.planning.budget.plan import plan_budget, stored_speed, with_search
 from llmprune.planning.budget.settle import is_open
@@ -28,7 +27,8 @@ from llmprune.planning.lineage import lineage_of, settle_first_base
 from llmprune.planning.memory.machine import Machine, this_machine
 from llmprune.planning.memory.passes import bytes_of_window, memory_of, memory_planner
 from llmprune.planning.next_tools.lost_tools import with_next_tools
-from llmprune.planning.notes import require_disk_for_hidden_states
+from llmprune.planning.notes.plan_notes import is_exact, notes_of
+from llmprune.planning.notes.scores import require_disk_for_hidden_states
 from llmprune.planning.plan_schema import Plan, PlannedTask
 from llmprune.planning.prediction_heads import about_declared, with_prediction_heads
 from llmprune.planning.recovery.device_fit import recovery_shortage

@@ -14,7 +14,7 @@ from typing import Any
 from llmprune.anatomy.types import Anatomy
 from llmprune.common.errors import RecipeError
 from llmprune.cut.layer_choice import possible_counts
-from llmprune.planning.recovery.notes import require_a_step
+from llmprune.planning.notes.recovery import require_a_step
 from llmprune.planning.sizes.planned_cut import planned_cut
 from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.planning.texts.self_generated import window_length

@@ -10,9 +10,13 @@ from llmprune.common.errors import RecipeError
 from llmprune.planning.base import Base
 from llmprune.planning.memory.passes import parameter_bytes
 from llmprune.planning.next_tools.tool_compatibility import about_derived_widths, about_head_size, about_layer_count
-from llmprune.planning.notes import about_base, about_judgement, about_refit, about_scores, about_sparsity
-from llmprune.planning.recovery.notes import about_recovery
-from llmprune.planning.settings_without_effect import settings_without_effect
+from llmprune.planning.notes.base_model import about_base
+from llmprune.planning.notes.evaluation import about_judgement
+from llmprune.planning.notes.recovery import about_recovery
+from llmprune.planning.notes.refit import about_refit
+from llmprune.planning.notes.scores import about_scores
+from llmprune.planning.notes.sparsity import about_sparsity
+from llmprune.planning.notes.without_effect import settings_without_effect
 from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.planning.sparsity import SparsityPlan
 from llmprune.recipe.depth import Depth
