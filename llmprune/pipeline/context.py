@@ -13,7 +13,7 @@ from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.plan_schema import Plan
-from llmprune.planning.vocabulary import vocabulary_sources
+from llmprune.planning.vocabulary.choice import vocabulary_sources
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.text_source import TextSource
 from llmprune.results.figures.search import SearchFigures

@@ -28,7 +28,7 @@ from llmprune.pipeline.report.composed_layers import compose_layers, layers_left
 from llmprune.pipeline.score_and_select import criteria_of
 from llmprune.planning.checks import ErrorCollector
 from llmprune.planning.plan import PlanningOutcome, plan_structure
-from llmprune.planning.round_recipes import round_recipes
+from llmprune.planning.rounds.recipes import round_recipes
 from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.publish.generated_windows import GENERATED, GENERATED_FOR_RECOVERY
 from llmprune.recipe.recipe import Recipe

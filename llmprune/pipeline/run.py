@@ -46,7 +46,7 @@ from llmprune.planning.duration.estimate import Durations
 from llmprune.planning.duration.measured import expecting_durations
 from llmprune.planning.plan import PlanningOutcome, plan_and_check
 from llmprune.planning.plan_schema import Plan
-from llmprune.planning.round_recipes import has_rounds
+from llmprune.planning.rounds.recipes import has_rounds
 from llmprune.planning.texts.self_generated import ChosenNumbers
 from llmprune.planning.timing import estimate_durations
 from llmprune.publish.generated_windows import GENERATED

@@ -32,7 +32,7 @@ from llmprune.pipeline.context import RunContext
 from llmprune.pipeline.prune_checkpoint import PrunedCheckpoint
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.pipeline.verify_saved import SavedModel, verify_saved
-from llmprune.planning.vocabulary import ChosenVocabulary
+from llmprune.planning.vocabulary.choice import ChosenVocabulary
 from llmprune.recipe.model import ModelSource
 from llmprune.results.figures.result_files import BaseFiles
 from llmprune.results.figures.vocabulary import VocabularyFigures, VocabularySource

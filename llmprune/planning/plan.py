@@ -19,7 +19,6 @@ from llmprune.planning.base import Base, describe_base, require_complete
 from llmprune.planning.budget.plan import plan_budget, stored_speed, with_search
 from llmprune.planning.budget.settle import is_open
 from llmprune.planning.checks import ErrorCollector, run_checks
-from llmprune.planning.counted_vocabulary import counted_tokens, with_vocabulary
 from llmprune.planning.duration.estimate import run_work
 from llmprune.planning.duration.parts import PlannedModels
 from llmprune.planning.duration.recovering import recovery_parts
@@ -34,8 +33,8 @@ from llmprune.planning.prediction_heads import about_declared, with_prediction_h
 from llmprune.planning.recovery.device_fit import recovery_shortage
 from llmprune.planning.recovery.plan import plan_recovery
 from llmprune.planning.reference import size_of_reference, without_reference
-from llmprune.planning.round_recipes import has_rounds
-from llmprune.planning.rounds import RoundToPlan, with_rounds
+from llmprune.planning.rounds.plan import RoundToPlan, with_rounds
+from llmprune.planning.rounds.recipes import has_rounds
 from llmprune.planning.sizes.model_size import measure_size
 from llmprune.planning.sizes.planned_cut import collect_planned_cut
 from llmprune.planning.sizes.planned_sizes import PlannedCut
@@ -50,7 +49,8 @@ from llmprune.planning.texts.self_generated import (
     settle_self_generated,
 )
 from llmprune.planning.texts.text_inputs import TextInputs
-from llmprune.planning.vocabulary import planned_vocabulary
+from llmprune.planning.vocabulary.counted import counted_tokens, with_vocabulary
+from llmprune.planning.vocabulary.plan import planned_vocabulary
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures.result_files import BaseFiles
 from llmprune.results.sentences.lineage import describe_lineage

@@ -9,7 +9,7 @@ from llmprune.planning.memory.device_memory import BatchSizes, DeviceMemory
 from llmprune.planning.memory.passes import Memory
 from llmprune.planning.recovery.plan import RecoveryPlan
 from llmprune.planning.sparsity import SparsityPlan
-from llmprune.planning.vocabulary import VocabularyPlan
+from llmprune.planning.vocabulary.plan import VocabularyPlan
 from llmprune.results.figures.base import Figures
 from llmprune.results.figures.calibration import CalibrationSource
 from llmprune.results.figures.lineage import Ancestor

@@ -22,7 +22,7 @@ from llmprune.results.tables.sizes import size_rows
 
 if TYPE_CHECKING:
     from llmprune.planning.plan_schema import Plan
-    from llmprune.planning.vocabulary import VocabularyPlan
+    from llmprune.planning.vocabulary.plan import VocabularyPlan
 
 _BUSY = 1.2  # times as long as on a machine that does nothing else
 

@@ -18,7 +18,7 @@ from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.planning.next_tools.lost_tools import about_lost_tools, with_tokens_kept
 from llmprune.planning.next_tools.tool_sizes import ToolSizes, cut_sizes, next_tools, sizes_for_tools
 from llmprune.planning.plan_schema import Plan
-from llmprune.planning.vocabulary import VocabularyPlan
+from llmprune.planning.vocabulary.plan import VocabularyPlan
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.width_rounding import K_QUANT_ROW
 from llmprune.results.figures.next_tools import Degrees, NextTools, Rows

@@ -18,7 +18,7 @@ from llmprune.common.errors import LLMPruneError
 from llmprune.planning.duration.recovering import TRAINING
 from llmprune.planning.plan import make_plan
 from llmprune.planning.plan_schema import Plan
-from llmprune.planning.round_recipes import round_recipes
+from llmprune.planning.rounds.recipes import round_recipes
 from llmprune.recipe.recipe import Recipe
 from llmprune.report.plan_table import print_plan
 

@@ -14,8 +14,8 @@ from llmprune.pipeline.search.shapes import search_shapes, search_space_of
 from llmprune.pipeline.self_generated import add_self_generated
 from llmprune.planning.budget.settle import settled
 from llmprune.planning.checks import ErrorCollector
-from llmprune.planning.counted_vocabulary import with_vocabulary
 from llmprune.planning.plan import PlanningOutcome, plan_structure
+from llmprune.planning.vocabulary.counted import with_vocabulary
 from llmprune.publish.generated_windows import GENERATED
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures.search import SearchFigures, TriedShape

@@ -13,7 +13,7 @@ from llmprune.planning.base import Base
 from llmprune.planning.budget.axes import AxisValues, axis_values
 from llmprune.planning.budget.limits import Limits, limits_of_members
 from llmprune.planning.budget.sizes import ShapeCounter, ShapeSizes
-from llmprune.planning.vocabulary import stated_number, token_sizes
+from llmprune.planning.vocabulary.plan import stated_number, token_sizes
 from llmprune.recipe.budget import Budget
 from llmprune.recipe.recipe import Recipe
 

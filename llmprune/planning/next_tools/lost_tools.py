@@ -18,7 +18,7 @@ from llmprune.planning.next_tools.tool_sizes import (
 )
 from llmprune.planning.plan_schema import Plan
 from llmprune.planning.sizes.planned_sizes import PlannedCut
-from llmprune.planning.vocabulary import VocabularyPlan
+from llmprune.planning.vocabulary.plan import VocabularyPlan
 from llmprune.results.figures.next_tools import NextTools
 from llmprune.results.sentences.next_tools import degrees
 

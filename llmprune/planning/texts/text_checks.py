@@ -12,7 +12,7 @@ from llmprune.data.begin_of_text import required_begin
 from llmprune.data.sources import local_bytes, require_present
 from llmprune.data.window_sources import require_shares
 from llmprune.planning.texts.text_inputs import TextInputs
-from llmprune.planning.vocabulary import is_quick, vocabulary_sources
+from llmprune.planning.vocabulary.choice import is_quick, vocabulary_sources
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 

@@ -20,7 +20,7 @@ from llmprune.data.recovery_windows import Part, about_epochs
 from llmprune.data.window_sources import source_names, sources_of_windows, with_generated
 from llmprune.data.windows import TextWindows, load_windows
 from llmprune.evaluation.prompts import ModelLimits, Prompts, make_prompts
-from llmprune.planning.vocabulary import ChosenVocabulary, choose_vocabulary
+from llmprune.planning.vocabulary.choice import ChosenVocabulary, choose_vocabulary
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
 

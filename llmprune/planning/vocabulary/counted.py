@@ -6,7 +6,8 @@ from llmprune.planning.checks import ErrorCollector
 from llmprune.planning.next_tools.lost_tools import with_tokens_kept
 from llmprune.planning.plan_schema import Plan
 from llmprune.planning.texts.text_inputs import TextInputs
-from llmprune.planning.vocabulary import cut_size, with_tokens
+from llmprune.planning.vocabulary.choice import with_tokens
+from llmprune.planning.vocabulary.plan import cut_size
 
 
 def counted_tokens(inputs: TextInputs, errors: ErrorCollector, *, whole: bool) -> int | None:

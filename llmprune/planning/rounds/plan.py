@@ -12,7 +12,7 @@ from llmprune.planning.base import Base
 from llmprune.planning.duration.generating import RECOVERY_GENERATED, SELF_GENERATED
 from llmprune.planning.plan_schema import Plan, PlannedRound
 from llmprune.planning.recovery.plan import RecoveryPlan
-from llmprune.planning.round_recipes import round_recipes
+from llmprune.planning.rounds.recipes import round_recipes
 from llmprune.planning.sizes.planned_cut import planned_cut
 from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.recipe.recipe import Recipe

@@ -1,38 +1,22 @@
-"""Sizes and choice of the tokens that a recipe keeps.
-
-Shapes: K tokens kept.
-"""
+"""Plan the cut of a vocabulary: the number of tokens kept, and what each takes in embedding and head."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import TYPE_CHECKING
 
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from llmprune.anatomy.meta_model import Config, text_config
-from llmprune.anatomy.vocabulary import find_vocabulary, named_ids
+from llmprune.anatomy.vocabulary import find_vocabulary
 from llmprune.checkpoint.file_names import Dtypes
-from llmprune.checkpoint.location import folder_of
-from llmprune.checkpoint.vocabulary.tokenizer_files import ids_in_files
 from llmprune.common.errors import RecipeError
-from llmprune.data.sources import local_bytes
-from llmprune.data.vocabulary.choice import VocabularyTarget, choose_tokens
-from llmprune.data.vocabulary.required import RequiredTokens, required_tokens
-from llmprune.data.vocabulary.segmentation import Segmentation, read_state
-from llmprune.data.vocabulary.text import CountedText, count_tokens
+from llmprune.data.vocabulary.choice import VocabularyTarget
+from llmprune.planning.base import Base
 from llmprune.recipe.recipe import Recipe
-from llmprune.recipe.text_source import TextSource
 from llmprune.results.figures.base import Figures
 from llmprune.results.figures.model_size import Size
 
-if TYPE_CHECKING:
-    from llmprune.planning.base import Base
-
 _STEP = 128  # tokens, as tensor cores and tensor parallelism like a dimension
-_QUICK = 4 * 10**6  # characters that a plan counts; a run counts all
 
 
 class VocabularyPlan(Figures):
@@ -56,34 +40,6 @@ class TokenSizes:
     tokens: int
     parameters: int
     bytes: int
-
-
-@dataclass(frozen=True)
-class ChosenVocabulary:
-    """Ids of the tokens kept, ascending, int64 [K], out of ``tokens``; why some must stay, and the counted text."""
-
-    tokens: int
-    keep_K: Tensor
-    required: RequiredTokens
-    text: CountedText
-
-    @property
-    def coverage(self) -> float:
-        """Share of the token occurrences in the held-out documents that the kept tokens make up."""
-        return self.text.coverage(self.keep_K)
-
-
-def vocabulary_sources(recipe: Recipe) -> tuple[TextSource, ...]:
-    """Return the sources whose text a vocabulary is kept for. Raises RecipeError where there is none."""
-    assert recipe.vocabulary is not None, "the recipe has the section"
-    texts = tuple(source for source in recipe.calibration.text_sources() if not source.images_field)
-    found = recipe.vocabulary.keep_for or texts
-    if not found:
-        raise RecipeError(
-            "vocabulary.keep_for: the calibration reads no text without images; name sources of text, such as "
-            "[{dataset: texts.txt}]"
-        )
-    return found
 
 
 def planned_vocabulary(recipe: Recipe, base: Base, *, stored: Dtypes) -> VocabularyPlan | None:
@@ -119,7 +75,7 @@ def stated_number(recipe: Recipe, tokens: int) -> int | None:
     """
     target = target_of(recipe, tokens)
     if target.number is not None:
-        _require_removal(recipe, target, kept=target.number)
+        require_removal(recipe, target, kept=target.number)
     return target.number
 
 
@@ -131,46 +87,6 @@ def target_of(recipe: Recipe, tokens: int) -> VocabularyTarget:
     wanted = settings.keep * tokens if settings.keep is not None else settings.tokens
     target = VocabularyTarget(tokens, multiple, coverage=settings.wanted_coverage)
     return target if wanted is None else replace(target, number=target.rounded(ceil(wanted)))
-
-
-def choose_vocabulary(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, config: Config) -> ChosenVocabulary:
-    """Count the text of a recipe's vocabulary and choose the tokens. Raises RecipeError where none is removed."""
-    assert recipe.vocabulary is not None, "the recipe has the section"
-    tokens = text_config(config).vocab_size
-    segmentation = Segmentation(read_state(tokenizer))
-    if max(tokenizer.get_vocab().values()) >= tokens:
-        raise RecipeError(
-            f"vocabulary: the tokenizer has ids up to {max(tokenizer.get_vocab().values()):,} and the model knows "
-            f"{tokens:,} tokens; use this model's tokenizer, or remove vocabulary"
-        )
-    named = named_ids(config.to_dict(), tokens) | ids_in_files(folder_of(recipe.model, "tokenizer"), tokens)
-    required = required_tokens(tokenizer, segmentation, named=named)
-    target = target_of(recipe, tokens)
-    target.require(required)
-    text = count_tokens(
-        vocabulary_sources(recipe),
-        tokenizer,
-        settings=recipe.vocabulary,
-        seed=recipe.calibration.seed,
-        tokens=tokens,
-    )
-    keep_K = choose_tokens(text, segmentation, required=required, target=target)
-    _require_removal(recipe, target, kept=len(keep_K))
-    return ChosenVocabulary(tokens, keep_K, required, text)
-
-
-def is_quick(recipe: Recipe) -> bool:
-    """Check that the text of a recipe's vocabulary is on this machine and small enough for a plan to count it."""
-    assert recipe.vocabulary is not None, "the recipe has the section"
-    sizes = [local_bytes(source) for source in vocabulary_sources(recipe)]
-    local = [size for size in sizes if size is not None]
-    return len(local) == len(sizes) and min(sum(local), recipe.vocabulary.characters) <= _QUICK
-
-
-def with_tokens(plan: VocabularyPlan, chosen: ChosenVocabulary) -> VocabularyPlan:
-    """Return the plan of a vocabulary whose tokens are chosen."""
-    update = {"kept": len(chosen.keep_K), "required": len(chosen.required.all), "coverage": chosen.coverage}
-    return plan.model_copy(update=update)
 
 
 def cut_size(size: Size, plan: VocabularyPlan) -> Size:
@@ -187,7 +103,7 @@ def cut_size(size: Size, plan: VocabularyPlan) -> Size:
     )
 
 
-def _require_removal(recipe: Recipe, target: VocabularyTarget, *, kept: int) -> None:
+def require_removal(recipe: Recipe, target: VocabularyTarget, *, kept: int) -> None:
     """Raise RecipeError where a cut keeps every token."""
     if kept < target.tokens or (recipe.vocabulary and recipe.vocabulary.keep == 1):
         return
