@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from llmprune.planning.base import Base
@@ -45,83 +45,85 @@ def with_tokens_kept(plan: Plan, vocabulary: VocabularyPlan) -> Plan:
 
 def about_lost_tools(found: NextTools, *, dense: ToolSizes, pruned: ToolSizes) -> list[str]:
     """Return a note for parallelism, for quantisation in groups and for k-quants, if lost."""
-    remedy = _Remedy(dense, pruned)
+    dimensions = _dimensions(dense, pruned)
     return [
-        *_about_parallelism(found, remedy),
-        *_about_quantisers(found, remedy),
-        *_about_k_quants(found, remedy),
+        *_about_parallelism(found, dimensions),
+        *_about_quantisers(found, dimensions),
+        *_about_k_quants(found, dimensions),
     ]
 
 
-class _Remedy:
-    """The nearest sizes that keep a tool. ``dense``, ``pruned``: sizes before and after the cut."""
+@dataclass(frozen=True)
+class _Dimension:
+    """A size that a recipe sets, before and after the cut. ``resized``: returns the dense sizes with another value."""
 
-    def __init__(self, dense: ToolSizes, pruned: ToolSizes) -> None:
-        self._dense, self._pruned = dense, pruned
-
-    def sentence(self, keeps: Keeps) -> str:
-        """Return ``; width.neurons 1280 or 1536 would keep it``, with each size that loses the tool by itself."""
-        dense, pruned = self._dense, self._pruned
-        several = len(dense.widths) > 1
-        found = [
-            _nearest(
-                f"width.neurons.{field}" if several else "width.neurons",
-                now=pruned.widths[field],
-                most=width,
-                keeps=partial(self._keeps_width, field=field, keeps=keeps),
-            )
-            for field, width in dense.widths.items()
-        ]
-        if pruned.kv_groups is not None and dense.kv_groups is not None:
-            found.append(
-                _nearest(
-                    "width.heads",
-                    now=pruned.kv_groups,
-                    most=dense.kv_groups,
-                    keeps=lambda value: keeps(replace(dense, kv_groups=value)),
-                )
-            )
-        if pruned.experts is not None and dense.experts is not None:
-            found.append(
-                _nearest(
-                    "experts.keep",
-                    now=pruned.experts,
-                    most=dense.experts,
-                    keeps=lambda value: keeps(replace(dense, experts=value)),
-                )
-            )
-        listed = " and ".join(filter(None, found))
-        return f"; {listed} would keep it" if listed else ""
-
-    def _keeps_width(self, value: int, *, field: str, keeps: Keeps) -> bool:
-        return keeps(replace(self._dense, widths={**self._dense.widths, field: value}))
+    key: str  # of the recipe
+    dense: int
+    pruned: int
+    resized: Callable[[int], ToolSizes]
 
 
-def _nearest(key: str, *, now: int, most: int, keeps: Callable[[int], bool]) -> str:
+def _dimensions(dense: ToolSizes, pruned: ToolSizes) -> list[_Dimension]:
+    key = "width.neurons" if len(dense.widths) == 1 else "width.neurons.{}"
+    found: list[tuple[str, int | None, int | None, Callable[[int], ToolSizes]]] = [
+        ("width.heads", dense.kv_groups, pruned.kv_groups, lambda value: replace(dense, kv_groups=value)),
+        ("experts.keep", dense.experts, pruned.experts, lambda value: replace(dense, experts=value)),
+    ]
+    widths = [
+        _Dimension(key.format(field), width, pruned.widths[field], partial(_with_width, dense, field=field))
+        for field, width in dense.widths.items()
+    ]
+    counts = [
+        _Dimension(key, before, after, resized)
+        for key, before, after, resized in found
+        if before is not None and after is not None
+    ]
+    return [*widths, *counts]
+
+
+def _with_width(sizes: ToolSizes, value: int, *, field: str) -> ToolSizes:
+    return replace(sizes, widths={**sizes.widths, field: value})
+
+
+def _remedy(dimensions: Sequence[_Dimension], keeps: Keeps) -> str:
+    """Return ``; width.neurons 1280 or 1536 would keep it``, with each size that loses the tool by itself."""
+    listed = " and ".join(filter(None, (_nearest(one, keeps) for one in dimensions)))
+    return f"; {listed} would keep it" if listed else ""
+
+
+def _nearest(dimension: _Dimension, keeps: Keeps) -> str:
     """Return the key with the nearest sizes below and above; nothing where this size loses nothing by itself."""
-    if keeps(now):
+
+    def fits(value: int) -> bool:
+        return keeps(dimension.resized(value))
+
+    now = dimension.pruned
+    if fits(now):
         return ""
-    below = next((value for value in range(now - 1, 0, -1) if keeps(value)), None)
-    above = next((value for value in range(now + 1, most + 1) if keeps(value)), None)
+    below = next(filter(fits, range(now - 1, 0, -1)), None)
+    above = next(filter(fits, range(now + 1, dimension.dense + 1)), None)
     values = [value for value in (below, above) if value is not None]
-    return f"{key} {degrees(values)}" if values else ""
+    return f"{dimension.key} {degrees(values)}" if values else ""
 
 
-def _about_parallelism(found: NextTools, remedy: _Remedy) -> list[str]:
+def _about_parallelism(found: NextTools, dimensions: Sequence[_Dimension]) -> list[str]:
+    kinds = (
+        ("tensor", found.tensor_parallel, ToolSizes.tensor_parallel, "heads or neurons"),
+        ("expert", found.expert_parallel, ToolSizes.expert_parallel, "the experts"),
+    )
     notes = []
-    if lost := found.tensor_parallel.lost:
-        nearest = remedy.sentence(lambda sizes: all(map(sizes.tensor_parallel, lost)))
-        notes.append(
-            f"tensor parallelism on {degrees(lost)} GPUs, which the dense model allows, is lost: heads or neurons do "
-            f"not divide into equal parts{nearest}"
-        )
-    if found.expert_parallel and (gone := found.expert_parallel.lost):
-        nearest = remedy.sentence(lambda sizes: all(map(sizes.expert_parallel, gone)))
-        notes.append(
-            f"expert parallelism on {degrees(gone)} GPUs, which the dense model allows, is lost: the experts do not "
-            f"divide into equal parts{nearest}"
-        )
+    for kind, gpus, allows, parts in kinds:
+        if gpus is not None and gpus.lost:
+            nearest = _remedy(dimensions, partial(_allows_all, allows=allows, numbers=gpus.lost))
+            notes.append(
+                f"{kind} parallelism on {degrees(gpus.lost)} GPUs, which the dense model allows, is lost: {parts} do "
+                f"not divide into equal parts{nearest}"
+            )
     return notes
+
+
+def _allows_all(sizes: ToolSizes, *, allows: Callable[[ToolSizes, int], bool], numbers: Sequence[int]) -> bool:
+    return all(allows(sizes, number) for number in numbers)
 
 
 def _about_vocabulary(found: NextTools) -> list[str]:
@@ -133,7 +135,7 @@ def _about_vocabulary(found: NextTools) -> list[str]:
     ]
 
 
-def _about_quantisers(found: NextTools, remedy: _Remedy) -> list[str]:
+def _about_quantisers(found: NextTools, dimensions: Sequence[_Dimension]) -> list[str]:
     """Return a note on groups and blocks that are split, where that is not because parallelism is lost altogether."""
     gone = set(found.tensor_parallel.lost)
     groups = {size: [one for one in found.groups[size].lost if one not in gone] for size in GROUPS}
@@ -149,16 +151,16 @@ def _about_quantisers(found: NextTools, remedy: _Remedy) -> list[str]:
 
     return [
         "quantised, the model does not divide over as many GPUs as the dense one, because groups or blocks of weights "
-        f"would be split ({listed} GPUs){remedy.sentence(keeps)}"
+        f"would be split ({listed} GPUs){_remedy(dimensions, keeps)}"
     ]
 
 
-def _about_k_quants(found: NextTools, remedy: _Remedy) -> list[str]:
+def _about_k_quants(found: NextTools, dimensions: Sequence[_Dimension]) -> list[str]:
     lost = found.k_quants.lost
     if not lost:
         return []
     listed = ", ".join(f"{name} ({length:,} in a row)" for name, length in lost.items())
-    nearest = remedy.sentence(lambda sizes: not lost.keys() & sizes.broken_rows().keys())
+    nearest = _remedy(dimensions, lambda sizes: not lost.keys() & sizes.broken_rows().keys())
     return [
         f"llama.cpp's k-quants, whose rows are multiples of 256, are lost for {listed}: Q4_K_M stores these in Q5_0 or "
         f"Q8_0, so that its file shrinks little or not at all{nearest}"
