@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 IN_WHEEL = (  # files beside the code that a wheel without which would work only in part
     "llmprune/py.typed",
-    "llmprune/service/jobs/migrations/0001_jobs.sql",
+    "llmprune/service/database/migrations/0001_jobs.sql",
     "llmprune/service/web/site/index.html",
     "llmprune/service/web/site/search/search_index.json",
     "llmprune/service/web/built/editor.js",

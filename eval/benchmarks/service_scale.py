@@ -23,10 +23,10 @@ from helpers.service import free_port, start, supervisor_of
 from service_requests import wait_for
 
 from llmprune.service.client.sync.client import Client
-from llmprune.service.jobs.database import Database
+from llmprune.service.database.database import Database
+from llmprune.service.database.open_database import open_database
+from llmprune.service.database.postgresql import PostgresqlDatabase
 from llmprune.service.jobs.job import ENDED, JobQuery, JobRequest, NewJob
-from llmprune.service.jobs.open_database import open_database
-from llmprune.service.jobs.postgresql import PostgresqlDatabase
 from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Tokens

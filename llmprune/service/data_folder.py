@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmprune.common.errors import OutputError
-from llmprune.service.jobs.database import DatabaseError, DatabaseUnavailable
-from llmprune.service.jobs.open_database import open_database
+from llmprune.service.database.database import DatabaseError, DatabaseUnavailable
+from llmprune.service.database.open_database import open_database
 from llmprune.service.settings import Settings
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from llmprune.common.errors import OutputError, RecipeError
 from llmprune.service.data_folder import locked, usable
-from llmprune.service.jobs.open_database import open_database
+from llmprune.service.database.open_database import open_database
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.jobs.users import Users
 from llmprune.service.listening import listening

@@ -17,7 +17,7 @@ from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 from llmprune.service.api.auth import CALLBACK
 from llmprune.service.api.outputs import job_events
 from llmprune.service.api.route_scopes import scope_of
-from llmprune.service.jobs.sqlite import SqliteDatabase
+from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.jobs.store import JobStore
 
 NOBODYS = "0" * 12
@@ -248,7 +248,7 @@ def test_a_stream_ends_with_its_job_or_token(tmp_path: Path, loss: str) -> None:
 def test_jobs_from_before_are_private(tmp_path: Path) -> None:
     """The migration leaves every job that is there to its owner."""
     path = tmp_path / "service.sqlite3"
-    migrations = sorted(files("llmprune.service.jobs").joinpath("migrations").iterdir(), key=lambda file: file.name)
+    migrations = sorted(files("llmprune.service.database").joinpath("migrations").iterdir(), key=lambda file: file.name)
     with sqlite3.connect(path) as connection:
         for step in migrations[:4]:
             connection.executescript(step.read_text(encoding="utf-8"))

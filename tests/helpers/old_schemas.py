@@ -17,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from llmprune.service.jobs.schema import steps
+from llmprune.service.database.schema import steps
 
 FOLDER = Path(__file__).parents[1] / "service" / "schemas"
 HOOK = "https://hooks.example.org/secret-of-a-hook"

@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llmprune.service.jobs.postgresql import PostgresqlDatabase
+from llmprune.service.database.postgresql import PostgresqlDatabase
 
 _PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))  # where Debian puts them
 _SETTINGS = {

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from llmprune.cli.main import app as command_line
 from llmprune.common.errors import RecipeError
-from llmprune.service.jobs.schema import steps
+from llmprune.service.database.schema import steps
+from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.jobs.sessions import Sessions
-from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.jobs.tokens import MAX_TOKENS, SCOPES, SCOPES_OF, Caller, Tokens, digest_of
 from llmprune.service.jobs.users import Users
 

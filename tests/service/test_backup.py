@@ -16,9 +16,9 @@ from helpers.commands import Outcome, command
 from helpers.postgresql import server
 from helpers.service import ServiceHarness, recipe, settings_in
 
-from llmprune.service.jobs import schema
+from llmprune.service.database import schema
+from llmprune.service.database.open_database import open_database
 from llmprune.service.jobs.job import JobRequest, NewJob
-from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings

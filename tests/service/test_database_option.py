@@ -14,7 +14,7 @@ from helpers.service import RECIPE, YAML, ServiceHarness
 
 from llmprune.common.errors import RecipeError
 from llmprune.service.cli.database_option import database_url
-from llmprune.service.jobs.database import DatabaseUnavailable
+from llmprune.service.database.database import DatabaseUnavailable
 from llmprune.service.jobs.hub_token import has_token
 from llmprune.service.jobs.store import JobStore
 
@@ -58,6 +58,6 @@ def test_a_password_stays_out_of_the_command_line(monkeypatch: pytest.MonkeyPatc
 def test_a_missing_client_is_an_error_with_its_install_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without psycopg the option is refused with the command that installs it."""
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    monkeypatch.delitem(sys.modules, "llmprune.service.jobs.postgresql")
+    monkeypatch.delitem(sys.modules, "llmprune.service.database.postgresql")
     outcome = command("token", "list", "--data-dir", tmp_path, "--database", "postgresql://host/jobs")
     assert (outcome.code, "pip install 'llmprune[postgresql]'" in outcome.err) == (2, True), outcome.err

@@ -17,13 +17,13 @@ from helpers.service import RECIPE, YAML, ServiceHarness
 
 from llmprune.common.errors import OutputError
 from llmprune.service.artifacts.parts import Use
-from llmprune.service.jobs import schema, service_lock
-from llmprune.service.jobs.database import Database, DatabaseUnavailable, IntegrityError
+from llmprune.service.database import schema, service_lock
+from llmprune.service.database.database import Database, DatabaseUnavailable, IntegrityError
+from llmprune.service.database.postgresql import PostgresqlDatabase
+from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.jobs.job import Figures, JobQuery, JobRequest, NewJob, Outcome
-from llmprune.service.jobs.postgresql import PostgresqlDatabase
 from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.run_times import RunTimes, known_run_times
-from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
 from llmprune.service.jobs.uses import jobs_in_use

@@ -23,7 +23,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from helpers.service import ServiceHarness, answers, free_port, recipe, served
 
 from llmprune.cli.main import app
-from llmprune.service.jobs.sqlite import SqliteDatabase
+from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.server import write_first_token
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 
-from llmprune.service.jobs.database import DatabaseUnavailable
+from llmprune.service.database.database import DatabaseUnavailable
 
 
 @pytest.fixture

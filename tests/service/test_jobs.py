@@ -13,7 +13,7 @@ import psutil
 import pytest
 from helpers.service import FAKE, ServiceHarness, recipe
 
-from llmprune.service.jobs.database import Database
+from llmprune.service.database.database import Database
 from llmprune.service.jobs.job import Job
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.supervisor.launchers.base import Launch

@@ -15,10 +15,10 @@ from helpers.notifying import deliver, end, make_due, states
 from helpers.receivers import Hooks, Mailbox, hook_server, mail_server, make_certificate
 from helpers.service import ServiceHarness, recipe
 
+from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.jobs import store
 from llmprune.service.jobs.job import Outcome
 from llmprune.service.jobs.quotas import Quotas
-from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.notifications import webhook
 from llmprune.service.notifications.cipher import TargetCipher
 from llmprune.service.notifications.outbox import Outbox

@@ -136,7 +136,7 @@ def test_a_table_that_a_service_uses_is_left_as_it_is(tmp_path: Path, verb: tupl
     settings = settings_in(tmp_path)
     settings.prepare()
     table = sqlite3.connect(settings.database)
-    first = files("llmprune.service.jobs").joinpath("migrations", "0001_jobs.sql").read_text(encoding="utf-8")
+    first = files("llmprune.service.database").joinpath("migrations", "0001_jobs.sql").read_text(encoding="utf-8")
     table.executescript(f"{first}; PRAGMA user_version = 1")
     with locked(settings.data_dir):
         outcome = command(*verb, "--data-dir", settings.data_dir)

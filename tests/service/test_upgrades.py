@@ -15,11 +15,11 @@ from helpers.service import RECIPE, ServiceHarness, recipe, settings_in
 
 from llmprune.service.artifacts.parts import Use
 from llmprune.service.backup.tables import copy_from_file
+from llmprune.service.database.postgresql import PostgresqlDatabase
+from llmprune.service.database.schema import latest, steps
+from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.jobs.job import JobQuery, Outcome
-from llmprune.service.jobs.postgresql import PostgresqlDatabase
 from llmprune.service.jobs.quotas import Quotas
-from llmprune.service.jobs.schema import latest, steps
-from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.uses import jobs_in_use

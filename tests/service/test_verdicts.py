@@ -11,8 +11,8 @@ import pytest
 from helpers.commands import command
 from helpers.service import ServiceHarness, answer_requests, recipe
 
+from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.jobs.job import JobQuery
-from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.supervisor.cleanup import remove_products
 
@@ -168,7 +168,7 @@ def test_jobs_of_an_earlier_schema_get_their_verdicts(tmp_path: Path) -> None:
     """The migration keeps rows, events and indexes, and restores verdicts and infinite figures."""
     path = tmp_path / "old.sqlite3"
     old = sqlite3.connect(path)
-    steps = sorted(files("llmprune.service.jobs").joinpath("migrations").iterdir(), key=lambda file: file.name)
+    steps = sorted(files("llmprune.service.database").joinpath("migrations").iterdir(), key=lambda file: file.name)
     for step in steps[:5]:
         old.executescript(step.read_text(encoding="utf-8"))
     figures = '{"parameters":[2,1],"bytes":[2,1],"layers":[2,1],"perplexity":[10.5,null]}'

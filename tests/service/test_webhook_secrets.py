@@ -13,8 +13,8 @@ from helpers.notifying import deliver, end
 from helpers.old_schemas import FOLDER, HOOK
 from helpers.service import ServiceHarness, recipe, settings_in
 
+from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.jobs.deleted_users import delete_user
-from llmprune.service.jobs.sqlite import SqliteDatabase
 from llmprune.service.notifications.cipher import TargetCipher
 from llmprune.service.notifications.key_file import KEY, OLD_KEY, secret_of
 from llmprune.service.notifications.outbox import Outbox

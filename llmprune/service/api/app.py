@@ -39,8 +39,8 @@ from llmprune.service.api.recipe_queue import RecipeQueue
 from llmprune.service.api.requests_log import RequestsLogMiddleware
 from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.api.stored_files import StoredFiles
+from llmprune.service.database.open_database import open_database
 from llmprune.service.environment import hub_variables, inherited
-from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.jobs.uploads import Uploads

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llmprune.service.api.error_responses import Failure, problem_response, respond, table_failure
 from llmprune.service.api.rate_limit import ConcurrencyLimit, RateLimit, network_of
 from llmprune.service.api.route_scopes import PUBLIC, refusal_of
-from llmprune.service.jobs.database import DatabaseError, DatabaseUnavailable
+from llmprune.service.database.database import DatabaseError, DatabaseUnavailable
 from llmprune.service.jobs.sessions import Sessions
 from llmprune.service.jobs.tokens import LOCAL, AccessEnded, Caller, Tokens
 from llmprune.service.jobs.users import Users

@@ -18,7 +18,7 @@ from llmprune.service.api.recipe_queue import RecipeQueue
 from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.api.stored_files import StoredFiles
 from llmprune.service.api.stored_models import Outline, outline_for
-from llmprune.service.jobs.database import Database
+from llmprune.service.database.database import Database
 from llmprune.service.jobs.job import JOB_ID, J, Job
 from llmprune.service.jobs.job_models import JobModels
 from llmprune.service.jobs.sessions import Sessions

@@ -18,7 +18,7 @@ from llmprune.results.run_folder.products import QUANTIZED_MODEL
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.api.values import Artifact
-from llmprune.service.jobs.database import DatabaseUnavailable, Row
+from llmprune.service.database.database import DatabaseUnavailable, Row
 from llmprune.service.jobs.hub_token import redact
 from llmprune.service.jobs.job import ENDED, Job
 from llmprune.service.jobs.tokens import Caller

@@ -16,8 +16,8 @@ from llmprune import __version__
 from llmprune.common.errors import OutputError
 from llmprune.common.files import sha256_of
 from llmprune.service.backup.archive import DATABASE, JOB_FILE, MANIFEST, MAX_JOB_FILE, Manifest, row_counts
-from llmprune.service.jobs.database import Database
-from llmprune.service.jobs.sqlite import SqliteDatabase
+from llmprune.service.database.database import Database
+from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.settings import Settings
 
 _KINDS = (".json", ".html", ".yaml", ".md", ".csv")  # of a run folder's files; weights and logs are left out
@@ -57,7 +57,7 @@ def _copy(database: Database, path: Path) -> None:
             target.execute("PRAGMA journal_mode = DELETE")  # one file
         return
     from llmprune.service.backup.tables import copy_to_file
-    from llmprune.service.jobs.postgresql import PostgresqlDatabase
+    from llmprune.service.database.postgresql import PostgresqlDatabase
 
     assert isinstance(database, PostgresqlDatabase)
     copy_to_file(database, path)

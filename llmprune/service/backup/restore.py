@@ -20,9 +20,9 @@ from llmprune.service.backup.archive import (
     opened,
     row_counts,
 )
-from llmprune.service.jobs.database import Database
-from llmprune.service.jobs.schema import latest
-from llmprune.service.jobs.sqlite import SqliteDatabase
+from llmprune.service.database.database import Database
+from llmprune.service.database.schema import latest
+from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.settings import Settings
 
 _OF_THE_MOMENT = ("heartbeat", "sessions")  # tables that are not restored: people sign in again
@@ -59,7 +59,7 @@ def _require_empty(settings: Settings, database: Database) -> None:
             raise OutputError(f"{found[0]} exists; move the job table away first, or give another --data-dir")
         return
     from llmprune.service.backup.tables import has_rows
-    from llmprune.service.jobs.postgresql import PostgresqlDatabase
+    from llmprune.service.database.postgresql import PostgresqlDatabase
 
     assert isinstance(database, PostgresqlDatabase)
     if has_rows(database):
@@ -110,7 +110,7 @@ def _put(tables: Path, settings: Settings, *, database: Database) -> None:
         os.replace(tables, settings.database)
         return
     from llmprune.service.backup.tables import copy_from_file
-    from llmprune.service.jobs.postgresql import PostgresqlDatabase
+    from llmprune.service.database.postgresql import PostgresqlDatabase
 
     assert isinstance(database, PostgresqlDatabase)
     database.migrate()

@@ -12,8 +12,8 @@ from typing import Any
 from psycopg import IsolationLevel, sql
 
 from llmprune.service.backup.archive import names
-from llmprune.service.jobs.postgresql import PostgresqlDatabase
-from llmprune.service.jobs.schema import steps
+from llmprune.service.database.postgresql import PostgresqlDatabase
+from llmprune.service.database.schema import steps
 from llmprune.service.jobs.store_reads import placeholders
 
 _ROWS = 1_000  # in memory at a time

@@ -28,7 +28,7 @@ def backup(
     """Back up the job table of a service, which may run meanwhile. Models are not part of it."""
     from llmprune.service.backup.make import back_up
     from llmprune.service.data_folder import usable
-    from llmprune.service.jobs.open_database import open_database
+    from llmprune.service.database.open_database import open_database
     from llmprune.service.settings import Settings
 
     settings = Settings(data_dir=data_dir, database_url=database_url(database))
@@ -46,7 +46,7 @@ def restore(
     """Restore a backup into an empty job table, on SQLite or PostgreSQL. No service may run on it."""
     from llmprune.service.backup.restore import restore as restore_into
     from llmprune.service.data_folder import locked, usable
-    from llmprune.service.jobs.open_database import open_database
+    from llmprune.service.database.open_database import open_database
     from llmprune.service.settings import Settings
 
     settings = Settings(data_dir=data_dir, database_url=database_url(database))

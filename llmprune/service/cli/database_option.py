@@ -31,7 +31,7 @@ def database_url(given: str | None) -> str | None:
         return None
     if not url.startswith(("postgresql://", "postgres://")):
         raise RecipeError(f"{source}: give an address such as postgresql://USER@HOST/NAME, or leave it out for a file")
-    from llmprune.service.jobs.postgresql import without_password
+    from llmprune.service.database.postgresql import without_password
 
     address, password = without_password(url, source=source)
     if password is not None and given:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from llmprune.common.errors import RecipeError
 from llmprune.results.formatting import plural
-from llmprune.service.jobs.database import Database, Row, Transaction
+from llmprune.service.database.database import Database, Row, Transaction
 from llmprune.service.jobs.sharing import hand_over
 from llmprune.service.jobs.store_reads import first_row
 from llmprune.service.jobs.users import SOURCE, no_user, require_an_admin, subject_digest

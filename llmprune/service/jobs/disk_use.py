@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmprune.service.jobs.database import Database
+from llmprune.service.database.database import Database
 
 _AT_A_TIME = 500  # jobs in one pass
 _STALE = (

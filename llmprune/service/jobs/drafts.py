@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmprune.common.schema import format_size
-from llmprune.service.jobs.database import Database
+from llmprune.service.database.database import Database
 from llmprune.service.recipe_policy.yaml_limits import RECIPE_LIMIT
 
 MAX_DRAFTS = 10_000  # of all users; the oldest are deleted

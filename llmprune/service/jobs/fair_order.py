@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from llmprune.service.jobs.database import Database, Transaction
+from llmprune.service.database.database import Database, Transaction
 from llmprune.service.jobs.job import Job
 
 

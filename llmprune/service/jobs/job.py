@@ -25,7 +25,7 @@ from llmprune.publish.published import Published
 from llmprune.recipe.hub import Hub
 from llmprune.results.figures.evaluation import Verdict
 from llmprune.service.artifacts.parts import Part, Use
-from llmprune.service.jobs.database import Row
+from llmprune.service.database.database import Row
 from llmprune.service.jobs.work import Work
 from llmprune.service.notifications.targets import StoredTarget
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from llmprune.service.jobs.database import Database, Row, Transaction
+from llmprune.service.database.database import Database, Row, Transaction
 from llmprune.service.jobs.job import SUMMARY_COLUMNS, JobSummary, summary_of
 from llmprune.service.jobs.model_rows import record_model
 from llmprune.service.jobs.models import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from llmprune.service.jobs.database import Database, Transaction
+from llmprune.service.database.database import Database, Transaction
 from llmprune.service.jobs.job import Figures, JobSummary
 
 NOT_MEASURED = -1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from llmprune.service.jobs.database import Database
+from llmprune.service.database.database import Database
 from llmprune.service.jobs.job import Job
 
 MAX_LOSSES = 5  # of a job's nodes in a row, without progress in between

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
 from llmprune.results.formatting import plural
-from llmprune.service.jobs.database import Database, Row, Transaction
+from llmprune.service.database.database import Database, Row, Transaction
 from llmprune.service.jobs.fair_order import last_starts
 from llmprune.service.jobs.job import ACTIVE, Job
 from llmprune.service.jobs.store_reads import Conflict, QueueFull, first_row

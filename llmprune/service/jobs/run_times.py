@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmprune.service.jobs.database import Database, Row, Transaction
+from llmprune.service.database.database import Database, Row, Transaction
 from llmprune.service.jobs.job import FINISHED, Job
 
 _MOST_VALUES = 400  # of one query

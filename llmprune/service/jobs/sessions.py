@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from llmprune.common.printing import printable
-from llmprune.service.jobs.database import Database
+from llmprune.service.database.database import Database
 from llmprune.service.jobs.tokens import SCOPES, Caller, Tokens, digest_of, limited_caller, scopes_of
 
 SESSION_SECONDS = 12 * 3600.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmprune.recipe.recipe import Recipe
-from llmprune.service.jobs.database import Database, Transaction
+from llmprune.service.database.database import Database, Transaction
 
 WAITS = "waits for the scores of job"  # begins the step of a job that waits for another one's scores
 

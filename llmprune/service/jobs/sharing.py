@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmprune.common.errors import RecipeError
-from llmprune.service.jobs.database import Database, Transaction
+from llmprune.service.database.database import Database, Transaction
 from llmprune.service.jobs.job import Job, job_of
 from llmprune.service.jobs.store import write_event
 from llmprune.service.jobs.store_reads import first_row, row_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sized
 from typing import Any
 
-from llmprune.service.jobs.database import Row, Transaction
+from llmprune.service.database.database import Row, Transaction
 from llmprune.service.jobs.job import ACTIVE, JOB_COLUMNS, VERDICTS, JobQuery, summary_of
 
 Term = tuple[str, list[Any]]  # a condition and its values

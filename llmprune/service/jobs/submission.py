@@ -19,7 +19,7 @@ from llmprune.recipe.hub import Hub
 from llmprune.recipe.recipe import Recipe, refuse_tokens
 from llmprune.results.formatting import plural
 from llmprune.service.artifacts.parts import Use
-from llmprune.service.jobs.database import DatabaseUnavailable
+from llmprune.service.database.database import DatabaseUnavailable
 from llmprune.service.jobs.hub_token import drop_token, keep_token
 from llmprune.service.jobs.job import Job, JobRequest, NewJob, State
 from llmprune.service.jobs.job_models import JobModels

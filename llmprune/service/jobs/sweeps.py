@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from llmprune.common.errors import RecipeError
 from llmprune.results.formatting import short_model_name
-from llmprune.service.jobs.database import Database, Row
+from llmprune.service.database.database import Database, Row
 from llmprune.service.jobs.hub_token import keep_token
 from llmprune.service.jobs.job import SUMMARY_COLUMNS, NewJob, summary_of
 from llmprune.service.jobs.launcher_checks import has_data_folder

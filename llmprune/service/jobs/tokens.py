@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from llmprune.common.errors import RecipeError
-from llmprune.service.jobs.database import Database, Transaction
+from llmprune.service.database.database import Database, Transaction
 from llmprune.service.jobs.users import ROLES, SOURCE, Role, add_user
 
 Scope = Literal["read", "submit", "manage", "approve", "account", "admin"]

@@ -25,7 +25,7 @@ from llmprune.report.html.page import render_page
 from llmprune.results.load_report import load_report
 from llmprune.results.report_schema import Report
 from llmprune.results.run_folder.products import QUANTIZED_MODEL
-from llmprune.service.jobs.database import Database, Row, Transaction
+from llmprune.service.database.database import Database, Row, Transaction
 from llmprune.service.jobs.job import JOB_ID, VERDICTS, Job, Value, figures_of, job_of
 from llmprune.service.jobs.library import write_labels
 from llmprune.service.jobs.models import MAX_NOTES, MAX_TAGS, Labels, checked_tags

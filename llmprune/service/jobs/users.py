@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from llmprune.common.errors import RecipeError
-from llmprune.service.jobs.database import Database, Row, Transaction
+from llmprune.service.database.database import Database, Row, Transaction
 
 Role = Literal["viewer", "user", "approver", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)  # each may do what those before it may

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import get_args
 
 from llmprune.service.artifacts.parts import Part, Use
-from llmprune.service.jobs.database import Database, Transaction
+from llmprune.service.database.database import Database, Transaction
 from llmprune.service.jobs.job import ACTIVE, ENDED
 from llmprune.service.jobs.store_reads import Conflict, first_row, placeholders, require_made_here, row_of
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import psutil
 
-from llmprune.service.jobs.database import DatabaseError
+from llmprune.service.database.database import DatabaseError
 from llmprune.service.jobs.job import ACTIVE, Job
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.memory import memory_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from llmprune.service.jobs.database import Database
+from llmprune.service.database.database import Database
 from llmprune.service.notifications.key_file import KEY, OLD_KEY, encryption_keys
 from llmprune.service.notifications.targets import StoredTarget, Target
 

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmprune.service.api.server_paths import ServerPaths
-from llmprune.service.jobs.database import DatabaseError
-from llmprune.service.jobs.open_database import open_database
+from llmprune.service.database.database import DatabaseError
+from llmprune.service.database.open_database import open_database
 from llmprune.service.notifications.cipher import KeyLost, TargetCipher
 from llmprune.service.notifications.key_file import secret_of
 from llmprune.service.notifications.mail import send_mail

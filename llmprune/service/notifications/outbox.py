@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from llmprune.service.jobs.database import Database, Row, Transaction
+from llmprune.service.database.database import Database, Row, Transaction
 from llmprune.service.notifications.cipher import KeyLost, TargetCipher
 from llmprune.service.notifications.targets import Kind, StoredTarget, Target
 from llmprune.service.notifications.values import Delivery

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmprune.common.errors import RecipeError
-from llmprune.service.jobs.database import Database
+from llmprune.service.database.database import Database
 from llmprune.service.jobs.store_reads import first_row
 from llmprune.service.jobs.users import NAME, ROLES, Role, add_user, subject_digest
 from llmprune.service.oidc.provider import SignInRefused

@@ -17,8 +17,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from llmprune.service.jobs.database import DatabaseUnavailable
-from llmprune.service.jobs.open_database import open_database
+from llmprune.service.database.database import DatabaseUnavailable
+from llmprune.service.database.open_database import open_database
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.logs import log_with_time
 from llmprune.service.monitoring.sampler import Sampler

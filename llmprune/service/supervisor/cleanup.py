@@ -21,7 +21,7 @@ from llmprune.results.run_folder.products import FULL_VOCABULARY, GGUF_FILES, QU
 from llmprune.service.artifacts.manifest import STORED, keep_manifest, local_manifest, without, write_manifest
 from llmprune.service.artifacts.outline import OUTLINE
 from llmprune.service.artifacts.store import ArtifactStore
-from llmprune.service.jobs.database import Database
+from llmprune.service.database.database import Database
 from llmprune.service.jobs.disk_use import forget_disk_use, jobs_to_measure, write_disk_use
 from llmprune.service.jobs.job import ACTIVE, FINISHED
 from llmprune.service.jobs.model_rows import kept_models

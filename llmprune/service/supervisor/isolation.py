@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from llmprune.service.jobs.database import DatabaseUnavailable
+from llmprune.service.database.database import DatabaseUnavailable
 
 logger = logging.getLogger(__name__)
 

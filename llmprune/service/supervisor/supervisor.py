@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any
 
 from llmprune.common.errors import LLMPruneError
+from llmprune.service.database.open_database import open_database
 from llmprune.service.jobs.hub_token import drop_token
 from llmprune.service.jobs.job import ACTIVE, Job, Outcome
-from llmprune.service.jobs.open_database import open_database
 from llmprune.service.jobs.quotas import room_for
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings

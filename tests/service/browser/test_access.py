@@ -13,7 +13,7 @@ from helpers.service import recipe, served
 from playwright.sync_api import Browser, expect
 
 from llmprune.service.client.sync.client import Client
-from llmprune.service.jobs.open_database import open_database
+from llmprune.service.database.open_database import open_database
 from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.oidc.settings import OidcSettings
 from llmprune.service.settings import Settings

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from llmprune.common.errors import RecipeError
-from llmprune.service.jobs.database import (
+from llmprune.service.database.database import (
     BUSY_SECONDS,
     Database,
     DatabaseError,
@@ -21,7 +21,7 @@ from llmprune.service.jobs.database import (
     Result,
     Transaction,
 )
-from llmprune.service.jobs.service_lock import held
+from llmprune.service.database.service_lock import held
 
 try:
     import psycopg

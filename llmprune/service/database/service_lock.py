@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from llmprune.common.errors import OutputError
-from llmprune.service.jobs.database import DatabaseError
+from llmprune.service.database.database import DatabaseError
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, Protocol
 
 from llmprune.common.errors import OutputError
-from llmprune.service.jobs.schema import Dialect, latest, steps
+from llmprune.service.database.schema import Dialect, latest, steps
 
 BUSY_SECONDS = 30.0  # longest wait for another writer
 

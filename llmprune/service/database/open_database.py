@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llmprune.service.jobs.database import Database
-from llmprune.service.jobs.sqlite import SqliteDatabase
+from llmprune.service.database.database import Database
+from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.settings import Settings
 
 
@@ -11,6 +11,6 @@ def open_database(settings: Settings) -> Database:
     """Return the database that the settings name. Raises RecipeError where its client is not installed."""
     if settings.database_url is None:
         return SqliteDatabase(settings.database)
-    from llmprune.service.jobs.postgresql import PostgresqlDatabase  # an extra
+    from llmprune.service.database.postgresql import PostgresqlDatabase
 
     return PostgresqlDatabase(settings.database_url)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llmprune.service.jobs.database import (
+from llmprune.service.database.database import (
     BUSY_SECONDS,
     Database,
     DatabaseError,
