@@ -55,11 +55,11 @@ ROOMS: dict[str, set[str]] = {
 WINDOWS = {
     ("service.planner.worker", "planning.plan"),  # a process of its own, which imports torch
     ("service.planner.worker", "planning.timing"),
-    ("service.jobs.reevaluation", "evaluation.more_samples"),
-    ("service.jobs.follow_up_recipes", "evaluation.more_samples"),
+    ("service.jobs.follow_ups.reevaluation", "evaluation.more_samples"),
+    ("service.jobs.follow_ups.recipes", "evaluation.more_samples"),
     ("service.jobs.job", "publish.published"),
     ("service.supervisor.progress", "publish.published"),
-    ("service.jobs.uploads", "report.html.page"),
+    ("service.jobs.uploads.uploads", "report.html.page"),
     ("service.web.compare", "report.html.interval_charts"),
     ("service.web.search", "report.html.search_section"),
 }

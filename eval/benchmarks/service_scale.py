@@ -27,10 +27,10 @@ from llmprune.service.database.database import Database
 from llmprune.service.database.open_database import open_database
 from llmprune.service.database.postgresql import PostgresqlDatabase
 from llmprune.service.jobs.job import ENDED, JobQuery, JobRequest, NewJob
-from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.store import JobStore
-from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.settings import Settings
+from llmprune.service.users.quotas import Quotas
+from llmprune.service.users.tokens import Tokens
 
 USERS, LIVE, RUNNING, IN_TABLE = 50, 2_000, 10, 100_000
 THINKING = 2.0  # seconds between the requests of one user, as an open page has

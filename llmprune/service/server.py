@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Protocol
 from llmprune.common.errors import OutputError, RecipeError
 from llmprune.service.data_folder import locked, usable
 from llmprune.service.database.open_database import open_database
-from llmprune.service.jobs.tokens import Tokens
-from llmprune.service.jobs.users import Users
 from llmprune.service.listening import listening
 from llmprune.service.logs import audit_command, kept, log_with_time
 from llmprune.service.settings import Settings, is_loopback
 from llmprune.service.upgrade import bring_up_to_date
+from llmprune.service.users.tokens import Tokens
+from llmprune.service.users.users import Users
 
 if TYPE_CHECKING:
     import uvicorn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmprune.service.database.database import Database
-from llmprune.service.jobs.library import Library
+from llmprune.service.jobs.library.library import Library
 from llmprune.service.notifications.cipher import TargetCipher, encrypt_targets
 from llmprune.service.settings import Settings
 

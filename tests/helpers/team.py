@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.service import ServiceHarness
-from llmprune.service.jobs.users import ROLES
+from llmprune.service.users.users import ROLES
 
 HTML = {"Accept": "text/html"}
 

@@ -23,9 +23,9 @@ from helpers.commands import (
 from safetensors.torch import load_file
 
 from llmprune.results.run_folder.earlier_products import take_scores
-from llmprune.service.jobs.follow_up_recipes import overrides_of
+from llmprune.service.jobs.follow_ups.recipes import overrides_of
+from llmprune.service.jobs.follow_ups.work import Recover, Sparsify, Work
 from llmprune.service.jobs.job import Job
-from llmprune.service.jobs.work import Recover, Sparsify, Work
 from llmprune.service.recipe_policy.policy import admit
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.follow_up_commands import follow_up_arguments

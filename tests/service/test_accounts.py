@@ -16,9 +16,9 @@ from llmprune.cli.main import app as command_line
 from llmprune.common.errors import RecipeError
 from llmprune.service.database.schema import steps
 from llmprune.service.database.sqlite import SqliteDatabase
-from llmprune.service.jobs.sessions import Sessions
-from llmprune.service.jobs.tokens import MAX_TOKENS, SCOPES, SCOPES_OF, Caller, Tokens, digest_of
-from llmprune.service.jobs.users import Users
+from llmprune.service.users.sessions import Sessions
+from llmprune.service.users.tokens import MAX_TOKENS, SCOPES, SCOPES_OF, Caller, Tokens, digest_of
+from llmprune.service.users.users import Users
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import pytest
 from helpers.finished import WEIGHTS, finished, report_json, write_run
 from helpers.service import ServiceHarness
 
-from llmprune.service.jobs import archive_uploads
-from llmprune.service.jobs.quotas import OwnQuotas, set_own_quotas
-from llmprune.service.jobs.tokens import LOCAL
-from llmprune.service.jobs.uploads import MAX_OPEN, UploadRequest, Uploads
+from llmprune.service.jobs.uploads import archives as archive_uploads
+from llmprune.service.jobs.uploads.uploads import MAX_OPEN, UploadRequest, Uploads
+from llmprune.service.users.quotas import OwnQuotas, set_own_quotas
+from llmprune.service.users.tokens import LOCAL
 from llmprune.service.web import uploads as route
 
 PAGE, PROGRAM = {"Accept": "text/html"}, {"Accept": "application/json"}
@@ -134,7 +134,7 @@ def test_what_no_run_has_is_refused(
 ) -> None:
     """A name that comes twice, large records, too many files and damaged weights are refused."""
     monkeypatch.setattr(archive_uploads, "MAX_FILES", 8)
-    monkeypatch.setattr("llmprune.service.jobs.upload_files.MAX_RECORD", 20_000)
+    monkeypatch.setattr("llmprune.service.jobs.uploads.files.MAX_RECORD", 20_000)
     before = left(harness)
     answer = send(harness, tar_of(write_run(tmp_path / "run"), **more))
     assert (answer.status_code, said in answer.json()["detail"]) == (422, True), answer.text

@@ -19,9 +19,9 @@ from helpers.service import ServiceHarness, recipe, settings_in
 from llmprune.service.database import schema
 from llmprune.service.database.open_database import open_database
 from llmprune.service.jobs.job import JobRequest, NewJob
-from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings
+from llmprune.service.users.quotas import Quotas
 
 NEW = NewJob("ann", "org/model", "r", (), JobRequest(name="n"), key="k", digest="d")
 KINDS = ["SQLite", "PostgreSQL"]

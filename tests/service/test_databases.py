@@ -21,17 +21,17 @@ from llmprune.service.database import schema, service_lock
 from llmprune.service.database.database import Database, DatabaseUnavailable, IntegrityError
 from llmprune.service.database.postgresql import PostgresqlDatabase
 from llmprune.service.database.sqlite import SqliteDatabase
+from llmprune.service.jobs.follow_ups.work import Bench
 from llmprune.service.jobs.job import Figures, JobQuery, JobRequest, NewJob, Outcome
-from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.run_times import RunTimes, known_run_times
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
 from llmprune.service.jobs.uses import jobs_in_use
-from llmprune.service.jobs.work import Bench
 from llmprune.service.notifications.cipher import TargetCipher, encrypt_targets
 from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.notifications.targets import Target
 from llmprune.service.supervisor.__main__ import _stop
+from llmprune.service.users.quotas import Quotas
 
 NEW = NewJob("ann", "org/model", "r", (), JobRequest(name="first"))
 WRITERS = 6

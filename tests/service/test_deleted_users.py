@@ -13,11 +13,11 @@ from typer.main import get_command
 
 from llmprune.cli.main import app as command_line
 from llmprune.common.errors import AccessDenied, NotFound, RecipeError, StateConflict
-from llmprune.service.jobs.deleted_users import delete_user
 from llmprune.service.jobs.drafts import Draft, Drafts
 from llmprune.service.jobs.job import JobRequest, NewJob
-from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.store_reads import Conflict
+from llmprune.service.users.deleted_users import delete_user
+from llmprune.service.users.quotas import Quotas
 
 HTML = {"Accept": "text/html"}
 FILES = ("report.json", "model/config.json", "model/model.safetensors")

@@ -24,8 +24,8 @@ from helpers.service import ServiceHarness, answers, free_port, recipe, served
 
 from llmprune.cli.main import app
 from llmprune.service.database.sqlite import SqliteDatabase
-from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.server import write_first_token
+from llmprune.service.users.tokens import Tokens
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs" / "deploy"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from helpers.service import ServiceHarness, served
 
-from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.settings import SITE
+from llmprune.service.users.tokens import Tokens
 
 HTML = {"Accept": "text/html"}
 CHROMIUM = shutil.which("chromium")

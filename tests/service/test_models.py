@@ -10,9 +10,9 @@ import pytest
 from helpers.finished import finished, report_json
 from helpers.service import RECIPE, ServiceHarness
 
-from llmprune.service.jobs.library import Library
-from llmprune.service.jobs.model_rows import kept_models
-from llmprune.service.jobs.models import ModelQuery, Sort
+from llmprune.service.jobs.library.library import Library
+from llmprune.service.jobs.library.model_rows import kept_models
+from llmprune.service.jobs.library.models import ModelQuery, Sort
 
 PAGE = {"Accept": "text/html"}
 

@@ -18,13 +18,13 @@ from helpers.service import ServiceHarness, recipe
 from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.jobs import store
 from llmprune.service.jobs.job import Outcome
-from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.notifications import webhook
 from llmprune.service.notifications.cipher import TargetCipher
 from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.notifications.settings import NotificationSettings
 from llmprune.service.notifications.targets import Target
 from llmprune.service.notifications.webhook import DeliveryError
+from llmprune.service.users.quotas import Quotas
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from llmprune.cli.main import app as command_line
 from llmprune.common.errors import RecipeError
-from llmprune.service.jobs.deleted_users import delete_user, readmit
 from llmprune.service.oidc.provider import Provider
 from llmprune.service.oidc.settings import OidcSettings
 from llmprune.service.server import require_token
 from llmprune.service.settings import Settings
+from llmprune.service.users.deleted_users import delete_user, readmit
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from llmprune.common.errors import RecipeError
 from llmprune.recipe.recipe import Recipe
 from llmprune.service.jobs.job import Figures, JobSummary
 from llmprune.service.jobs.job_name import default_name
-from llmprune.service.jobs.tokens import LOCAL
 from llmprune.service.supervisor.progress import read_figures
+from llmprune.service.users.tokens import LOCAL
 from llmprune.service.web.compare import comparison_of
 from llmprune.service.web.first_recipe import START
 from llmprune.service.web.form import RecipeForm, apply_form, form_of

@@ -9,9 +9,9 @@ from fastapi.testclient import TestClient
 from helpers.follow_ups import ask, cancelled, finished, made
 from helpers.service import BASE, ServiceHarness, recipe
 
-from llmprune.service.jobs.quotas import OwnQuotas, set_own_quotas
-from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.supervisor.cleanup import clean_up, used_bytes
+from llmprune.service.users.quotas import OwnQuotas, set_own_quotas
+from llmprune.service.users.tokens import Tokens
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from typing import Any
 from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 
 from llmprune.service.jobs.fair_order import in_turn
-from llmprune.service.jobs.quotas import OwnQuotas, default_quotas, set_own_quotas, usage_of
 from llmprune.service.supervisor.cleanup import measure_jobs, remove_products
+from llmprune.service.users.quotas import OwnQuotas, default_quotas, set_own_quotas, usage_of
 
 FILES = ("report.json", "model/config.json", "model/model.safetensors")
 

@@ -13,7 +13,7 @@ from llmprune.recipe.recipe import Recipe
 from llmprune.results.run_folder.earlier_products import SCORES
 from llmprune.results.run_folder.products import JOURNAL
 from llmprune.service.jobs.job import Job, Outcome, State
-from llmprune.service.jobs.shared_scores import WAITS, key_of_scores
+from llmprune.service.jobs.sweeps.shared_scores import WAITS, key_of_scores
 from llmprune.service.monitoring.queue_estimate import QueueState, places_of
 from llmprune.service.supervisor.attempts import launch_of
 from llmprune.service.supervisor.devices import Machine

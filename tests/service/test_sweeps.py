@@ -14,7 +14,7 @@ from helpers.service import RECIPE, YAML, ServiceHarness
 from llmprune.common.errors import RecipeError
 from llmprune.service.jobs.job import Outcome, figures_of
 from llmprune.service.jobs.sharing import transfer
-from llmprune.service.jobs.sweep_axes import Axis, axis_of, describe_point, points_of, split_values
+from llmprune.service.jobs.sweeps.axes import Axis, axis_of, describe_point, points_of, split_values
 
 PAGE = {"Accept": "text/html"}
 

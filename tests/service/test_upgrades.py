@@ -19,12 +19,12 @@ from llmprune.service.database.postgresql import PostgresqlDatabase
 from llmprune.service.database.schema import latest, steps
 from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.jobs.job import JobQuery, Outcome
-from llmprune.service.jobs.quotas import Quotas
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.uses import jobs_in_use
 from llmprune.service.supervisor.attempts import launch_of
 from llmprune.service.supervisor.launchers import make_launchers
+from llmprune.service.users.quotas import Quotas
 
 SCHEMAS = sorted(FOLDER.glob("*.sql"))
 Rows = dict[str, list[dict[str, Any]]]

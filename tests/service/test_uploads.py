@@ -17,10 +17,10 @@ from llmprune.common.errors import OutputError, RecipeError
 from llmprune.service.client import run_files as run_files_module
 from llmprune.service.client.run_files import run_files
 from llmprune.service.client.sync.client import Client
-from llmprune.service.jobs.model_rows import kept_models
-from llmprune.service.jobs.quotas import OwnQuotas, set_own_quotas
-from llmprune.service.jobs.upload_files import UploadFile, check_files, check_model, is_run_file
-from llmprune.service.jobs.uploads import KEEP_SECONDS, MAX_OPEN, Uploads
+from llmprune.service.jobs.library.model_rows import kept_models
+from llmprune.service.jobs.uploads.files import UploadFile, check_files, check_model, is_run_file
+from llmprune.service.jobs.uploads.uploads import KEEP_SECONDS, MAX_OPEN, Uploads
+from llmprune.service.users.quotas import OwnQuotas, set_own_quotas
 
 PAGE = {"Accept": "text/html"}
 

@@ -11,8 +11,8 @@ from helpers.service import RECIPE, YAML, ServiceHarness
 from helpers.team import HTML, Team
 
 from llmprune.service.api.route_scopes import ROUTES, scope_of
-from llmprune.service.jobs.tokens import SCOPES_OF, digest_of
-from llmprune.service.jobs.users import ROLES
+from llmprune.service.users.tokens import SCOPES_OF, digest_of
+from llmprune.service.users.users import ROLES
 
 
 @pytest.fixture(scope="module")

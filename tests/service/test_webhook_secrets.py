@@ -14,12 +14,12 @@ from helpers.old_schemas import FOLDER, HOOK
 from helpers.service import ServiceHarness, recipe, settings_in
 
 from llmprune.service.database.sqlite import SqliteDatabase
-from llmprune.service.jobs.deleted_users import delete_user
 from llmprune.service.notifications.cipher import TargetCipher
 from llmprune.service.notifications.key_file import KEY, OLD_KEY, secret_of
 from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.notifications.settings import NotificationSettings
 from llmprune.service.upgrade import bring_up_to_date
+from llmprune.service.users.deleted_users import delete_user
 
 URL = "https://hooks.example.org/services/T0KEN"
 MAIL = "Ann.Other@example.org"

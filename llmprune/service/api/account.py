@@ -11,8 +11,8 @@ from llmprune.common.errors import RecipeError
 from llmprune.service.api.account_values import Account, MadeToken, NewToken, ShownSession, ShownToken
 from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
 from llmprune.service.api.error_responses import Refused, documented
-from llmprune.service.jobs.quotas import default_quotas, quotas_of, usage_of
-from llmprune.service.jobs.tokens import LOCAL, SCOPES, Caller
+from llmprune.service.users.quotas import default_quotas, quotas_of, usage_of
+from llmprune.service.users.tokens import LOCAL, SCOPES, Caller
 
 router = APIRouter(prefix="/v1/account", tags=["account"])
 

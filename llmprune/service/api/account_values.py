@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llmprune.service.jobs.quotas import OwnQuotas, Quotas, Usage
-from llmprune.service.jobs.tokens import SCOPES, Scope
-from llmprune.service.jobs.users import NAME, Role
+from llmprune.service.users.quotas import OwnQuotas, Quotas, Usage
+from llmprune.service.users.tokens import SCOPES, Scope
+from llmprune.service.users.users import NAME, Role
 
 
 class Account(BaseModel):

@@ -42,8 +42,7 @@ from llmprune.service.api.stored_files import StoredFiles
 from llmprune.service.database.open_database import open_database
 from llmprune.service.environment import hub_variables, inherited
 from llmprune.service.jobs.store import JobStore
-from llmprune.service.jobs.tokens import Tokens
-from llmprune.service.jobs.uploads import Uploads
+from llmprune.service.jobs.uploads.uploads import Uploads
 from llmprune.service.monitoring.board import QueueBoard
 from llmprune.service.notifications.cipher import TargetCipher
 from llmprune.service.notifications.outbox import Outbox
@@ -51,6 +50,7 @@ from llmprune.service.oidc.provider import Provider
 from llmprune.service.planner.planner import Planner
 from llmprune.service.settings import Settings
 from llmprune.service.upgrade import bring_up_to_date
+from llmprune.service.users.tokens import Tokens
 from llmprune.service.web import documentation, routes
 
 DESCRIPTION = """Pruning jobs over HTTP. A submitted recipe becomes a job, which runs as `llmprune run` in a process of

@@ -27,10 +27,10 @@ from llmprune.service.api.error_responses import Failure, problem_response, resp
 from llmprune.service.api.rate_limit import ConcurrencyLimit, RateLimit, network_of
 from llmprune.service.api.route_scopes import PUBLIC, refusal_of
 from llmprune.service.database.database import DatabaseError, DatabaseUnavailable
-from llmprune.service.jobs.sessions import Sessions
-from llmprune.service.jobs.tokens import LOCAL, AccessEnded, Caller, Tokens
-from llmprune.service.jobs.users import Users
 from llmprune.service.settings import LOOPBACK, Settings, is_loopback
+from llmprune.service.users.sessions import Sessions
+from llmprune.service.users.tokens import LOCAL, AccessEnded, Caller, Tokens
+from llmprune.service.users.users import Users
 
 COOKIE = "llmprune_session"
 FLOW_COOKIE = "llmprune_sign_in"  # of a sign-in under way at the OpenID provider

@@ -12,8 +12,8 @@ from llmprune.service.api.error_responses import documented
 from llmprune.service.api.values import Compared, Comparison, RecipeDifference
 from llmprune.service.jobs.comparison import MOST_COMPARED, as_csv, bytes_on_disk, compare_reports
 from llmprune.service.jobs.job import Job
-from llmprune.service.jobs.library import Library
-from llmprune.service.jobs.tokens import Caller
+from llmprune.service.jobs.library.library import Library
+from llmprune.service.users.tokens import Caller
 
 router = APIRouter(prefix="/v1", tags=["models"])
 

@@ -20,11 +20,8 @@ from llmprune.service.api.stored_files import StoredFiles
 from llmprune.service.api.stored_models import Outline, outline_for
 from llmprune.service.database.database import Database
 from llmprune.service.jobs.job import JOB_ID, J, Job
-from llmprune.service.jobs.job_models import JobModels
-from llmprune.service.jobs.sessions import Sessions
+from llmprune.service.jobs.library.job_models import JobModels
 from llmprune.service.jobs.store import JobStore
-from llmprune.service.jobs.tokens import Caller, Tokens
-from llmprune.service.jobs.users import Users
 from llmprune.service.monitoring.board import QueueBoard
 from llmprune.service.notifications.outbox import Outbox
 from llmprune.service.planner.planner import Planner
@@ -32,6 +29,9 @@ from llmprune.service.planner.queue import PlannerBusy
 from llmprune.service.recipe_policy.allowed_paths import JOB_SCHEME
 from llmprune.service.recipe_policy.policy import ExaminedRecipe
 from llmprune.service.settings import Settings
+from llmprune.service.users.sessions import Sessions
+from llmprune.service.users.tokens import Caller, Tokens
+from llmprune.service.users.users import Users
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheServ
 from llmprune.service.api.error_responses import documented
 from llmprune.service.api.jobs import HubToken, IdempotencyKey, queued_job
 from llmprune.service.api.values import FollowUps, Offered
-from llmprune.service.jobs.follow_ups import FollowUp, offers_of, submit_follow_up
+from llmprune.service.jobs.follow_ups.follow_ups import FollowUp, offers_of, submit_follow_up
+from llmprune.service.jobs.follow_ups.work import Work
 from llmprune.service.jobs.job import Job, JobQuery
-from llmprune.service.jobs.tokens import Caller
-from llmprune.service.jobs.work import Work
+from llmprune.service.users.tokens import Caller
 
 router = APIRouter(prefix="/v1/jobs/{job}/follow-ups", tags=["follow-ups"])
 

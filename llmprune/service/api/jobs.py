@@ -14,8 +14,8 @@ from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheServ
 from llmprune.service.api.error_responses import documented
 from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
 from llmprune.service.api.values import JobPage
+from llmprune.service.jobs.follow_ups.reevaluation import reevaluate
 from llmprune.service.jobs.job import Job, JobQuery, State
-from llmprune.service.jobs.reevaluation import reevaluate
 from llmprune.service.jobs.submission import PushSubmission, Submission, cancel, retry, submit, submit_push
 from llmprune.service.supervisor.launchers import LAUNCHERS
 

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from llmprune import __version__
 from llmprune.service.api.dependencies import Service
 from llmprune.service.api.status import queue_of
-from llmprune.service.jobs.tokens import LOCAL
+from llmprune.service.users.tokens import LOCAL
 
 
 class MachineCollector(Collector):

@@ -13,9 +13,9 @@ from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheServ
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.api.values import DeletedModels, ModelList
 from llmprune.service.jobs.job import JOB_ID, Job
-from llmprune.service.jobs.library import Library
-from llmprune.service.jobs.models import Labels, Model, ModelQuery, Order, Sort, Stage, may_label, new_labels
-from llmprune.service.jobs.tokens import Caller
+from llmprune.service.jobs.library.library import Library
+from llmprune.service.jobs.library.models import Labels, Model, ModelQuery, Order, Sort, Stage, may_label, new_labels
+from llmprune.service.users.tokens import Caller
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 

@@ -6,10 +6,10 @@ from fastapi import APIRouter
 
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
-from llmprune.service.jobs.tokens import Caller
 from llmprune.service.notifications.key_file import secret_of
 from llmprune.service.notifications.targets import checked_targets
 from llmprune.service.notifications.values import JobNotifications, Targets, UserNotifications
+from llmprune.service.users.tokens import Caller
 
 router = APIRouter(prefix="/v1", tags=["notifications"])
 

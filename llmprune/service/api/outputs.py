@@ -21,7 +21,7 @@ from llmprune.service.api.values import Artifact
 from llmprune.service.database.database import DatabaseUnavailable, Row
 from llmprune.service.jobs.hub_token import redact
 from llmprune.service.jobs.job import ENDED, Job
-from llmprune.service.jobs.tokens import Caller
+from llmprune.service.users.tokens import Caller
 
 router = APIRouter(prefix="/v1/jobs/{job}", tags=["outputs"])
 

@@ -7,7 +7,7 @@ from re import Pattern
 
 from starlette.routing import compile_path
 
-from llmprune.service.jobs.tokens import SCOPE_MEANINGS, Caller, Scope
+from llmprune.service.users.tokens import SCOPE_MEANINGS, Caller, Scope
 
 PUBLIC = ("/v1/health", "/v1/ready", "/login", "/login/oidc", "/login/oidc/callback")  # for callers that are unknown
 _SAFE = ("GET", "HEAD", "OPTIONS")

@@ -13,9 +13,9 @@ from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.api.metrics import Metrics
 from llmprune.service.api.values import Device, Health, Queue
 from llmprune.service.jobs.job import ACTIVE
-from llmprune.service.jobs.tokens import Caller
 from llmprune.service.supervisor.devices import uses_this_machine
 from llmprune.service.supervisor.launchers import offered_launchers, remote_launchers
+from llmprune.service.users.tokens import Caller
 
 router = APIRouter(prefix="/v1", tags=["service"])
 public_router = APIRouter(prefix="/v1", tags=["service"])  # no token is needed

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmprune.service.artifacts.outline import outline_of_model
 from llmprune.service.artifacts.store import ArtifactStore
-from llmprune.service.jobs.job_models import JobModels
+from llmprune.service.jobs.library.job_models import JobModels
 
 
 @dataclass(frozen=True)

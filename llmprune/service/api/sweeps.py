@@ -15,15 +15,9 @@ from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
 from llmprune.service.api.values import CancelledSweep
 from llmprune.service.jobs.job import JOB_ID
 from llmprune.service.jobs.submission import Submission
-from llmprune.service.jobs.sweep_axes import MAX_AXES, MAX_POINTS, Sweep, SweepSummary, axis_of
-from llmprune.service.jobs.sweeps import (
-    SweepSubmission,
-    cancel_sweep,
-    find_sweep,
-    list_sweeps,
-    submit_sweep,
-)
-from llmprune.service.jobs.tokens import Caller
+from llmprune.service.jobs.sweeps.axes import MAX_AXES, MAX_POINTS, Sweep, SweepSummary, axis_of
+from llmprune.service.jobs.sweeps.sweeps import SweepSubmission, cancel_sweep, find_sweep, list_sweeps, submit_sweep
+from llmprune.service.users.tokens import Caller
 
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
 

@@ -18,9 +18,8 @@ from llmprune.service.api.dependencies import TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.jobs.job import Job
 from llmprune.service.jobs.store_reads import Conflict
-from llmprune.service.jobs.tokens import Caller
-from llmprune.service.jobs.upload_files import MAX_NAME, FileProgress, Upload, UploadFile
-from llmprune.service.jobs.uploads import (
+from llmprune.service.jobs.uploads.files import MAX_NAME, FileProgress, Upload, UploadFile
+from llmprune.service.jobs.uploads.uploads import (
     UPLOAD_ID,
     OpenUpload,
     UploadRequest,
@@ -30,6 +29,7 @@ from llmprune.service.jobs.uploads import (
 )
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.cleanup import over_quota
+from llmprune.service.users.tokens import Caller
 
 router = APIRouter(prefix="/v1/models/uploads", tags=["models"])
 

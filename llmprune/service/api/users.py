@@ -21,19 +21,12 @@ from llmprune.service.api.account_values import (
 )
 from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
 from llmprune.service.api.error_responses import Refused, documented
-from llmprune.service.jobs.deleted_users import delete_user as delete_user_of
-from llmprune.service.jobs.quotas import (
-    OwnQuotas,
-    default_quotas,
-    own_quotas,
-    quotas_of,
-    set_own_quotas,
-    usage_of,
-)
 from llmprune.service.jobs.sharing import transfer
-from llmprune.service.jobs.tokens import LOCAL, Caller
-from llmprune.service.jobs.uploads import Uploads
-from llmprune.service.jobs.users import NAME, User
+from llmprune.service.jobs.uploads.uploads import Uploads
+from llmprune.service.users.deleted_users import delete_user as delete_user_of
+from llmprune.service.users.quotas import OwnQuotas, default_quotas, own_quotas, quotas_of, set_own_quotas, usage_of
+from llmprune.service.users.tokens import LOCAL, Caller
+from llmprune.service.users.users import NAME, User
 
 router = APIRouter(prefix="/v1/users", tags=["users"])
 

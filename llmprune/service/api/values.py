@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmprune.service.jobs.job import Figures, JobSummary, State
-from llmprune.service.jobs.models import Model, Stage
+from llmprune.service.jobs.library.models import Model, Stage
 
 
 class JobPage(BaseModel):

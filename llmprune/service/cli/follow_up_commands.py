@@ -26,7 +26,7 @@ from llmprune.service.cli.commands import (
     token_in,
     watch_job,
 )
-from llmprune.service.jobs.work import KINDS
+from llmprune.service.jobs.follow_ups.work import KINDS
 
 app = typer.Typer(
     help="Ask for work on a finished job of a service. It is a job of its own, and reuses what the finished one has.",

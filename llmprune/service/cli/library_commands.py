@@ -84,7 +84,7 @@ def sweep(
     token_file: TokenFile = None,
 ) -> None:
     """Submit a job for every combination of values; prints the jobs' ids and the page that compares them."""
-    from llmprune.service.jobs.sweep_axes import split_values
+    from llmprune.service.jobs.sweeps.axes import split_values
 
     vary = [one for one in overrides if len(split_values(one.partition("=")[2])) > 1]
     if not vary:

@@ -11,8 +11,8 @@ import typer
 from llmprune.common.errors import RecipeError
 
 if TYPE_CHECKING:
-    from llmprune.service.jobs.users import Role
     from llmprune.service.oidc.settings import OidcSettings
+    from llmprune.service.users.users import Role
 
 Issuer = Annotated[
     str | None,
@@ -83,7 +83,7 @@ def oidc_settings(
 
 
 def _group_role(text: str) -> tuple[str, Role]:
-    from llmprune.service.jobs.users import ROLES
+    from llmprune.service.users.users import ROLES
 
     group, separator, name = text.rpartition("=")
     for role in ROLES:

@@ -14,9 +14,9 @@ from llmprune.service.cli.database_option import DatabaseUrl, database_url
 from llmprune.service.cli.serve_options import DataDir
 
 if TYPE_CHECKING:
-    from llmprune.service.jobs.quotas import OwnQuotas
-    from llmprune.service.jobs.tokens import Scope, Tokens
-    from llmprune.service.jobs.users import Role
+    from llmprune.service.users.quotas import OwnQuotas
+    from llmprune.service.users.tokens import Scope, Tokens
+    from llmprune.service.users.users import Role
 
 RoleOption = Annotated[
     Literal["viewer", "user", "approver", "admin"] | None,
@@ -59,7 +59,7 @@ def token(
         tokens.revoke(name, label)
         audit_command(data_dir, action="token revoke", token=name, details={"token": label or "all"})
         return
-    from llmprune.service.jobs.tokens import SCOPES
+    from llmprune.service.users.tokens import SCOPES
 
     chosen = _scopes(scopes) if scopes else list(SCOPES)
     new_role = role or ("user" if tokens.owner_role(name) is None else None)
@@ -92,8 +92,8 @@ def user(
     database: DatabaseUrl = None,
 ) -> None:
     """Make, list, change and delete the service's users, their quotas, and who owns the jobs of one who leaves."""
-    from llmprune.service.jobs.users import Users
     from llmprune.service.logs import audit_command
+    from llmprune.service.users.users import Users
 
     tokens = _tokens(data_dir, database)
     if action == "list":
@@ -139,11 +139,11 @@ def _changed(
 ) -> dict[str, object]:
     """Change a user; return what the audit log says about it."""
     from llmprune.results.formatting import plural
-    from llmprune.service.jobs.deleted_users import delete_user, readmit
     from llmprune.service.jobs.sharing import transfer
-    from llmprune.service.jobs.uploads import Uploads
-    from llmprune.service.jobs.users import Users
+    from llmprune.service.jobs.uploads.uploads import Uploads
     from llmprune.service.settings import Settings
+    from llmprune.service.users.deleted_users import delete_user, readmit
+    from llmprune.service.users.users import Users
 
     users, shown = Users(tokens.database), printable(name)
     if action == "create":
@@ -182,7 +182,7 @@ def add_to(app: typer.Typer) -> None:
 
 def _set_quotas(tokens: Tokens, name: str, *, given: dict[str, str | None]) -> None:
     """Change the quotas that are given; the others stay."""
-    from llmprune.service.jobs.quotas import own_quotas, set_own_quotas
+    from llmprune.service.users.quotas import own_quotas, set_own_quotas
 
     if not any(given.values()):
         raise RecipeError("user set-quota needs a quota, such as --running 2 or --disk 200GB")
@@ -212,7 +212,7 @@ def _quota(name: str, text: str) -> int | None:
 
 def _scopes(text: str) -> list[Scope]:
     """Split scopes. Raises RecipeError."""
-    from llmprune.service.jobs.tokens import SCOPES
+    from llmprune.service.users.tokens import SCOPES
 
     names = [name.strip() for name in text.split(",")]
     wrong = [name for name in names if name not in SCOPES]

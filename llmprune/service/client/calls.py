@@ -12,9 +12,9 @@ from typing import Any, Generic, TypedDict, TypeVar, get_args
 
 from llmprune.common.errors import RecipeError, did_you_mean
 from llmprune.service.jobs.job import JOB_ID, State
-from llmprune.service.jobs.models import Order, Sort, Stage
-from llmprune.service.jobs.sweep_axes import split_values
-from llmprune.service.jobs.users import NAME
+from llmprune.service.jobs.library.models import Order, Sort, Stage
+from llmprune.service.jobs.sweeps.axes import split_values
+from llmprune.service.users.users import NAME
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)

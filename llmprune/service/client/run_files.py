@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llmprune.common.errors import OutputError, RecipeError
-from llmprune.service.jobs.upload_files import REPORT, is_run_file, run_file_of
+from llmprune.service.jobs.uploads.files import REPORT, is_run_file, run_file_of
 
 PART_BYTES = 16 * 1024 * 1024  # of a file, in one request
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from llmprune.results.comparison import ComparedRun, Difference, comparison_warnings, recipe_differences
 from llmprune.service.jobs.job import Figures, JobSummary
-from llmprune.service.jobs.models import Model
+from llmprune.service.jobs.library.models import Model
 from llmprune.service.settings import Settings
 
 MOST_COMPARED = 50  # jobs

@@ -26,7 +26,7 @@ from llmprune.recipe.hub import Hub
 from llmprune.results.figures.evaluation import Verdict
 from llmprune.service.artifacts.parts import Part, Use
 from llmprune.service.database.database import Row
-from llmprune.service.jobs.work import Work
+from llmprune.service.jobs.follow_ups.work import Work
 from llmprune.service.notifications.targets import StoredTarget
 
 State = Literal["queued", "running", "cancelling", "cancelled", "failed", "gate_not_met", "gate_undecided", "succeeded"]

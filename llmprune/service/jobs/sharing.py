@@ -7,7 +7,7 @@ from llmprune.service.database.database import Database, Transaction
 from llmprune.service.jobs.job import Job, job_of
 from llmprune.service.jobs.store import write_event
 from llmprune.service.jobs.store_reads import first_row, row_of
-from llmprune.service.jobs.users import SOURCE
+from llmprune.service.users.users import SOURCE
 
 _AT_A_TIME, _NO_LIMIT = 500, 2**62  # jobs in one transaction
 

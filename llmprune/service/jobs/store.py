@@ -26,8 +26,7 @@ from llmprune.service.jobs.job import (
     job_of,
     summary_of,
 )
-from llmprune.service.jobs.model_rows import record_model
-from llmprune.service.jobs.quotas import Demand, Quotas, require_quota, require_quota_again
+from llmprune.service.jobs.library.model_rows import record_model
 from llmprune.service.jobs.run_times import record_run_time
 from llmprune.service.jobs.store_reads import (
     Conflict,
@@ -44,6 +43,7 @@ from llmprune.service.jobs.store_reads import (
 )
 from llmprune.service.jobs.uses import forget_scores, record_uses, require_recorded, require_unused, take_scores
 from llmprune.service.notifications.outbox import notify_end, write_default_targets, write_targets
+from llmprune.service.users.quotas import Demand, Quotas, require_quota, require_quota_again
 
 _NOTHING_LEFT: dict[str, Any] = {"seconds_left": None, "run_seconds_left": None, "detail": None}
 _EVENT_FIELDS = (

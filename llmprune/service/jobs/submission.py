@@ -22,19 +22,19 @@ from llmprune.service.artifacts.parts import Use
 from llmprune.service.database.database import DatabaseUnavailable
 from llmprune.service.jobs.hub_token import drop_token, keep_token
 from llmprune.service.jobs.job import Job, JobRequest, NewJob, State
-from llmprune.service.jobs.job_models import JobModels
 from llmprune.service.jobs.job_name import default_name
 from llmprune.service.jobs.launcher_checks import NO_TOKEN, has_data_folder, launcher_problems
-from llmprune.service.jobs.quotas import default_quotas
-from llmprune.service.jobs.shared_scores import key_of_scores
+from llmprune.service.jobs.library.job_models import JobModels
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
-from llmprune.service.jobs.tokens import Caller
+from llmprune.service.jobs.sweeps.shared_scores import key_of_scores
 from llmprune.service.notifications.cipher import TargetCipher
 from llmprune.service.notifications.targets import StoredTarget, checked_targets
 from llmprune.service.recipe_policy.policy import admit
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.launchers import offered_launchers
+from llmprune.service.users.quotas import default_quotas
+from llmprune.service.users.tokens import Caller
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from llmprune.common.time_left import rough_duration
 from llmprune.results.formatting import plural
 from llmprune.service.jobs.job import Job
-from llmprune.service.jobs.shared_scores import WAITS
+from llmprune.service.jobs.sweeps.shared_scores import WAITS
 from llmprune.service.supervisor.devices import Machine, uses_this_machine
 
 

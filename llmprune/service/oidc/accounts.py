@@ -9,9 +9,9 @@ from typing import Any
 from llmprune.common.errors import RecipeError
 from llmprune.service.database.database import Database
 from llmprune.service.jobs.store_reads import first_row
-from llmprune.service.jobs.users import NAME, ROLES, Role, add_user, subject_digest
 from llmprune.service.oidc.provider import SignInRefused
 from llmprune.service.oidc.settings import OidcSettings
+from llmprune.service.users.users import NAME, ROLES, Role, add_user, subject_digest
 
 _MAX_CLAIM = 300  # characters
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict
 
 from llmprune.common.errors import RecipeError
-from llmprune.service.jobs.users import Role
+from llmprune.service.users.users import Role
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

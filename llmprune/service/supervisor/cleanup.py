@@ -24,7 +24,7 @@ from llmprune.service.artifacts.store import ArtifactStore
 from llmprune.service.database.database import Database
 from llmprune.service.jobs.disk_use import forget_disk_use, jobs_to_measure, write_disk_use
 from llmprune.service.jobs.job import ACTIVE, FINISHED
-from llmprune.service.jobs.model_rows import kept_models
+from llmprune.service.jobs.library.model_rows import kept_models
 from llmprune.service.jobs.other_machines import removals, removed
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import NoSuchJob

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from llmprune.common.errors import RecipeError
 from llmprune.service.jobs.fair_order import in_turn
 from llmprune.service.jobs.job import Job, JobSummary
-from llmprune.service.jobs.quotas import Room
+from llmprune.service.users.quotas import Room
 
 MAX_PUSHES = 2  # at a time; a push takes no slot, for it mostly waits for the network
 

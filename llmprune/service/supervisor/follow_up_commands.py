@@ -7,8 +7,8 @@ from pathlib import Path
 
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.recipe import Recipe
+from llmprune.service.jobs.follow_ups.work import Bench, Evaluate, Size, Work
 from llmprune.service.jobs.job import Job
-from llmprune.service.jobs.work import Bench, Evaluate, Size, Work
 
 BENCH = "bench.json"  # in the run folder of a bench
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from llmprune.results.run_folder.earlier_products import has_scores
 from llmprune.service.jobs.job import ACTIVE, FINISHED, Job
-from llmprune.service.jobs.shared_scores import WAITS, Member, groups_that_wait
 from llmprune.service.jobs.store import JobStore
+from llmprune.service.jobs.sweeps.shared_scores import WAITS, Member, groups_that_wait
 from llmprune.service.settings import Settings
 
 

@@ -16,7 +16,6 @@ from llmprune.common.errors import LLMPruneError
 from llmprune.service.database.open_database import open_database
 from llmprune.service.jobs.hub_token import drop_token
 from llmprune.service.jobs.job import ACTIVE, Job, Outcome
-from llmprune.service.jobs.quotas import room_for
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.attempts import launch_of, prepare
@@ -32,6 +31,7 @@ from llmprune.service.supervisor.overuse import overuse, truncate_log
 from llmprune.service.supervisor.progress import read_progress
 from llmprune.service.supervisor.remote_jobs import RemoteJobs
 from llmprune.service.supervisor.score_sharing import ScoreSharing
+from llmprune.service.users.quotas import room_for
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from llmprune.results.formatting import plural
 from llmprune.service.api.dependencies import Service
 from llmprune.service.jobs.job import JOB_ID, Job, JobSummary
-from llmprune.service.jobs.library import Library
-from llmprune.service.jobs.models import HistoryEvent, Model, may_label
-from llmprune.service.jobs.sweep_axes import SweepSummary
-from llmprune.service.jobs.sweeps import sweep_of_job
-from llmprune.service.jobs.tokens import Caller
+from llmprune.service.jobs.library.library import Library
+from llmprune.service.jobs.library.models import HistoryEvent, Model, may_label
+from llmprune.service.jobs.sweeps.axes import SweepSummary
+from llmprune.service.jobs.sweeps.sweeps import sweep_of_job
 from llmprune.service.recipe_policy.allowed_paths import JOB_SCHEME
+from llmprune.service.users.tokens import Caller
 
 _EVENTS = {
     "cleaned": "the clean-up deleted the model",

@@ -14,8 +14,8 @@ from llmprune.service.api.account import TokenId, account_of, make_own_token, re
 from llmprune.service.api.account_values import NewToken
 from llmprune.service.api.auth import COOKIE
 from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
-from llmprune.service.jobs.quotas import LABELS, Quotas, Usage
-from llmprune.service.jobs.tokens import LOCAL, SCOPE_MEANINGS, SCOPES, SCOPES_OF, Caller, Scope
+from llmprune.service.users.quotas import LABELS, Quotas, Usage
+from llmprune.service.users.tokens import LOCAL, SCOPE_MEANINGS, SCOPES, SCOPES_OF, Caller, Scope
 from llmprune.service.web.responses import page, page_router
 
 router = page_router()

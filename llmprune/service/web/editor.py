@@ -17,7 +17,7 @@ from llmprune.recipe.suites import suites
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused
 from llmprune.service.jobs.drafts import Draft, Drafts
-from llmprune.service.jobs.follow_up_recipes import editable_recipe
+from llmprune.service.jobs.follow_ups.recipes import editable_recipe
 from llmprune.service.jobs.job import Job
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
 from llmprune.service.jobs.submission import Submission, submit

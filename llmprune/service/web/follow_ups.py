@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from llmprune.common.errors import RecipeError
 from llmprune.service.api.dependencies import JobId, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused
-from llmprune.service.jobs.follow_ups import FollowUp, submit_follow_up
-from llmprune.service.jobs.work import ANY_WORK, Work
+from llmprune.service.jobs.follow_ups.follow_ups import FollowUp, submit_follow_up
+from llmprune.service.jobs.follow_ups.work import ANY_WORK, Work
 from llmprune.service.web.responses import page_router, plain_token
 
 router = page_router()

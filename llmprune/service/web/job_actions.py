@@ -11,7 +11,8 @@ from fastapi.responses import RedirectResponse, Response
 from llmprune.recipe.hub import AUTO, Hub
 from llmprune.recipe.recipe import validate_arguments
 from llmprune.service.api.dependencies import JobId, TheCaller, TheService
-from llmprune.service.jobs import reevaluation, submission
+from llmprune.service.jobs import submission
+from llmprune.service.jobs.follow_ups import reevaluation
 from llmprune.service.jobs.submission import PushSubmission
 from llmprune.service.web.responses import page_router, plain_token
 

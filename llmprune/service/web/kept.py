@@ -10,8 +10,8 @@ from typing import Any
 from llmprune.results.figures.evaluation import DivergenceFigures, GenerationFigures, PerplexityFigures, TaskFigures
 from llmprune.results.formatting import number, percent, plural, span
 from llmprune.service.api.dependencies import Service
+from llmprune.service.jobs.follow_ups.reevaluation import report_of
 from llmprune.service.jobs.job import FINISHED, Figures, Job
-from llmprune.service.jobs.reevaluation import report_of
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.web.repairs import LOOK, repair_of
 

@@ -9,10 +9,10 @@ from llmprune.service.api.dependencies import Service
 from llmprune.service.api.live import live_progress, live_use
 from llmprune.service.api.notifications import notifications_of
 from llmprune.service.jobs.job import Job, JobSummary
-from llmprune.service.jobs.tokens import Caller
 from llmprune.service.monitoring.queue_estimate import QueuePlace
 from llmprune.service.monitoring.run_progress import RunProgress
 from llmprune.service.supervisor.launchers import remote_launchers
+from llmprune.service.users.tokens import Caller
 from llmprune.service.web.run_charts import histories, timeline_rows
 
 

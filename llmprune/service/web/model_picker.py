@@ -15,9 +15,9 @@ from llmprune.results.figures.search import TriedShape
 from llmprune.results.formatting import short_model_name
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.jobs.job import FINISHED, JobQuery, JobSummary
-from llmprune.service.jobs.job_models import finished_of_model
-from llmprune.service.jobs.tokens import Caller
+from llmprune.service.jobs.library.job_models import finished_of_model
 from llmprune.service.recipe_policy.allowed_paths import JOB_SCHEME
+from llmprune.service.users.tokens import Caller
 from llmprune.service.web.first_recipe import DEMO_MODEL
 from llmprune.service.web.hub_search import MAX_QUERY, HubAnswer, HubSearch
 from llmprune.service.web.local_models import LocalModels

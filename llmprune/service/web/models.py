@@ -22,8 +22,8 @@ from llmprune.service.api.models import (
     label,
 )
 from llmprune.service.api.models import delete as delete_jobs
-from llmprune.service.jobs.library import Library
-from llmprune.service.jobs.models import STAGES, Labels, ModelQuery, Order, Sort, Stage, tags_of
+from llmprune.service.jobs.library.library import Library
+from llmprune.service.jobs.library.models import STAGES, Labels, ModelQuery, Order, Sort, Stage, tags_of
 from llmprune.service.web.form_body import many
 from llmprune.service.web.responses import page, page_router
 from llmprune.service.web.uploads import form_values

@@ -9,14 +9,14 @@ from typing import Any
 
 from llmprune.common.errors import RecipeError
 from llmprune.service.api.dependencies import Service
-from llmprune.service.jobs.follow_up_recipes import Sizes, recipe_of, sizes_of
-from llmprune.service.jobs.follow_ups import offers_of
+from llmprune.service.jobs.follow_ups.follow_ups import offers_of
+from llmprune.service.jobs.follow_ups.recipes import Sizes, recipe_of, sizes_of
+from llmprune.service.jobs.follow_ups.reevaluation import evaluated
 from llmprune.service.jobs.job import FINISHED, Job, JobQuery, JobSummary
-from llmprune.service.jobs.reevaluation import evaluated
 from llmprune.service.jobs.store_reads import Conflict
-from llmprune.service.jobs.tokens import Caller
 from llmprune.service.recipe_policy.allowed_paths import task_folders
 from llmprune.service.supervisor.launchers import offered_launchers
+from llmprune.service.users.tokens import Caller
 from llmprune.service.web.local_tasks import local_tasks
 
 MOST_MADE = 50

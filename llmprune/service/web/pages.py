@@ -13,8 +13,8 @@ from llmprune.service.api.error_responses import Refused
 from llmprune.service.api.outputs import artifacts, read_log
 from llmprune.service.api.status import queue_of
 from llmprune.service.jobs.comparison import MOST_COMPARED, bytes_on_disk, compare_reports
+from llmprune.service.jobs.follow_ups.reevaluation import can_reevaluate
 from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, Job, JobQuery, State
-from llmprune.service.jobs.reevaluation import can_reevaluate
 from llmprune.service.web.about import about_of
 from llmprune.service.web.bench import bench_of
 from llmprune.service.web.compare import comparison_of

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
 from llmprune.service.api.error_responses import Failure, Refused
-from llmprune.service.jobs.tokens import LOCAL
+from llmprune.service.users.tokens import LOCAL
 from llmprune.service.web.form_body import FormRoute
 from llmprune.service.web.render import render
 

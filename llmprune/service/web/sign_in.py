@@ -13,10 +13,10 @@ from fastapi.responses import RedirectResponse, Response
 from llmprune.service.api.auth import CALLBACK, COOKIE, FLOW_COOKIE, cookie_of, session_of
 from llmprune.service.api.dependencies import TheService
 from llmprune.service.api.error_responses import Refused
-from llmprune.service.jobs.sessions import SESSION_SECONDS
-from llmprune.service.jobs.tokens import AccessEnded
 from llmprune.service.oidc.accounts import user_of
 from llmprune.service.oidc.provider import Flow, Provider, SignInRefused
+from llmprune.service.users.sessions import SESSION_SECONDS
+from llmprune.service.users.tokens import AccessEnded
 from llmprune.service.web.responses import page, page_router
 
 router = page_router()

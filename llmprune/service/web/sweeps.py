@@ -17,8 +17,8 @@ from llmprune.service.api.sweeps import SweepId, own_sweep, readable_sweep, show
 from llmprune.service.jobs.comparison import compare_reports
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
 from llmprune.service.jobs.submission import Submission
-from llmprune.service.jobs.sweep_axes import Axis, Sweep, make_axis
-from llmprune.service.jobs.sweeps import (
+from llmprune.service.jobs.sweeps.axes import Axis, Sweep, make_axis
+from llmprune.service.jobs.sweeps.sweeps import (
     SweepSubmission,
     cancel_sweep,
     list_sweeps,
@@ -26,7 +26,7 @@ from llmprune.service.jobs.sweeps import (
     scores_shared,
     submit_sweep,
 )
-from llmprune.service.jobs.tokens import Caller
+from llmprune.service.users.tokens import Caller
 from llmprune.service.web.compare import comparison_of
 from llmprune.service.web.first_recipe import first_recipe
 from llmprune.service.web.responses import page, page_router

@@ -12,10 +12,10 @@ from starlette.concurrency import run_in_threadpool
 from llmprune.common.errors import RecipeError
 from llmprune.common.time_left import rough_duration
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
-from llmprune.service.jobs.tokens import Caller
 from llmprune.service.monitoring.run_progress import WORDS
 from llmprune.service.planner.queue import PlannerBusy
 from llmprune.service.recipe_policy.policy import ExaminedRecipe, examine
+from llmprune.service.users.tokens import Caller
 from llmprune.service.web.drafts import unix_text
 from llmprune.service.web.form import apply_form, form_of
 from llmprune.service.web.repairs import REPAIRS

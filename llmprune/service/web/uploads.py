@@ -16,12 +16,12 @@ from llmprune.common.errors import RecipeError
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused
 from llmprune.service.api.uploads import refuse_over_quota
-from llmprune.service.jobs.archive_uploads import receive_archive
 from llmprune.service.jobs.job import Job
-from llmprune.service.jobs.models import tags_of
+from llmprune.service.jobs.library.models import tags_of
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
-from llmprune.service.jobs.tokens import Caller
-from llmprune.service.jobs.uploads import UploadRequest, Uploads
+from llmprune.service.jobs.uploads.archives import receive_archive
+from llmprune.service.jobs.uploads.uploads import UploadRequest, Uploads
+from llmprune.service.users.tokens import Caller
 from llmprune.service.web.form_file import FormFile
 from llmprune.service.web.responses import page, page_router
 

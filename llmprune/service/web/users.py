@@ -13,10 +13,10 @@ from llmprune.common.schema import format_size, parse_size
 from llmprune.service.api.account import TokenId, require_user, revoke_of
 from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
 from llmprune.service.api.users import UserName, details_of, known_user
-from llmprune.service.jobs.quotas import LABELS, NO_LIMIT, OwnQuotas, default_quotas, set_own_quotas
 from llmprune.service.jobs.sharing import transfer
-from llmprune.service.jobs.tokens import LOCAL, SCOPES, SCOPES_OF
-from llmprune.service.jobs.users import SOURCE, Role
+from llmprune.service.users.quotas import LABELS, NO_LIMIT, OwnQuotas, default_quotas, set_own_quotas
+from llmprune.service.users.tokens import LOCAL, SCOPES, SCOPES_OF
+from llmprune.service.users.users import SOURCE, Role
 from llmprune.service.web.account import TokenForm, scope_choice, token_values, usage_rows
 from llmprune.service.web.responses import page, page_router
 

@@ -14,9 +14,9 @@ from playwright.sync_api import Browser, expect
 
 from llmprune.service.client.sync.client import Client
 from llmprune.service.database.open_database import open_database
-from llmprune.service.jobs.tokens import Tokens
 from llmprune.service.oidc.settings import OidcSettings
 from llmprune.service.settings import Settings
+from llmprune.service.users.tokens import Tokens
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -40,7 +40,7 @@ from llmprune.service.client.recipe_input import text_of
 from llmprune.service.client.server import Server
 from llmprune.service.client.values import PlannedRun
 from llmprune.service.jobs.job import Job
-from llmprune.service.jobs.sweep_axes import Sweep
+from llmprune.service.jobs.sweeps.axes import Sweep
 from llmprune.service.notifications.values import UserNotifications
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from llmprune.service.client.downloads import Download, chosen_files, claim, req
 from llmprune.service.client.event_stream import Event
 from llmprune.service.client.job_view import JobProgress, bundle_of, describe_failure
 from llmprune.service.client.server import Attempts
+from llmprune.service.jobs.follow_ups.work import Work
 from llmprune.service.jobs.job import Job, JobSummary
-from llmprune.service.jobs.work import Work
 from llmprune.service.monitoring.run_progress import RunProgress
 from llmprune.service.monitoring.usage import JobUse
 from llmprune.service.notifications.values import JobNotifications

@@ -8,7 +8,7 @@ from typing import Unpack
 from llmprune.service.api.values import DeletedModels, ModelList
 from llmprune.service.client.aio.connection import AsyncConnection
 from llmprune.service.client.calls import Call, LabelChanges, ModelFilters, checked_id, params_of, without_nothing
-from llmprune.service.jobs.models import Model
+from llmprune.service.jobs.library.models import Model
 
 _PAGE = 100  # models
 

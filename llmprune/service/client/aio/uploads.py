@@ -14,7 +14,7 @@ from llmprune.service.client.aio.job import AsyncJobHandle
 from llmprune.service.client.calls import Call, UploadSettings, checked_id, job_path, params_of, without_nothing
 from llmprune.service.client.run_files import LocalFile, read_part, run_files
 from llmprune.service.jobs.job import Job
-from llmprune.service.jobs.upload_files import FileProgress, Upload
+from llmprune.service.jobs.uploads.files import FileProgress, Upload
 
 _LONG = 600.0  # seconds; the service hashes a file with its last part
 _TRIES = 5  # to go on with a file after a refusal

@@ -25,8 +25,8 @@ from llmprune.service.client.calls import (
     params_of,
     without_nothing,
 )
-from llmprune.service.jobs.tokens import Scope
-from llmprune.service.jobs.users import Role
+from llmprune.service.users.tokens import Scope
+from llmprune.service.users.users import Role
 
 _PAGE = 100  # entries
 

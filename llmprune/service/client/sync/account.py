@@ -10,7 +10,7 @@ from urllib.parse import quote
 from llmprune.service.api.account_values import Account, MadeToken, ShownSession, ShownToken
 from llmprune.service.client.calls import Call, new_token
 from llmprune.service.client.sync.connection import Connection
-from llmprune.service.jobs.tokens import Scope
+from llmprune.service.users.tokens import Scope
 
 
 class AccountMethods:

@@ -41,7 +41,7 @@ from llmprune.service.client.sync.uploads import UploadMethods
 from llmprune.service.client.sync.users import UserMethods
 from llmprune.service.client.values import PlannedRun
 from llmprune.service.jobs.job import Job
-from llmprune.service.jobs.sweep_axes import Sweep
+from llmprune.service.jobs.sweeps.axes import Sweep
 from llmprune.service.notifications.values import UserNotifications
 
 if TYPE_CHECKING:

@@ -32,8 +32,8 @@ from llmprune.service.client.job_view import JobProgress, bundle_of, describe_fa
 from llmprune.service.client.server import Attempts
 from llmprune.service.client.sync.connection import Connection
 from llmprune.service.client.sync.io import in_thread
+from llmprune.service.jobs.follow_ups.work import Work
 from llmprune.service.jobs.job import Job, JobSummary
-from llmprune.service.jobs.work import Work
 from llmprune.service.monitoring.run_progress import RunProgress
 from llmprune.service.monitoring.usage import JobUse
 from llmprune.service.notifications.values import JobNotifications

@@ -9,7 +9,7 @@ from typing import Unpack
 from llmprune.service.api.values import DeletedModels, ModelList
 from llmprune.service.client.calls import Call, LabelChanges, ModelFilters, checked_id, params_of, without_nothing
 from llmprune.service.client.sync.connection import Connection
-from llmprune.service.jobs.models import Model
+from llmprune.service.jobs.library.models import Model
 
 _PAGE = 100  # models
 

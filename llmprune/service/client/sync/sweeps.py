@@ -19,7 +19,7 @@ from llmprune.service.client.calls import (
 )
 from llmprune.service.client.recipe_input import text_of
 from llmprune.service.client.sync.connection import Connection
-from llmprune.service.jobs.sweep_axes import Sweep, SweepSummary
+from llmprune.service.jobs.sweeps.axes import Sweep, SweepSummary
 
 if TYPE_CHECKING:
     from llmprune.service.client.recipe_input import RecipeInput

@@ -15,7 +15,7 @@ from llmprune.service.client.sync.connection import Connection
 from llmprune.service.client.sync.io import in_thread
 from llmprune.service.client.sync.job import JobHandle
 from llmprune.service.jobs.job import Job
-from llmprune.service.jobs.upload_files import FileProgress, Upload
+from llmprune.service.jobs.uploads.files import FileProgress, Upload
 
 _LONG = 600.0  # seconds; the service hashes a file with its last part
 _TRIES = 5  # to go on with a file after a refusal

@@ -26,8 +26,8 @@ from llmprune.service.client.calls import (
     without_nothing,
 )
 from llmprune.service.client.sync.connection import Connection
-from llmprune.service.jobs.tokens import Scope
-from llmprune.service.jobs.users import Role
+from llmprune.service.users.tokens import Scope
+from llmprune.service.users.users import Role
 
 _PAGE = 100  # entries
 

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from llmprune.common.errors import RecipeError
 from llmprune.common.printing import printable
 from llmprune.service.artifacts.parts import Use
-from llmprune.service.jobs.follow_up_recipes import overrides_of, recipe_of, sizes_of
+from llmprune.service.jobs.follow_ups.recipes import overrides_of, recipe_of, sizes_of
+from llmprune.service.jobs.follow_ups.work import Bench, Evaluate, Recover, Repeat, Size, Sparsify, Work
 from llmprune.service.jobs.job import FINISHED, Job, NewJob
-from llmprune.service.jobs.job_models import JobModels
+from llmprune.service.jobs.library.job_models import JobModels
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.submission import QueueSettings, Submission, job_request, queue_new
-from llmprune.service.jobs.tokens import Caller
-from llmprune.service.jobs.work import Bench, Evaluate, Recover, Repeat, Size, Sparsify, Work
 from llmprune.service.recipe_policy.policy import admit
 from llmprune.service.settings import Settings
+from llmprune.service.users.tokens import Caller
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llmprune.common.printing import printable
 from llmprune.service.database.database import Database
-from llmprune.service.jobs.tokens import SCOPES, Caller, Tokens, digest_of, limited_caller, scopes_of
+from llmprune.service.users.tokens import SCOPES, Caller, Tokens, digest_of, limited_caller, scopes_of
 
 SESSION_SECONDS = 12 * 3600.0
 _MAX_SESSIONS = 20  # of one user; the oldest ends

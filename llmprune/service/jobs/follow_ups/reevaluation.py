@@ -12,11 +12,11 @@ from llmprune.evaluation.more_samples import next_limit
 from llmprune.recipe.evaluation import Evaluation, recorded_tasks
 from llmprune.results.figures.evaluation import GateFigures
 from llmprune.service.jobs.job import BY_TASK, FINISHED, Job
-from llmprune.service.jobs.quotas import default_quotas
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.submission import queue_again
 from llmprune.service.settings import Settings
+from llmprune.service.users.quotas import default_quotas
 
 
 def reevaluate(job: Job, limit: int | None, *, hub_token: str | None, settings: Settings, jobs: JobStore) -> Job:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from llmprune.common.errors import RecipeError
 from llmprune.service.jobs.job import Figures, State, Value
-from llmprune.service.jobs.tokens import Caller
+from llmprune.service.users.tokens import Caller
 
 Stage = Literal["candidate", "approved", "retired"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -27,15 +27,15 @@ from llmprune.results.report_schema import Report
 from llmprune.results.run_folder.products import QUANTIZED_MODEL
 from llmprune.service.database.database import Database, Row, Transaction
 from llmprune.service.jobs.job import JOB_ID, VERDICTS, Job, Value, figures_of, job_of
-from llmprune.service.jobs.library import write_labels
-from llmprune.service.jobs.models import MAX_NOTES, MAX_TAGS, Labels, checked_tags
-from llmprune.service.jobs.quotas import Demand, check_quota, default_quotas, require_quota
+from llmprune.service.jobs.library.library import write_labels
+from llmprune.service.jobs.library.models import MAX_NOTES, MAX_TAGS, Labels, checked_tags
 from llmprune.service.jobs.store import write_event
 from llmprune.service.jobs.store_reads import Conflict, first_row, row_of
-from llmprune.service.jobs.tokens import Caller
-from llmprune.service.jobs.upload_files import MAX_FILES, FileProgress, Upload, UploadFile, check_files, check_model
+from llmprune.service.jobs.uploads.files import MAX_FILES, FileProgress, Upload, UploadFile, check_files, check_model
 from llmprune.service.recipe_policy.yaml_limits import RECIPE_LIMIT
 from llmprune.service.settings import Settings
+from llmprune.service.users.quotas import Demand, check_quota, default_quotas, require_quota
+from llmprune.service.users.tokens import Caller
 
 UPLOAD_ID = JOB_ID
 MAX_OPEN = 4  # uploads of one owner at a time

@@ -17,9 +17,9 @@ from llmprune.evaluation.more_samples import with_tasks
 from llmprune.recipe.evaluation import limit_override
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.yaml_reader import dump
+from llmprune.service.jobs.follow_ups.reevaluation import evaluated, report_of, samples_of
+from llmprune.service.jobs.follow_ups.work import Evaluate, Recover, Size, Sparsify, Work
 from llmprune.service.jobs.job import BY_TASK, Job
-from llmprune.service.jobs.reevaluation import evaluated, report_of, samples_of
-from llmprune.service.jobs.work import Evaluate, Recover, Size, Sparsify, Work
 from llmprune.service.recipe_policy.rules import may_be_path
 from llmprune.service.settings import Settings
 

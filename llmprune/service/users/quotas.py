@@ -16,8 +16,8 @@ from llmprune.service.database.database import Database, Row, Transaction
 from llmprune.service.jobs.fair_order import last_starts
 from llmprune.service.jobs.job import ACTIVE, Job
 from llmprune.service.jobs.store_reads import Conflict, QueueFull, first_row
-from llmprune.service.jobs.users import SOURCE
 from llmprune.service.settings import Settings
+from llmprune.service.users.users import SOURCE
 
 NO_LIMIT = -1
 _DAY = 86_400

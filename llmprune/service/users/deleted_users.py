@@ -15,7 +15,7 @@ from llmprune.results.formatting import plural
 from llmprune.service.database.database import Database, Row, Transaction
 from llmprune.service.jobs.sharing import hand_over
 from llmprune.service.jobs.store_reads import first_row
-from llmprune.service.jobs.users import SOURCE, no_user, require_an_admin, subject_digest
+from llmprune.service.users.users import SOURCE, no_user, require_an_admin, subject_digest
 
 # Tables with rows of one user alone. Tokens, sessions and own quotas are deleted with the user's row.
 _PRIVATE = ("drafts", "notify_defaults", "submitted_jobs", "last_starts", "idempotency")

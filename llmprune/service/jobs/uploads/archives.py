@@ -16,9 +16,9 @@ from typing import IO, Protocol
 
 from llmprune.common.errors import RecipeError
 from llmprune.service.jobs.job import Job
-from llmprune.service.jobs.tokens import Caller
-from llmprune.service.jobs.upload_files import MAX_FILES, UploadFile, check_files, record_problem, run_file_of
-from llmprune.service.jobs.uploads import UploadRequest, Uploads
+from llmprune.service.jobs.uploads.files import MAX_FILES, UploadFile, check_files, record_problem, run_file_of
+from llmprune.service.jobs.uploads.uploads import UploadRequest, Uploads
+from llmprune.service.users.tokens import Caller
 
 _BLOCK = 64 * 1024  # bytes that are read at once
 _HEADERS = 512 * 1024  # bytes that may lie between the contents of two files

@@ -19,14 +19,14 @@ from llmprune.service.database.database import Database, Row
 from llmprune.service.jobs.hub_token import keep_token
 from llmprune.service.jobs.job import SUMMARY_COLUMNS, NewJob, summary_of
 from llmprune.service.jobs.launcher_checks import has_data_folder
-from llmprune.service.jobs.quotas import Demand, check_quota, default_quotas
-from llmprune.service.jobs.shared_scores import shared_keys, write_group
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.submission import Submission, cancel, new_job
-from llmprune.service.jobs.sweep_axes import Axis, Sweep, SweepJob, SweepSummary, describe_point, points_of
-from llmprune.service.jobs.tokens import Caller
+from llmprune.service.jobs.sweeps.axes import Axis, Sweep, SweepJob, SweepSummary, describe_point, points_of
+from llmprune.service.jobs.sweeps.shared_scores import shared_keys, write_group
 from llmprune.service.settings import Settings
+from llmprune.service.users.quotas import Demand, check_quota, default_quotas
+from llmprune.service.users.tokens import Caller
 
 _AXES = TypeAdapter(tuple[Axis, ...])
 _MAX_NAME = 120

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from llmprune.common.errors import RecipeError
 from llmprune.service.database.database import Database, Transaction
-from llmprune.service.jobs.users import ROLES, SOURCE, Role, add_user
+from llmprune.service.users.users import ROLES, SOURCE, Role, add_user
 
 Scope = Literal["read", "submit", "manage", "approve", "account", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)

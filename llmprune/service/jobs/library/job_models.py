@@ -9,9 +9,9 @@ from llmprune.service.artifacts.manifest import local_manifest
 from llmprune.service.jobs.job import FINISHED, SUMMARY_COLUMNS, Job, JobSummary, summary_of
 from llmprune.service.jobs.store import JobStore
 from llmprune.service.jobs.store_reads import Term, newest
-from llmprune.service.jobs.tokens import Caller
 from llmprune.service.recipe_policy.allowed_paths import JOB_SCHEME
 from llmprune.service.settings import Settings
+from llmprune.service.users.tokens import Caller
 
 _CONFIG = "config.json"
 

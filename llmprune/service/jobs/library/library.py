@@ -10,8 +10,8 @@ from typing import Any
 
 from llmprune.service.database.database import Database, Row, Transaction
 from llmprune.service.jobs.job import SUMMARY_COLUMNS, JobSummary, summary_of
-from llmprune.service.jobs.model_rows import record_model
-from llmprune.service.jobs.models import (
+from llmprune.service.jobs.library.model_rows import record_model
+from llmprune.service.jobs.library.models import (
     Choices,
     HistoryEvent,
     Labels,
