@@ -61,7 +61,7 @@ WINDOWS = {
     ("service.supervisor.progress", "publish.published"),
     ("service.jobs.uploads.uploads", "report.html.page"),
     ("service.web.compare", "report.html.interval_charts"),
-    ("service.web.search", "report.html.search_section"),
+    ("service.web.job.search", "report.html.search_section"),
 }
 MOST_ROOMS, MOST_FILES_BESIDE = 21, 6
 STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)  # what an import can stand in

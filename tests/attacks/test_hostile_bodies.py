@@ -26,8 +26,8 @@ from llmprune.service.api.recipe_queue import RecipeQueue
 from llmprune.service.recipe_policy.policy import admit
 from llmprune.service.recipe_policy.yaml_limits import RECIPE_LIMIT
 from llmprune.service.settings import Settings
-from llmprune.service.web.first_recipe import START
-from llmprune.service.web.form import RecipeForm
+from llmprune.service.web.new_job.first_recipe import START
+from llmprune.service.web.new_job.form import RecipeForm
 
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}

@@ -16,8 +16,8 @@ from llmprune.recipe.yaml_reader import dump, read_value
 from llmprune.service.recipe_policy.policy import admit
 from llmprune.service.recipe_policy.yaml_limits import RECIPE_LIMIT
 from llmprune.service.settings import Settings
-from llmprune.service.web.first_recipe import START
-from llmprune.service.web.form import RecipeForm, apply_form, form_of
+from llmprune.service.web.new_job.first_recipe import START
+from llmprune.service.web.new_job.form import RecipeForm, apply_form, form_of
 
 TAGS = (
     *("int", "float", "bool", "timestamp", "binary", "set", "omap", "pairs"),

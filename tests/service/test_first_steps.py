@@ -14,10 +14,10 @@ from helpers.finished import finished, report_json
 from helpers.service import ServiceHarness, recipe
 
 from llmprune.service.planner.planner import Planner
-from llmprune.service.web.first_recipe import START, first_recipe
-from llmprune.service.web.local_tasks import local_tasks
-from llmprune.service.web.repairs import REPAIRS
-from llmprune.service.web.times import in_words
+from llmprune.service.web.job.local_tasks import local_tasks
+from llmprune.service.web.new_job.first_recipe import START, first_recipe
+from llmprune.service.web.new_job.repairs import REPAIRS
+from llmprune.service.web.new_job.times import in_words
 
 PERPLEXITY = {"dense": 20.0, "cut": None, "tokens": 9, "source": "x"}
 # A worker that takes 90 s for each variant of a recipe, 60 s where the search is quick, and cannot time another.

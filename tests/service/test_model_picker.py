@@ -15,9 +15,9 @@ from helpers.searching import searched
 from helpers.service import RECIPE, ServiceHarness, answer_requests, recipe, settings_in
 
 from llmprune.results.run_folder.products import SEARCH
-from llmprune.service.web.first_recipe import DEMO_MODEL
-from llmprune.service.web.hub_search import OFFLINE, TOO_MANY, UNREACHABLE, HubSearch
-from llmprune.service.web.local_models import LocalModels
+from llmprune.service.web.new_job.first_recipe import DEMO_MODEL
+from llmprune.service.web.new_job.hub_search import OFFLINE, TOO_MANY, UNREACHABLE, HubSearch
+from llmprune.service.web.new_job.local_models import LocalModels
 
 HTML = {"Accept": "text/html"}
 SHAPED = "model: {id: org/model}\ncalibration: {dataset: org/text}\nbudget: {parameters: 0.75}\n"
@@ -161,7 +161,7 @@ def test_models_of_this_machine_and_of_jobs_can_be_chosen(
     harness: ServiceHarness, users: dict[str, dict[str, str]], made: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Demo, allowed folders but hidden ones and the service's own, and jobs that one may read; words narrow them."""
-    monkeypatch.setattr("llmprune.service.web.hub_search._is_offline", lambda: True)
+    monkeypatch.setattr("llmprune.service.web.new_job.hub_search._is_offline", lambda: True)
     local = [DEMO_MODEL, "deep/er/qwen", "llama", "llama/extra-Q4.gguf"]
     assert choices(harness, users["bob"]) == local
     assert set(choices(harness, users["ann"])) == {*local, f"job://{made}"}
@@ -175,7 +175,7 @@ def test_models_of_this_machine_and_of_jobs_can_be_chosen(
 
 def test_a_walk_through_a_large_folder_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of very many files is left after some thousand entries, and a link out of it is not followed."""
-    monkeypatch.setattr("llmprune.service.web.local_models._MAX_ENTRIES", 5)
+    monkeypatch.setattr("llmprune.service.web.new_job.local_models._MAX_ENTRIES", 5)
     for number in range(9):
         place = tmp_path / "root" / f"m{number}"
         place.mkdir(parents=True)

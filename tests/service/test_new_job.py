@@ -16,11 +16,11 @@ from llmprune.service.api.app import create_app
 from llmprune.service.jobs.drafts import MAX_DRAFTS, Draft, Drafts
 from llmprune.service.recipe_policy.policy import examine
 from llmprune.service.recipe_policy.yaml_limits import RECIPE_LIMIT
-from llmprune.service.web.first_recipe import START, first_recipe
-from llmprune.service.web.form import apply_form, follows, form_of
-from llmprune.service.web.problem_lines import with_lines
-from llmprune.service.web.repairs import CLOSED, LOOK, REPAIRS
-from llmprune.service.web.uses import OWN, USES
+from llmprune.service.web.new_job.first_recipe import START, first_recipe
+from llmprune.service.web.new_job.form import apply_form, follows, form_of
+from llmprune.service.web.new_job.problem_lines import with_lines
+from llmprune.service.web.new_job.repairs import CLOSED, LOOK, REPAIRS
+from llmprune.service.web.new_job.uses import OWN, USES
 
 HTML = {"Accept": "text/html"}
 SHAPED = "model: {id: org/model}\ncalibration: {dataset: org/text}\nbudget: {parameters: 0.75}\n"

@@ -18,8 +18,8 @@ from llmprune.service.jobs.job_name import default_name
 from llmprune.service.supervisor.progress import read_figures
 from llmprune.service.users.tokens import LOCAL
 from llmprune.service.web.compare import comparison_of
-from llmprune.service.web.first_recipe import START
-from llmprune.service.web.form import RecipeForm, apply_form, form_of
+from llmprune.service.web.new_job.first_recipe import START
+from llmprune.service.web.new_job.form import RecipeForm, apply_form, form_of
 from llmprune.service.web.render import _environment, render
 
 PAGE = {"Accept": "text/html"}

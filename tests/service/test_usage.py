@@ -12,7 +12,7 @@ from helpers.service import ServiceHarness, recipe
 from llmprune.service.monitoring.gpu_use import gpu_use, use_of
 from llmprune.service.monitoring.sampler import Sampler
 from llmprune.service.monitoring.usage import JobUsage, JobUse, UsageSample, read_usage, write_usage
-from llmprune.service.web.run_charts import histories
+from llmprune.service.web.job.run_charts import histories
 
 SMI = """#!/bin/sh
 echo '0, GPU-1234abcd, 97, 40960, 81559'

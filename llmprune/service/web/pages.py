@@ -15,15 +15,15 @@ from llmprune.service.api.status import queue_of
 from llmprune.service.jobs.comparison import MOST_COMPARED, bytes_on_disk, compare_reports
 from llmprune.service.jobs.follow_ups.reevaluation import can_reevaluate
 from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, Job, JobQuery, State
-from llmprune.service.web.about import about_of
-from llmprune.service.web.bench import bench_of
 from llmprune.service.web.compare import comparison_of
-from llmprune.service.web.kept import kept_of
-from llmprune.service.web.live_values import live_values, notification_values, places_of, usage_values
-from llmprune.service.web.next_steps import next_steps_of
+from llmprune.service.web.job.about import about_of
+from llmprune.service.web.job.bench import bench_of
+from llmprune.service.web.job.kept import kept_of
+from llmprune.service.web.job.live_values import live_values, notification_values, places_of, usage_values
+from llmprune.service.web.job.next_steps import next_steps_of
+from llmprune.service.web.job.search import has_budget, search_of
 from llmprune.service.web.render import static_file
 from llmprune.service.web.responses import page, page_router
-from llmprune.service.web.search import has_budget, search_of
 
 router = page_router()
 

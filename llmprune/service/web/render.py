@@ -19,7 +19,7 @@ from llmprune.results.run_folder.products import QUANTIZED_MODEL
 from llmprune.results.sentences.next_tools import describe_next_tools
 from llmprune.results.templates import template_environment
 from llmprune.service.cli.terminal import doing, state_words
-from llmprune.service.web.about import describe_event
+from llmprune.service.web.job.about import describe_event
 
 _STATIC = {
     "style.css": (__package__, "static/style.css", "text/css; charset=utf-8"),

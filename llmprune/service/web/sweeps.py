@@ -28,7 +28,7 @@ from llmprune.service.jobs.sweeps.sweeps import (
 )
 from llmprune.service.users.tokens import Caller
 from llmprune.service.web.compare import comparison_of
-from llmprune.service.web.first_recipe import first_recipe
+from llmprune.service.web.new_job.first_recipe import first_recipe
 from llmprune.service.web.responses import page, page_router
 
 router = page_router()

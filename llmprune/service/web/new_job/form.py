@@ -15,8 +15,8 @@ from llmprune.common.errors import RecipeError
 from llmprune.common.nested import value_at
 from llmprune.recipe.yaml_reader import Document, dump, read, read_value
 from llmprune.service.recipe_policy.yaml_limits import refuse_costly
-from llmprune.service.web.repairs import LOOK, look_values, repair_of, repair_values
-from llmprune.service.web.uses import HUB, OWN, own_text, text_of, use_of
+from llmprune.service.web.new_job.repairs import LOOK, look_values, repair_of, repair_values
+from llmprune.service.web.new_job.uses import HUB, OWN, own_text, text_of, use_of
 
 _Place = tuple[str, ...]  # keys from the outermost section inwards
 _PLACES: dict[str, _Place] = {

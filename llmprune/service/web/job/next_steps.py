@@ -17,7 +17,7 @@ from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.recipe_policy.allowed_paths import task_folders
 from llmprune.service.supervisor.launchers import offered_launchers
 from llmprune.service.users.tokens import Caller
-from llmprune.service.web.local_tasks import local_tasks
+from llmprune.service.web.job.local_tasks import local_tasks
 
 MOST_MADE = 50
 # Tasks that the form names; any other can be typed.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmprune.common.nested import value_at
-from llmprune.service.web.uses import HERE, HUB, Text
+from llmprune.service.web.new_job.uses import HERE, HUB, Text
 
 LOOK, CLOSED, BLOCK, DISTILLATION, NONE = "look", "", "block", "distillation", "off"
 FIRST_TOKENS = {HUB: "20M", HERE: "50K"}  # of a distillation, by where its text comes from; here there is little

@@ -13,7 +13,7 @@ from llmprune.service.api.dependencies import Service
 from llmprune.service.jobs.follow_ups.reevaluation import report_of
 from llmprune.service.jobs.job import FINISHED, Figures, Job
 from llmprune.service.jobs.store_reads import Conflict
-from llmprune.service.web.repairs import LOOK, repair_of
+from llmprune.service.web.new_job.repairs import LOOK, repair_of
 
 _LITTLE, _MUCH = 0.95, 0.8  # of what is kept: more is little lost, less is much lost
 _WIDE = 0.1  # of an interval of the scores

@@ -13,7 +13,7 @@ from llmprune.service.monitoring.queue_estimate import QueuePlace
 from llmprune.service.monitoring.run_progress import RunProgress
 from llmprune.service.supervisor.launchers import remote_launchers
 from llmprune.service.users.tokens import Caller
-from llmprune.service.web.run_charts import histories, timeline_rows
+from llmprune.service.web.job.run_charts import histories, timeline_rows
 
 
 def live_values(service: Service, job: Job) -> dict[str, Any]:
