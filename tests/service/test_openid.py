@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from helpers.openid_provider import OpenIDProvider, openid_provider, sign_otherwise
+from helpers.openid_provider import OpenIDProvider, sign_otherwise
 from helpers.service import ServiceHarness
 from helpers.sign_in import HTML, Door, refused
 
 from llmprune.service.oidc import provider as oidc_provider
 from llmprune.service.oidc.provider import Flow, Provider
 from llmprune.service.oidc.settings import OidcSettings
-
-
-@pytest.fixture(scope="module")
-def idp() -> Iterator[OpenIDProvider]:
-    """One provider for all tests."""
-    with openid_provider() as running:
-        yield running
-
-
-@pytest.fixture
-def door(tmp_path: Path, idp: OpenIDProvider) -> Door:
-    """A service with a user who has signed in before."""
-    idp.person("ann-1", preferred_username="ann", email="ann@x.org", email_verified=True)
-    return Door(tmp_path, idp)
 
 
 def last_warning(caplog: pytest.LogCaptureFixture) -> str:

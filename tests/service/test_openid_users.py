@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.openid_provider import OpenIDProvider, openid_provider
+from helpers.openid_provider import OpenIDProvider
 from helpers.service import ServiceHarness
 from helpers.sign_in import Door, refused
 from typer.testing import CliRunner
@@ -20,20 +19,6 @@ from llmprune.service.oidc.settings import OidcSettings
 from llmprune.service.server import require_token
 from llmprune.service.settings import Settings
 from llmprune.service.users.deleted_users import delete_user, readmit
-
-
-@pytest.fixture(scope="module")
-def idp() -> Iterator[OpenIDProvider]:
-    """One provider for all tests."""
-    with openid_provider() as running:
-        yield running
-
-
-@pytest.fixture
-def door(tmp_path: Path, idp: OpenIDProvider) -> Door:
-    """A service with a user who has signed in before."""
-    idp.person("ann-1", preferred_username="ann", email="ann@x.org", email_verified=True)
-    return Door(tmp_path, idp)
 
 
 def test_a_deleted_user_does_not_come_back_alone(door: Door) -> None:
