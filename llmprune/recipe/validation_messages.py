@@ -38,6 +38,8 @@ _MUST_BE = {
     "union_tag_invalid": "{expected_tags}",
     "union_tag_not_found": "a mapping with {discriminator}",
 }
+_MOST_EXACT = 2**53  # whole numbers up to this are exact as floats
+_LEAST_PERCENT = 2  # smaller values above 1 are no percentages, such as 1.5
 _LIMITS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 _NO_MAPPING = ("model_type", "model_attributes_type")
@@ -116,10 +118,11 @@ def _sentence(path: Path, problems: Sequence[Problem], *, schema: type[BaseModel
     elif kind in _NO_MAPPING:
         near = _as_mapping(schema, path, value=value)
     elif kind == "tuple_type" and isinstance(value, str | int | float) and not isinstance(value, bool):
-        near = f"; write [{short(value)}]"
+        near = f"; write {_as_list(value)}"
     limits = [problem for problem in problems if problem["type"] in _LIMITS]  # more helpful than the type's name
     valid = dict.fromkeys(_valid(problem) for problem in limits or problems)  # the members of a union, each once
-    return f"{place}: must be {' or '.join(valid)}, not {short(value)}{near}{_quotes(problems, value)}{meaning}"
+    near += _quotes(problems, value) or _as_number(problems, value)
+    return f"{place}: must be {' or '.join(valid)}, not {short(value)}{near}{meaning}"
 
 
 def _valid(problem: Problem) -> str:
@@ -128,7 +131,7 @@ def _valid(problem: Problem) -> str:
     if template is None:
         message: str = problem["msg"]
         return message.removeprefix("Input should be ")
-    return template.format(**problem.get("ctx", {}))
+    return re.sub(r"\b(True|False)\b(?!')", lambda word: word[0].lower(), template.format(**problem.get("ctx", {})))
 
 
 def _choices(problem: Problem) -> list[str]:
@@ -144,6 +147,26 @@ def _quotes(problems: Sequence[Problem], value: Any) -> str:
     number = kinds & {"int_type", "float_type"} and isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+", value)
     boolean = "bool_type" in kinds and isinstance(value, str) and value.lower() in ("true", "false")
     return "; remove the quotes" if number or boolean else ""
+
+
+def _as_number(problems: Sequence[Problem], value: Any) -> str:
+    """Return the remedy for a percentage in place of a fraction, and for a whole number in a float's notation."""
+    kinds = {problem["type"] for problem in problems}
+    if kinds & {"int_type", "int_from_float"} and isinstance(value, float) and value.is_integer():
+        return f"; write {value:.0f}" if abs(value) < _MOST_EXACT else ""
+    percent = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,3})?) ?%", value) if isinstance(value, str) else None
+    if percent is not None and "float_type" in kinds:
+        value = float(percent[1])
+    elif isinstance(value, str) or not any(problem.get("ctx", {}).get("le") == 1 for problem in problems):
+        return ""
+    return f"; write {value / 100:g} for {value:g} %" if _LEAST_PERCENT <= value <= 100 else ""
+
+
+def _as_list(value: str | int | float) -> str:
+    """Write one value as a list, and text with commas as a list of what they separate."""
+    if isinstance(value, str) and len(value) <= 60 and re.fullmatch(r"[\w.-]+(\s*,\s*[\w.-]+)+", value):
+        return f"[{', '.join(part.strip() for part in value.split(','))}]"
+    return f"[{short(value)}]"
 
 
 def _plain(part: Any) -> str:

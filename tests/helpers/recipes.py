@@ -25,3 +25,9 @@ def table(text: str) -> list[tuple[str, str]]:
     """Pairs of lines: a section, and the beginning of what is said of it."""
     lines = [line.strip() for line in text.strip().splitlines()]
     return list(zip(lines[::2], lines[1::2], strict=True))
+
+
+def with_section(section: str) -> str:
+    """Return a valid recipe in which one section is added or replaced."""
+    name = section.partition(":")[0]
+    return "".join(f"{line}\n" for line in BASE.splitlines() if not line.startswith(name)) + section

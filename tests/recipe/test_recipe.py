@@ -5,17 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.recipes import BASE, problems, table
+from helpers.recipes import BASE, problems, table, with_section
 
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.recipe import Recipe
-
-
-def with_section(section: str) -> str:
-    """Return a valid recipe in which one section is added or replaced."""
-    name = section.partition(":")[0]
-    return "".join(f"{line}\n" for line in BASE.splitlines() if not line.startswith(name)) + section
-
 
 UNKNOWN_KEYS = table(r"""
 dept: {remove: 3}
@@ -66,7 +59,9 @@ calibration: {dataset: x, samples: true}
 depth: {remove: '6'}
     depth.remove: must be a whole number, not '6'; remove the quotes
 depth: {remove: 6.0}
-    depth.remove: must be a whole number, not 6.0
+    depth.remove: must be a whole number, not 6.0; write 6
+depth: {remove: 1e30}
+    depth.remove: must be a whole number, not 1e+30 (Number
 depth: {remove: 0}
     depth.remove: must be above 0, not 0 (Number of layers to remove)
 depth: {remove: 2024-07-01}
@@ -75,6 +70,8 @@ depth: {remove: 1:30}
     depth.remove: must be a whole number, not '1:30'
 depth: {layers: 3}
     depth.layers: must be a list, not 3
+depth: {layers: '3, 4'}
+    depth.layers: must be a list, not '3, 4'; write [3, 4]
 depth: {layers: []}
     depth.layers: must be a list of at least 1, not []
 depth: {layers: [1, a]}
@@ -99,6 +96,12 @@ width: {mlp: .inf}
     width.mlp: must be a finite number, not .inf
 width: {mlp: 1.5}
     width.mlp: must be at most 1.0, not 1.5 (Fraction of the MLP neurons kept)
+width: {mlp: 75}
+    width.mlp: must be at most 1.0, not 75; write 0.75 for 75 %
+width: {mlp: 75%}
+    width.mlp: must be a number, not '75%'; write 0.75 for 75 %
+width: {heads: 2.0}
+    width.heads: must be at most 1.0, not 2.0; write 2 (Key
 width: {mlp: 0}
     width.mlp: must be above 0.0, not 0
 width: {mlp: 0.5, neurons: 9216}
@@ -111,6 +114,8 @@ model: org/model
     model: must be a mapping of keys, not 'org/model'; its keys: id, revision,
 model: {id: ''}
     model.id: must be text of at least 1 character, not ''
+recover: {tokens: 5, data: {self_generated: 2}}
+    recover.data.self_generated: must be a mapping of keys or 'auto' or false, not 2; its keys: samples,
 model: {id: x, revision: 0123}
     model.revision: must be text, not 123; put it in quotes
 model: {id: x, dtype: fp16}
@@ -133,12 +138,14 @@ model: {id: x, max_memory: {0: lots}}
     model.max_memory.0: a size is a number with a unit, such as 5GB
 evaluation: {tasks: hellaswag}
     evaluation.tasks: must be a list, not 'hellaswag'; write ['hellaswag']
+evaluation: {tasks: 'hellaswag,arc_easy'}
+    evaluation.tasks: must be a list, not 'hellaswag,arc_easy'; write [hellaswag, arc_easy]
 evaluation: {tasks: [a, a]}
     evaluation.tasks: a named twice
 evaluation: {gate: {}}
     evaluation.gate: a gate needs a bar: min_retention,
 evaluation: {gate: {min_retention: 95}}
-    evaluation.gate.min_retention: must be at most 1.0, not 95
+    evaluation.gate.min_retention: must be at most 1.0, not 95; write 0.95 for 95 %
 export: {max_shard_size: -5}
     export.max_shard_size: a size must be above zero
 calibration: {mix: genral}
