@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from llmprune.common.schema import Section, Size
 from llmprune.criteria.combine import Combine
 from llmprune.recipe.mixes import DEFAULT_MIX, MixName, read_mix
+from llmprune.recipe.repository_names import RepositoryName
 from llmprune.recipe.text_source import TextSource, readable_split
 
 _SAMPLES, _LENGTH = 128, 2048  # calibration windows and their tokens, where the recipe gives none
@@ -22,7 +23,7 @@ class TokenWindows(Section):
     _ORIGINS: ClassVar[str] = "exactly one of dataset, sources or tokens"
     _OF_ONE_SOURCE: ClassVar[tuple[str, ...]] = ("config", "split", "revision", "text_field", "messages_field")
 
-    dataset: str | None = Field(None, min_length=1, description=TextSource.model_fields["dataset"].description)
+    dataset: RepositoryName | None = Field(None, description=TextSource.model_fields["dataset"].description)
     config: str | None = Field(None, description=TextSource.model_fields["config"].description)
     split: str = Field("train", description=TextSource.model_fields["split"].description)
     revision: str | None = Field(None, description=TextSource.model_fields["revision"].description)

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from llmprune.common.errors import did_you_mean
 from llmprune.common.schema import Positive, Section
 from llmprune.recipe.calibration import TokenWindows
+from llmprune.recipe.repository_names import RepositoryName
 from llmprune.recipe.suites import suites
 
 Bar = Annotated[float, Field(gt=0, le=1)]
@@ -112,9 +113,8 @@ class Evaluation(Section):
     generation: Annotated[Generation | None, BeforeValidator(_settings_or_false)] = Field(
         Generation(), description="Greedy answers of both models, which every run compares; false: none."
     )
-    against: str | None = Field(
+    against: RepositoryName | None = Field(
         None,
-        min_length=1,
         description="Hub id or folder of the dense model that scores, perplexity and answers are compared with, where "
         "`model` is already pruned; first_base: the hub model that it was first pruned from, by llmprune's record in "
         "its folder or repository. Left out: `recover.against`, else `model` itself. A training learns from it too.",

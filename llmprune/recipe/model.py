@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmprune.common.paths import is_plain_path
 from llmprune.common.schema import Section, Size
+from llmprune.recipe.repository_names import RepositoryName
 
 FIRST_BASE = "first_base"  # in place of a model: the first base of one that is pruned repeatedly
 
@@ -23,8 +24,7 @@ Device = Annotated[int | str, BeforeValidator(_device_key)]
 class ModelSource(Section):
     """A model on the hub, in a folder, or in a GGUF file; an adapter is merged into its base first."""
 
-    id: str = Field(
-        min_length=1,
+    id: RepositoryName = Field(
         description="Hub id, folder, GGUF file, or package://MODULE/FILE.gguf. A folder or repository with an adapter "
         "of peft stands for its base with the adapter merged.",
     )
@@ -33,9 +33,8 @@ class ModelSource(Section):
         None,
         description="GGUF file of the folder or repository `id`, where it has several; of a split file any part.",
     )
-    base: str | None = Field(
+    base: RepositoryName | None = Field(
         None,
-        min_length=1,
         description="Hub id or folder of the model that the adapter in `id` belongs to; left out: the hub id that the "
         "adapter names.",
     )

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from llmprune.common.schema import Section
 from llmprune.recipe.calibration import Calibration, TokenWindows
 from llmprune.recipe.mixes import MixName, read_mix
+from llmprune.recipe.repository_names import RepositoryName
 from llmprune.recipe.text_source import TextSource
 
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
@@ -145,9 +146,8 @@ class Recover(Section):
         "against those of the dense model after that layer and the removed ones behind it. Needs the dense "
         "model beside the pruned one.",
     )
-    against: str | None = Field(
+    against: RepositoryName | None = Field(
         None,
-        min_length=1,
         description="Hub id or folder of the dense model, where `model` is already pruned, or first_base as in "
         "`evaluation.against`; left out: `evaluation.against`, else `model` itself. Scores, perplexity and answers are "
         "then compared with this model's.",

@@ -9,6 +9,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from llmprune.common.schema import Section
+from llmprune.recipe.repository_names import RepositoryName
 
 PACKAGE_SCHEME = "package://"
 
@@ -32,8 +33,7 @@ _SPLIT = re.compile(rf"\w+(\.\w+)*({_SLICE})?(\(\w+\))?")
 class TextSource(Section):
     """One source of text: a hub data set, a local file, or text in an installed package."""
 
-    dataset: str = Field(
-        min_length=1,
+    dataset: RepositoryName = Field(
         description="Hub id, a .txt, .jsonl or .parquet file, or package://MODULE/NAME for a file in a "
         "package, a pattern of files such as `*.py`, or a mapping of texts in a module.",
     )

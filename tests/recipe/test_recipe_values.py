@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.recipes import BASE, MODEL, problems, table
+from helpers.recipes import BASE, MODEL, problems, table, with_section
 from pydantic import ValidationError
 
 from llmprune.common.errors import RecipeError
@@ -191,3 +191,24 @@ def test_reading_recipes_imports_nothing_heavy() -> None:
     code = f"import sys, llmprune.recipe.recipe; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+ADDRESSES = table(r"""
+model: {id: 'https://huggingface.co/org/model'}
+    model.id: an address is no name; write the hub id org/model (given:
+model: {id: 'https://huggingface.co/org/model/tree/v2?x=1'}
+    model.id: an address is no name; write the hub id org/model, with the revision v2 (given:
+calibration: {dataset: 'hf://datasets/allenai/c4/en/a.json'}
+    calibration.dataset: an address is no name; write the hub id allenai/c4 (given:
+calibration: {sources: [{dataset: 'https://example.com/a.txt'}]}
+    calibration.sources.0.dataset: nothing is read from an address; download it
+evaluation: {against: 'https://hf.co/org/model/'}
+    evaluation.against: an address is no name; write the hub id org/model (given:
+""")
+
+
+@pytest.mark.parametrize(("section", "message"), ADDRESSES)
+def test_addresses_are_no_names(section: str, message: str) -> None:
+    """The address of a page on the hub is answered with the hub id in it, any other with what to name instead."""
+    found = problems(with_section(section))
+    assert found[0].startswith(message), found
