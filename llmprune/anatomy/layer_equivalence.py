@@ -6,6 +6,7 @@ every plain attribute except its own index and the sizes that were cut.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 
 import torch
@@ -28,7 +29,7 @@ def sizes_that_change(anatomy: Anatomy, kept: KeptSizes) -> set[tuple[int, int]]
     """Return (dense, pruned) of every size of a layer's tensors that a cut to these sizes may change."""
     changing = set()
     if anatomy.hidden and kept.hidden is not None:
-        changing.add((anatomy.hidden.size, kept.hidden))
+        changing |= sizes_of_hidden(anatomy.hidden.size, kept.hidden)
     if anatomy.heads and kept.kv_groups is not None:
         changing |= sizes_of_heads(anatomy.heads, anatomy.attention, kept=kept.kv_groups)
     if anatomy.experts and kept.experts is not None:
@@ -42,6 +43,16 @@ def sizes_that_change(anatomy: Anatomy, kept: KeptSizes) -> set[tuple[int, int]]
                 (2 * times * width, 2 * times * neurons),
             }  # gate and up in one
     return changing
+
+
+def sizes_of_hidden(dense: int, pruned: int) -> set[tuple[int, int]]:
+    """Return the pairs in the proportion of a cut hidden size, from that size to eight times it.
+
+    Falcon-H1's layers record 1.5 times the hidden size, which they do not use. Smaller numbers may be positions of
+    layers, which must not change.
+    """
+    shared = math.gcd(dense, pruned)
+    return {(dense // shared * times, pruned // shared * times) for times in range(shared, 8 * shared + 1)}
 
 
 def sizes_of_heads(heads: Heads, units: Iterable[AttentionUnit | None], *, kept: int) -> set[tuple[int, int]]:

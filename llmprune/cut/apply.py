@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.hidden_proof import entering, rescaled_embeddings, scale_between
 from llmprune.anatomy.kept_sizes import KeptSizes
-from llmprune.anatomy.layer_equivalence import check_layer_equivalence, sizes_that_change
+from llmprune.anatomy.layer_equivalence import check_layer_equivalence, sizes_of_hidden, sizes_that_change
 from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.anatomy.names import tensor_of
 from llmprune.anatomy.residual_channels import cut_channels
@@ -92,7 +92,7 @@ def narrow_decoder(wide: Decoder, *, anatomy: Anatomy, cut: Cut) -> Decoder:
     config = narrow_config(wide.skeleton.config, anatomy, hidden_size=len(keep_K))
     take = partial(cut_outside, anatomy=anatomy, cut=cut)
     skeleton = build_skeleton(config, wide.skeleton, device=wide.device, cut=take)
-    changing = {(hidden.size, len(keep_K))}
+    changing = sizes_of_hidden(hidden.size, len(keep_K))
     check_layer_equivalence(wide.skeleton, skeleton, keep=range(len(wide)), changing=changing)
     scale = scale_between(entering(skeleton), entering(wide.skeleton)[..., keep_K.to(wide.device)])
     for name, value in rescaled_embeddings(skeleton, hidden.outside, scale=scale).items():

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.hidden_size import find_hidden_size
+from llmprune.anatomy.layer_equivalence import sizes_of_hidden
 from llmprune.anatomy.meta_model import find_layers
 from llmprune.anatomy.types import Anatomy
 from llmprune.checkpoint.skeleton import tensors_of
@@ -120,3 +121,15 @@ def test_continued_equals_uninterrupted(tmp_path: Path) -> None:
     assert sorted(rest) == [2, 3]
     assert all(torch.equal(value, whole[index][name]) for index, own in rest.items() for name, value in own.items())
     assert torch.equal(forward.logits(0), whole_forward.logits(0))
+
+
+def test_unused_sizes_follow_the_hidden_size() -> None:
+    """Falcon-H1's layers record a multiple of the hidden size; smaller numbers, such as positions, may not change."""
+    model, anatomy = _model("falcon_h1")
+    assert anatomy.hidden is not None
+    assert anatomy.hidden.refusal is None
+    narrow = cut_decoder(dense_decoder(model), anatomy=anatomy, cut=Cut(4, (0, 1, 2, 3), hidden=KEEP))
+    assert narrow.skeleton.config.hidden_size == len(KEEP)
+    sizes = sizes_of_hidden(32, 24)
+    assert {(32, 24), (48, 36)} <= sizes
+    assert (8, 6) not in sizes
