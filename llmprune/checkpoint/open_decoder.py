@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+from transformers import PreTrainedModel
+
 from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.checkpoint.file_names import FileNames
 from llmprune.checkpoint.layers_in_files import LayersInFiles
@@ -19,7 +22,8 @@ from llmprune.checkpoint.skeleton import fill_rest
 from llmprune.checkpoint.stored_dtypes import require_all
 from llmprune.checkpoint.weight_headers import SINGLE, headers_of_folder
 from llmprune.checkpoint.weights_reader import WeightsReader
-from llmprune.layerwise.decoder import Decoder
+from llmprune.common.errors import CheckpointError
+from llmprune.layerwise.decoder import Decoder, Tensors
 from llmprune.recipe.model import ModelSource
 
 
@@ -55,6 +59,7 @@ def open_decoder(
     placement = place(source, skeleton, working=working)
     layers = LayersInFiles(skeleton, reader)
     rest = layers.read_rest()
+    _require_one_matrix(skeleton, rest, shown=source.id)
     fill_rest(skeleton, rest, device=placement.rest, missing=layers.absent(rest))
     skeleton._weight_conversions = reader.names.used_rules or None
     return Decoder(
@@ -64,3 +69,16 @@ def open_decoder(
         prefetch=layers.prefetch,
         quick=True,
     )
+
+
+def _require_one_matrix(skeleton: PreTrainedModel, rest: Tensors, *, shown: str) -> None:
+    """Raise CheckpointError where the config ties two matrices and the files have different values for them.
+
+    transformers 5 then loads both and warns, transformers 4 and vLLM drop one: they would run another model.
+    """
+    for name, other in skeleton.all_tied_weights_keys.items():
+        if name in rest and other in rest and not torch.equal(rest[name], rest[other].to(rest[name].dtype)):
+            raise CheckpointError(
+                f"the config of {shown} ties {name} to {other} (tie_word_embeddings: true), and its weights files have "
+                "different values for the two; set tie_word_embeddings to false in its config.json if both were trained"
+            )

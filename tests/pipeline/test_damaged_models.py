@@ -75,8 +75,9 @@ def test_model_that_cannot_be_pruned(
             with_tensors(lambda tensors: tensors.update({UP_PROJECTION: torch.zeros(5, 32)})),
             ["1 mismatched", f"{UP_PROJECTION} ([5, 32], not [96, 32])"],
         ),
+        (with_config(tie_word_embeddings=True), ["ties lm_head.weight to model.embed_tokens", "different values for"]),
     ],
-    ids=["cut-short", "garbage", "none", "no-shard", "missing", "unexpected", "shape"],
+    ids=["cut-short", "garbage", "none", "no-shard", "missing", "unexpected", "shape", "tied"],
 )
 def test_damaged_checkpoint(workspace: Path, tmp_path: Path, spoil: Callable[[Path], object], said: list[str]) -> None:
     """Missing, damaged or strange weights end the run before the passes; nothing is guessed."""
