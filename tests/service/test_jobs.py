@@ -229,3 +229,14 @@ def test_a_job_deleted_between_two_reads_is_not_found(harness: ServiceHarness) -
     assert harness.http.delete(f"/v1/jobs/{job}").status_code == 404
     jobs.read = lambda name: {}[name]
     assert harness.http.get(f"/v1/jobs/{job}").status_code == 500
+
+
+@pytest.mark.parametrize(("place", "kind"), [("jobs/d15748b2b40", "job"), ("sweeps/mine", "sweep")])
+def test_what_is_no_id_is_not_found(harness: ServiceHarness, place: str, kind: str) -> None:
+    """An id that is cut short or mistyped is answered as one that does not exist, with the form of an id."""
+    answer = harness.http.get(f"/v1/{place}")
+    told = f"there is no {kind} {place.partition('/')[2]!r}: an id is 12 of the digits 0-9 and letters a-f"
+    assert (answer.status_code, answer.json()["detail"]) == (404, told)
+    page = harness.http.get(f"/{place}", headers={"Accept": "text/html"})
+    assert page.status_code == 404
+    assert "Wrong recipe" not in page.text

@@ -19,6 +19,7 @@ from llmprune.common.errors import MOST_PROBLEMS, LLMPruneError, RecipeError, sh
 from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.database.database import DatabaseUnavailable
 from llmprune.service.jobs.library.library import NoSuchPage
+from llmprune.service.jobs.job import JOB_ID
 from llmprune.service.jobs.store_reads import Conflict, NoSuchJob, QueueFull
 from llmprune.service.planner.queue import PlannerBusy, TooManyPlans
 
@@ -110,8 +111,15 @@ def _methods(request: Request) -> list[str]:
     ]
 
 
+_NO_ID = {"pattern": f"^{JOB_ID}$"}  # in pydantic's error for an id that no job, model, sweep or upload can have
+
+
 def _wrong_parameters(error: RequestValidationError) -> Failure:
     errors = error.errors()
+    absent = next((one for one in errors if one["loc"][0] == "path" and one.get("ctx") == _NO_ID), None)
+    if absent is not None:
+        name, given = absent["loc"][-1], str(absent["input"])[:60]
+        return Failure(404, f"there is no {name} {given!r}: an id is 12 of the digits 0-9 and letters a-f")
     problems = [
         f"{'.'.join(str(part)[:60] for part in one['loc'][1:])}: {one['msg']}" for one in errors[: MOST_PROBLEMS + 1]
     ]
