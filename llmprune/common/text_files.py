@@ -37,7 +37,8 @@ def require_text_file(path: Path) -> None:
     if path.is_dir():
         raise CalibrationError(f"the data file {path} is a folder; give a file in it")
     if not path.is_file():
-        raise CalibrationError(f"the data file {path} does not exist (looked in {Path.cwd()}); check the path")
+        remedy = "write the whole path in place of ~" if path.parts[:1] == ("~",) else "check the path"
+        raise CalibrationError(f"the data file {path} does not exist (looked in {Path.cwd()}); {remedy}")
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)

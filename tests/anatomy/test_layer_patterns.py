@@ -290,3 +290,11 @@ def test_a_width_that_llama_cpp_derives_is_noted() -> None:
     assert "takes 4 × n_embd for the MLP width of this model type and does not read n_inner" in note
     assert not about_derived_widths(gpt2, {"n_inner": width})
     assert not about_derived_widths(discover(tiny_config("llama")), {"intermediate_size": 8})
+
+
+def test_the_only_layer_stays(six: Anatomy) -> None:
+    """A remedy that removes nothing is none: the section is to go."""
+    with pytest.raises(RecipeError, match="at least one must stay: remove the section"):
+        planned_layers(Depth(remove=1), replace(six, num_layers=1))
+    with pytest.raises(RecipeError, match="remove at most 7"):
+        planned_layers(Depth(remove=8), six)

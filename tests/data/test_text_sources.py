@@ -115,6 +115,7 @@ def test_insufficient_text(tmp_path: Path, content: str, settings: dict[str, Any
     ("dataset", "message"),
     [
         ("absent.txt", ["absent.txt does not exist", "check the path"]),
+        ("~/absent.txt", ["absent.txt does not exist", "write the whole path in place of ~"]),
         ("present.csv", ["present.csv", "cannot be read", ".txt, .jsonl"]),
         ("package://absent_module/texts", ["No module named 'absent_module'", "package://MODULE/NAME"]),
         ("package://pydoc_data.topics/absent", ["no attribute 'absent'", "package://MODULE/NAME"]),

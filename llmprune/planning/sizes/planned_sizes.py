@@ -88,7 +88,7 @@ def planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
     if number >= count:
         raise RecipeError(
             f"depth.{'layers' if depth.layers else 'remove'}: {number} of the model's {count} layers would be removed; "
-            f"at least one must stay: remove at most {count - 1}"
+            f"at least one must stay: {f'remove at most {count - 1}' if count > 1 else 'remove the section'}"
         )
     if number and anatomy.depth_refusal:
         raise RecipeError(f"depth: no layer of this model can be removed: {anatomy.depth_refusal}; remove the section")
