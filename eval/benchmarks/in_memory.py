@@ -30,5 +30,5 @@ def prune_in_memory(
     refits = Refit() if refit else None
     pruning = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=refits, write=layers.__setitem__)
     windows_NL, sources_N = windows
-    pruning.run(windows_NL, BATCH, store=store, folds=Folds.of(len(windows_NL), sources_N))
+    pruning.run(windows_NL, BATCH, store=store, folds=Folds.of(windows_NL, sources_N))
     return Decoder(pruned.skeleton, layers.__getitem__, placement=pruned.placement)

@@ -16,11 +16,14 @@ from llmprune.common.distributed import windows_of_process
 class WindowGroups:
     """Groups of this process's windows, batch by batch. ``groups_N``: the group of each window of all processes.
 
-    ``weights``: of each group's windows, in sums of products of two values; none: all the same.
+    ``weights``: of each group's windows, in sums of products of two values; none: all the same. ``one_source``: the
+    groups are parts of a single source.
     """
 
-    def __init__(self, groups_N: Tensor, batch_size: int, *, weights: Sequence[float] = ()) -> None:
-        self.count = int(groups_N.max()) + 1
+    def __init__(
+        self, groups_N: Tensor, batch_size: int, *, weights: Sequence[float] = (), one_source: bool = False
+    ) -> None:
+        self.count, self.one_source = int(groups_N.max()) + 1, one_source
         self._factors: list[float] = [float(weight) ** 0.5 for weight in weights] or [1.0] * self.count
         self._batches = torch.split(windows_of_process(groups_N), batch_size)
         self._rows = {torch.device("cpu"): [_windows_of_groups(groups_B) for groups_B in self._batches]}

@@ -131,7 +131,7 @@ def name_before_vocabulary(recipe: Recipe) -> str:
 
 def _folds(context: RunContext) -> Folds:
     inputs = context.inputs
-    return Folds.of(len(inputs.windows), inputs.sources, generated_N=inputs.generated)
+    return Folds.of(inputs.windows, inputs.sources, generated_N=inputs.generated)
 
 
 class _CheckpointStep:

@@ -52,7 +52,7 @@ class Pass2Context:
     def make_equations(self) -> NormalEquations:
         """Return empty normal equations for the refit of one projection."""
         assert self.refit is not None, "layers are refit only with refit in the recipe"
-        return self.refit.make_equations(self.folds.count)
+        return self.refit.make_equations(self.folds.count, one_source=self.folds.one_source)
 
 
 @dataclass

@@ -98,9 +98,9 @@ class Pruning:
         """Prune every kept layer; return their records, and the pruned model after its last layer.
 
         With ``snapshots``, layers that an earlier run finished are not done again. ``folds``: those of the
-        windows that judge ridge regressions; None: both halves.
+        windows that judge ridge regressions; None: the most different halves.
         """
-        folds = folds or Folds.of(len(windows_NL), None)
+        folds = folds or Folds.of(windows_NL, None)
         steps = steps_of(self.cut, self.anatomy, refit=self.refit, sparsity=self.sparsity)
         progress = snapshots.load() if snapshots else Progress()
         records, scales = list(progress.records), ResidualScales(progress.scales)
@@ -142,7 +142,7 @@ class Pruning:
             require_same_calls(pruned, narrow, layers=range(len(self.pruned)))
         norms = FollowingNorms(scales)
         topologies = TopologyCache(self.anatomy, scales, norms=norms)
-        judged = WindowGroups(folds.of_windows_N, batch_size, weights=folds.weights)
+        judged = WindowGroups(folds.of_windows_N, batch_size, weights=folds.weights, one_source=not folds.are_sources)
         return Pass2Context(
             cut=self.cut,
             refit=self.refit,

@@ -164,7 +164,7 @@ class Sparsifier:
     ) -> tuple[Repair, Tensor]:
         """Return the repair of a residual writer, and XᵀX [I, I] of its inputs; the other sums are freed."""
         assert self.refit is not None, "writers are only found for the refit"
-        equations = self.refit.make_equations(self.folds.count)
+        equations = self.refit.make_equations(self.folds.count, one_source=self.folds.one_source)
         for one in targets_of(staged, writer, targets=targets):
             for fold, (input_TI, target_TD) in self.folds.parts(one.batch, one.input_BLI, one.target_BLD):
                 equations.update(input_TI, None, inherited_TD=target_TD, fold=fold)

@@ -55,14 +55,17 @@ class Refit(Section):
         """Return the number of calibration folds whose sums are held at once."""
         return min(max(sources, 2), MOST_FOLDS)
 
-    def make_equations(self, folds: int) -> NormalEquations:
-        """Return empty normal equations of one projection, over windows in ``folds`` calibration folds."""
+    def make_equations(self, folds: int, *, one_source: bool = False) -> NormalEquations:
+        """Return empty normal equations of one projection, over windows in ``folds`` calibration folds.
+
+        ``one_source``: the folds are parts of a single source.
+        """
         from llmprune.common.linalg.cross_validated_ridge import NormalEquations
 
-        return NormalEquations(self.ridge, folds)
+        return NormalEquations(self.ridge, folds, one_source=one_source)
 
-    def make_cut_equations(self, folds: int, *, removed_RD: Tensor) -> CutEquations:
+    def make_cut_equations(self, folds: int, *, removed_RD: Tensor, one_source: bool = False) -> CutEquations:
         """Return empty normal equations of a projection from which the rows [R, D] of its transposed weight are cut."""
         from llmprune.common.linalg.cut_equations import CutEquations
 
-        return CutEquations(self.ridge, folds, removed_RD=removed_RD)
+        return CutEquations(self.ridge, folds, removed_RD=removed_RD, one_source=one_source)

@@ -90,6 +90,14 @@ def test_refit_of_no_error_is_nothing() -> None:
     assert delta_DF is None or not delta_DF.any()
 
 
+def test_parts_of_one_source_do_not_weaken_the_ridge() -> None:
+    """The ridge found without half of a single source is kept for all of it; with two sources it is halved."""
+    solved = [_scaled_folds((1.0, 2.0, 3.0), one_source=one_source).solve() for one_source in (False, True)]
+    assert solved[0].ridge is not None
+    assert solved[1].ridge == 2 * solved[0].ridge
+    assert solved[1].inherited == solved[0].inherited
+
+
 def test_one_window_cannot_be_held_out() -> None:
     """With a single fold the default ridge is used, and no held-out error is returned."""
     equations = Refit().make_equations(folds=1)
@@ -107,9 +115,9 @@ def test_too_few_tokens_are_an_error() -> None:
         equations.solve()
 
 
-def _scaled_folds(scales: Sequence[float]) -> NormalEquations:
+def _scaled_folds(scales: Sequence[float], *, one_source: bool = False) -> NormalEquations:
     """Return sums of two folds of 200 tokens with inputs of these scales, and an error that they explain."""
-    equations = Refit().make_equations(folds=2)
+    equations = Refit().make_equations(folds=2, one_source=one_source)
     for fold in range(2):
         inputs_TF = _normal(200, len(scales), seed=fold) * torch.tensor(scales)
         equations.update(

@@ -169,12 +169,12 @@ def test_a_layer_without_gradients_keeps_its_closed_form() -> None:
 def test_windows_that_judge_are_not_trained_on() -> None:
     """They are half of the model's own windows, or a source in turn, or every eighth window of a single source."""
     sources_N = torch.tensor([0, 1, 0, 1, 2, 2])
-    generated = Folds.of(6, sources_N, generated_N=sources_N == 2)
+    generated = Folds.of(torch.zeros(6, 4), sources_N, generated_N=sources_N == 2)
     assert generated.judging(0).tolist() == generated.judging(1).tolist() == [False] * 4 + [True, False]
-    several = Folds.of(6, sources_N)
+    several = Folds.of(torch.zeros(6, 4), sources_N)
     judging = [several.judging(layer).nonzero().flatten().tolist() for layer in range(4)]
     assert judging == [[0, 2], [1, 3], [4, 5], [0, 2]]
-    assert Folds.of(16, None).judging(0).nonzero().flatten().tolist() == [7, 15]
+    assert Folds.of(torch.arange(64).view(16, 4), None).judging(0).nonzero().flatten().tolist() == [7, 15]
 
 
 def test_processes_share_the_windows_of_every_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def test_a_repaired_shape_is_judged_as_it_is_written(cut: int) -> None:
     """The windows that follow pass 2 end where the finished layers lead them, also where a layer is untouched."""
     dense, anatomy, _ = _model("llama")
     judge, chosen = _judge("llama"), _cuts("llama")[cut]
-    solved = RepairWindows(IDS, Folds.of(len(IDS), None), 2, HiddenStateStore())
+    solved = RepairWindows(IDS, Folds.of(IDS, None), 2, HiddenStateStore())
     found_S = repaired_divergence(judge, anatomy, cut=chosen, refit=Refit(), solved=solved)
     written: dict[int, dict[str, torch.Tensor]] = {}
     own = cut_decoder(dense, anatomy=anatomy, cut=chosen)

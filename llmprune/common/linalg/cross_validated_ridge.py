@@ -22,7 +22,9 @@ projection keeps its sliced weights. A λ without a stable solution is skipped, 
 numbers does not need all D outputs: S random combinations of them are used.
 
 Both numbers were found with one of n folds left out. Over all folds the noise of the solution is (n − 1)/n as large,
-so λ and the odds (1 − α)/α are scaled by that factor. A λ given by the user is the only one tried, and is not scaled.
+so λ and the odds (1 − α)/α are scaled by that factor. Of folds of one source only the odds are: other text differs more
+from that source than its parts differ from each other, and that does not change with the number of tokens. A λ given by
+the user is the only one tried, and is not scaled.
 
 Memory: one F × F matrix a fold and one more while solving.
 
@@ -69,11 +71,12 @@ class Repair:
 class NormalEquations:
     """Sums over tokens of the regression: XᵀX [F, F] of each fold, XᵀL and XᵀI [F, D], and their sketches of each fold.
 
-    All in float32. ``ridge``: λ, None to choose it by cross-validation over ``folds``.
+    All in float32. ``ridge``: λ, None to choose it by cross-validation over ``folds``. ``one_source``: the folds are
+    parts of a single source of text.
     """
 
-    def __init__(self, ridge: float | None, folds: int) -> None:
-        self.ridge, self.folds = ridge, folds
+    def __init__(self, ridge: float | None, folds: int, *, one_source: bool = False) -> None:
+        self.ridge, self.folds, self.one_source = ridge, folds, one_source
         self._begun: FoldSums | None = None  # sized by the first batch
 
     def update(self, input_TF: Tensor, lost_TD: Tensor | None, *, inherited_TD: Tensor, fold: int = 0) -> None:
@@ -128,7 +131,8 @@ class NormalEquations:
             self._cross_validated()
         )  # rounding may make devices choose differently among equal ridges
         if repair is not None and repair.ridge is not None:
-            repair = self._solved(for_all_folds(repair, len(self._sums.folds)))
+            scaled = for_all_folds(repair, len(self._sums.folds))
+            repair = self._solved(replace(scaled, ridge=repair.ridge) if self.one_source else scaled)
         if repair is None:
             raise self._unstable(where, setting)
         return repair

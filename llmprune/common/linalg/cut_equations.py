@@ -31,8 +31,8 @@ class CutTokens:
 class CutEquations(NormalEquations):
     """Sums of E, from which those of both parts follow before the solution. ``removed_RD``: W_Rᵀ."""
 
-    def __init__(self, ridge: float | None, folds: int, *, removed_RD: Tensor) -> None:
-        super().__init__(ridge, folds)
+    def __init__(self, ridge: float | None, folds: int, *, removed_RD: Tensor, one_source: bool = False) -> None:
+        super().__init__(ridge, folds, one_source=one_source)
         self._removed_RD = removed_RD.float()
         self._gram_KR: Tensor | None = None
 

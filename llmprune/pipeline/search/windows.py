@@ -86,9 +86,9 @@ def repair_windows(context: RunContext, number: int, *, batch_size: int) -> Repa
     generated_N = None if inputs.generated is None else inputs.generated[chosen_N]
     if generated_N is not None and (not generated_N.any() or generated_N.all()):
         generated_N = None
-    store = _batches(context, inputs.windows[chosen_N], batch_size=batch_size, sources_N=None).store
-    folds = Folds.of(len(chosen_N), own_N, generated_N=generated_N)
-    return RepairWindows(inputs.windows[chosen_N], folds, batch_size, store)
+    windows_NL = inputs.windows[chosen_N]
+    store = _batches(context, windows_NL, batch_size=batch_size, sources_N=None).store
+    return RepairWindows(windows_NL, Folds.of(windows_NL, own_N, generated_N=generated_N), batch_size, store)
 
 
 def _searched(context: RunContext) -> Tensor:

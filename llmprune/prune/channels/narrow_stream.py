@@ -123,7 +123,7 @@ class NarrowStream:
     def solve_map(self, batches: Iterator[tuple[int, Tensor, Tensor]], *, where: str) -> Tensor:
         """Return the least-squares map M [D, K], pulled to the selection, from (batch number, narrow, wide) inputs."""
         assert self.refit is not None, "readers are solved only with refit in the recipe"
-        equations = self.refit.make_equations(self.folds.count)
+        equations = self.refit.make_equations(self.folds.count, one_source=self.folds.one_source)
         keep_K = self.keep_K
         for batch, narrow, wide_BLD in batches:
             keep_K = keep_K.to(narrow.device)
@@ -147,7 +147,7 @@ class NarrowStream:
         writer = topology.writer(projection.name)
         assert writer is not None, "it writes to the stream"
         weight_KI = weight_of(staged.layer, projection).float()
-        equations = self.refit.make_equations(self.folds.count)
+        equations = self.refit.make_equations(self.folds.count, one_source=self.folds.one_source)
         for one in targets_of(staged, writer, targets=targets):
             for fold, (input_TI, target_TK) in self.folds.parts(one.batch, one.input_BLI, one.target_BLD):
                 equations.update(input_TI, None, inherited_TD=target_TK, fold=fold)

@@ -4,7 +4,7 @@ A fold has the windows of one source, or half of all windows, or every eighth. W
 are a fold of their own, with the weight of all that were read, of which there are more: they show what the model knows
 beyond the calibration text. SmolLM2 lost less on other text with that weight than with its share of the windows.
 
-Shapes: N windows, G windows that the dense model wrote itself.
+Shapes: N windows, L sequence length, G windows that the dense model wrote itself.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmprune.prune.repair.halves import most_different_halves
 from llmprune.recipe.refit import MOST_FOLDS
 
 
@@ -31,19 +32,19 @@ class Folds:
     generated: int | None = None
 
     @classmethod
-    def of(cls, windows: int, sources_N: Tensor | None, *, generated_N: Tensor | None = None) -> Folds:
-        """Return the folds of a number of windows: their sources, or with a single source both halves.
+    def of(cls, windows_NL: Tensor, sources_N: Tensor | None, *, generated_N: Tensor | None = None) -> Folds:
+        """Return the folds of token windows: their sources, or with a single source its most different halves.
 
         ``generated_N``: True for windows that the dense model wrote itself, bool [N]; None where it wrote none.
         """
         if sources_N is None or len(set(sources_N.tolist())) < 2:
-            return cls(torch.arange(windows) * 2 // max(windows, 2), (1.0, 1.0))
+            return cls(most_different_halves(windows_NL), (1.0, 1.0))
         if generated_N is None:
             folds_N = sources_N % MOST_FOLDS
             return cls(folds_N, (1.0,) * (int(folds_N.max()) + 1), are_sources=True)
         folds_N = sources_N % (MOST_FOLDS - 1)
         own, generated = int(folds_N[~generated_N].max()) + 1, int(generated_N.sum())
-        weight = (windows - generated) / generated
+        weight = (len(windows_NL) - generated) / generated
         return cls(folds_N.masked_fill(generated_N, own), (*(1.0,) * own, weight), are_sources=True, generated=own)
 
     def judging(self, layer: int) -> Tensor:

@@ -78,7 +78,8 @@ def _cut_sums(run: Pass2Context, work: LayerWork, *, unit: Unit) -> tuple[Normal
         run.pruned.decoder.layer(step.new, work.weights.cut) as cut,
     ):
         _, removed_RD = removed_rows(outputs_first(uncut.get_parameter(weight.name), weight), keep_K)
-        equations = run.refit.make_cut_equations(run.folds.count, removed_RD=removed_RD)
+        folds = run.folds
+        equations = run.refit.make_cut_equations(folds.count, removed_RD=removed_RD, one_source=folds.one_source)
         for one in run_cut(work.runs, step.new, uncut=uncut, cut=cut, unit=unit, keep_K=keep_K):
             target_BLD = run.dense.hidden_states.at(one.batch, one.output_BLD.device)
             missing_BLD = target_BLD.float() - one.output_BLD.float()
@@ -88,7 +89,7 @@ def _cut_sums(run: Pass2Context, work: LayerWork, *, unit: Unit) -> tuple[Normal
             if step.gap:
                 before_gap_BLD = work.before_gap.at(one.batch, target_BLD.device)
                 values.append((target_BLD.float() - before_gap_BLD.float()) / scale)
-            for fold, (kept_TK, removed_TR, error_TD, *gap) in run.folds.parts(one.batch, *values):
+            for fold, (kept_TK, removed_TR, error_TD, *gap) in folds.parts(one.batch, *values):
                 tokens = CutTokens(kept_TK, removed_TR, error_TD, gap[0] if gap else None)
                 equations.update_cut(tokens, fold=fold)
     return equations, error
