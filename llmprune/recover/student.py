@@ -3,8 +3,9 @@
 Layers come from the files one by one, and are sharded as they come, so that no process holds the whole model. Trained
 weights are float32 (for LoRA the adapters; the frozen weights keep the type of the computation), and products are
 computed in bfloat16 where the device is fast at that. Embeddings and head are frozen unless the recipe asks for them:
-Adam moves the rows of tokens that a step hardly has as far as all others, and a model loses them. Dropout and the auxiliary losses of training are off, so that a
-step depends on its windows alone. Weights that are zero before the training stay zero.
+Adam moves the rows of tokens that a step hardly has as far as all others, and the model forgets them. Dropout and the
+auxiliary losses of training are off, so that a step depends on its windows alone. Weights that are zero before the
+training stay zero.
 
 Shapes: B batch, L sequence length, V vocabulary.
 """

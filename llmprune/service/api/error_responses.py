@@ -18,8 +18,8 @@ from starlette.routing import Match
 from llmprune.common.errors import MOST_PROBLEMS, LLMPruneError, RecipeError, shortened
 from llmprune.service.api.server_paths import ServerPaths
 from llmprune.service.database.database import DatabaseUnavailable
-from llmprune.service.jobs.library.library import NoSuchPage
 from llmprune.service.jobs.job import JOB_ID
+from llmprune.service.jobs.library.library import NoSuchPage
 from llmprune.service.jobs.store_reads import Conflict, NoSuchJob, QueueFull
 from llmprune.service.planner.queue import PlannerBusy, TooManyPlans
 
