@@ -6,6 +6,7 @@ together only for alternate timing, where they fit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmprune.checkpoint.model_memory import fit_together
@@ -93,18 +94,18 @@ def measure_models(
     pruned: EvaluatedModel,
     repaired: EvaluatedModel | None = None,
     prompts: Prompts | None,
-    answering: EvaluatedModel | None = None,
+    answering: Mapping[str, EvaluatedModel] | None = None,
 ) -> Measured:
     """Measure tasks, generation and speed, as the recipe's evaluation section asks; ``prompts``: None: no generation.
 
-    ``repaired``: the model before the training, of which only the tasks are measured. ``answering``: the model that
-    answers in place of the pruned one, because that has other tokens.
+    ``repaired``: the model before the training, of which only the tasks are measured. ``answering``: models that answer
+    in place of the dense or the pruned one, because that has other tokens.
     A model is loaded only where something is left to measure on it. With several processes all share the tasks, the
     first measures the rest, and all return the same value.
     """
     together = settings.speed is not None and is_first_process() and fit_together([dense.source, pruned.source])
     tasks: dict[str, TaskResults] = {}
-    answers = GreedyAnswers(settings, prompts)
+    answers, instead = GreedyAnswers(settings, prompts), answering or {}
     if repaired is not None and settings.task_names:
         report_progress("tasks: repaired")
         tasks["repaired"] = evaluate_tasks(repaired, "repaired", evaluation=settings)
@@ -114,7 +115,7 @@ def measure_models(
             report_progress(f"tasks: {side}")
             tasks[side] = evaluate_tasks(model, side, evaluation=settings)
         if is_first_process():
-            other = answering if side == "pruned" and answering is not None else model
+            other = instead.get(side, model)
             answers.add(side, other)
             if other is not model:
                 other.whole.release()
@@ -123,7 +124,7 @@ def measure_models(
             model.whole.release()
     measured = None
     if is_first_process():
-        generation, speed = answers.figures(dense.tokenizer), None
+        generation, speed = answers.figures(instead.get("dense", dense).tokenizer), None
         if settings.speed:
             report_progress("speed")
             speed = compare_speed(dense.whole, pruned.whole, settings=settings.speed, together=together)

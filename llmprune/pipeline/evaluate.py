@@ -12,7 +12,7 @@ from llmprune.cut.apply import cut_decoder
 from llmprune.cut.decision import Cut
 from llmprune.data.begin_of_text import describe_begin
 from llmprune.evaluation.evaluate import Decoders, Measured, measure_models, measure_predictions
-from llmprune.evaluation.lm_eval.harness import evaluated_model
+from llmprune.evaluation.lm_eval.harness import EvaluatedModel, evaluated_model
 from llmprune.evaluation.prompts import Prompts
 from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.pipeline.context import RunContext
@@ -24,7 +24,7 @@ from llmprune.recipe.model import ModelSource
 from llmprune.results.figures.base import Figures
 from llmprune.results.figures.evaluation import DivergenceFigures, PerplexityFigures
 from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
-from llmprune.results.run_folder.products import FULL_VOCABULARY, RECOVERY, REPAIRED, TASKS, VOCABULARY
+from llmprune.results.run_folder.products import DENSE_KEPT_TOKENS, FULL_VOCABULARY, RECOVERY, REPAIRED, TASKS, VOCABULARY
 
 
 def evaluate(context: RunContext, cut: Cut) -> Measured:
@@ -39,7 +39,7 @@ def evaluate(context: RunContext, cut: Cut) -> Measured:
 
     origin = fingerprint(
         inputs.identity,
-        inputs.reference_identity,
+        inputs.reference_model.identity,
         file_fingerprint(folder.path / "pruning.json", folder.path / RECOVERY),
         *([file_fingerprint(folder.path / VOCABULARY)] if context.recipe.vocabulary else []),
         evaluation.model_dump_json(),
@@ -60,12 +60,13 @@ def _measure(context: RunContext, cut: Cut) -> Measured:
     before = None
     if recipe.recover and recipe.evaluation.before_recovery:
         before = pruned_source(recipe.model, folder.path / REPAIRED, layers=cut.layers)
-    dense = evaluated_model(recipe.reference, inputs.tokenizer)
+    dense, answering = _dense(context)
     has_own_tokens, changes_layers = recipe.vocabulary is not None, not recipe.cuts_only_vocabulary
     tokenizer = load_tokenizer(source) if has_own_tokens else inputs.tokenizer
     pruned = evaluated_model(source, tokenizer, folder=folder.path / TASKS)
     full = full_vocabulary_source(context, cut) if has_own_tokens else source
-    answering = evaluated_model(full, inputs.tokenizer, folder=folder.path / TASKS / FULL_VOCABULARY)
+    if has_own_tokens:
+        answering["pruned"] = evaluated_model(full, inputs.tokenizer, folder=folder.path / TASKS / FULL_VOCABULARY)
     repaired = evaluated_model(before, inputs.tokenizer, folder=folder.path / TASKS / REPAIRED) if before else None
     inputs.release()
     with measure_step(folder.steps, "evaluation"):
@@ -79,10 +80,20 @@ def _measure(context: RunContext, cut: Cut) -> Measured:
             pruned=pruned,
             repaired=repaired,
             prompts=prompts,
-            answering=answering if has_own_tokens else None,
+            answering=answering,
         )
     own = {"bits_per_byte": bits, "warnings": (*measured.warnings, *left_out)}
     return measured.model_copy(update=found | own)
+
+
+def _dense(context: RunContext) -> tuple[EvaluatedModel, dict[str, EvaluatedModel]]:
+    """Return the reference to evaluate, and the one with the pruned model's tokens by side, where these differ."""
+    inputs, reference = context.inputs, context.inputs.reference_model
+    if reference.tokens is None:
+        return evaluated_model(reference.source, inputs.tokenizer), {}
+    folder = context.folder.path / TASKS / DENSE_KEPT_TOKENS
+    same_tokens = evaluated_model(reference.source, inputs.tokenizer, folder=folder, load=reference.load)
+    return evaluated_model(reference.source, load_tokenizer(reference.source)), {"dense": same_tokens}
 
 
 def _prompts(context: RunContext) -> tuple[Prompts | None, list[str]]:

@@ -33,6 +33,7 @@ from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states.cache import HiddenStateCache
 from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.planning.memory.device_memory import DeviceMemory
+from llmprune.pipeline.reference_model import ReferenceModel
 from llmprune.planning.texts.calibration_sources import calibration_sources
 from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot
@@ -62,6 +63,7 @@ class RunInputs:
         self.texts = texts
         self.reserve = reserve
         self.devices = devices
+        self.reference_model = ReferenceModel(recipe, working=self.whole_devices)
         self._evicted = False  # True after a device ran out of memory
 
     @property
@@ -171,7 +173,7 @@ class RunInputs:
 
     @cached_property
     def _other_reference(self) -> Decoder:
-        return open_decoder(self.recipe.reference, working=self.whole_devices)
+        return self.reference_model.open()
 
     @property
     def whole_devices(self) -> dict[int, int]:
@@ -213,12 +215,6 @@ class RunInputs:
     def commit(self) -> str | None:
         """Hub commit that the model was loaded from; None for a folder."""
         return hub_commit(self.recipe.model)
-
-    @cached_property
-    def reference_identity(self) -> str:
-        """Fingerprint of the model that the pruned one is trained towards, the arithmetic, libraries and code."""
-        libraries = torch.__version__, transformers.__version__
-        return fingerprint(identity(self.recipe.reference), self.recipe.model.dtype, *libraries, code_fingerprint())
 
     @cached_property
     def identity(self) -> str:

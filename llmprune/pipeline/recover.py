@@ -173,7 +173,7 @@ class _RecoveryStep:
         return Recovery(
             self.source,
             lambda: context.inputs.reference,
-            context.inputs.reference_identity,
+            context.inputs.reference_model.identity,
             windows,
             self.settings,
             context.folder.path / RECOVERY_STATE,
@@ -189,12 +189,12 @@ class _RecoveryStep:
 
     def _matching(self) -> MatchingLayers | None:
         """Return which layers' hidden states are compared; None where none are."""
-        recipe, among, weight = self.context.recipe, self.context.among, self.settings.hidden_states
+        inputs, among, weight = self.context.inputs, self.context.among, self.settings.hidden_states
         if not weight:
             return None
-        layers = len(self.context.inputs.reference)
+        layers = len(inputs.reference)
         kept = among.kept(self.cut.layers) if among else self.cut.layers
-        return MatchingLayers(recipe.reference, layers_after(kept, layers), weight, self.cut.hidden)
+        return MatchingLayers(inputs.reference_model.open, layers_after(kept, layers), weight, self.cut.hidden)
 
     def _verified(self, found: Recovered) -> Verified:
         """Return the measurements of the fresh process; those of the repaired model where that remains."""

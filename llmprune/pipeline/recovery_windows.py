@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import text_config
-from llmprune.checkpoint.loading import load_model
 from llmprune.common.out_of_memory import BatchSize
 from llmprune.common.progress import report_progress
 from llmprune.data.recovery_windows import RecoveryWindows, arrange
@@ -138,7 +137,7 @@ def write_windows(inputs: RunInputs, writing: Writing, *, parts: Path, reduction
     """
     parts.mkdir(parents=True, exist_ok=True)
     prompts_NP = openings(inputs, writing.number, seed=writing.seed)
-    whole = WholeModel(lambda: load_model(inputs.recipe.reference))
+    whole = WholeModel(inputs.reference_model.load)
     batch_size = BatchSize(min(KEPT_TOGETHER, writing.number), alone=True, reductions=reductions)
     done, batches = [], writing.batches()
     for index, batch in enumerate(batches):

@@ -163,7 +163,8 @@ def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: Evaluat
     layers = [row.layer for row in old.layers if not row.removed]
     pruned = pruned_source(recipe.model, folder.path / "model", layers=layers)
     tokenizer = load_tokenizer(base)
-    own = load_tokenizer(pruned) if recipe.vocabulary else tokenizer
+    has_own_tokens = recipe.vocabulary is not None or recipe.reference != recipe.model
+    own = load_tokenizer(pruned) if has_own_tokens else tokenizer
     evaluation, added = recipe.evaluation, _added_tasks(recipe.evaluation, earlier)
     if added:
         evaluation = evaluation.model_copy(update={"suite": None, "tasks": added})
@@ -174,7 +175,8 @@ def _measure(folder: RunFolder, recipe: Recipe, *, old: Report, earlier: Evaluat
         }
         if known.repaired_tasks is not None:
             before = pruned_source(recipe.model, folder.path / REPAIRED, layers=layers)
-            subjects["repaired"] = evaluated_model(before, tokenizer, folder=folder.path / TASKS / REPAIRED)
+            own = load_tokenizer(before) if has_own_tokens else tokenizer
+            subjects["repaired"] = evaluated_model(before, own, folder=folder.path / TASKS / REPAIRED)
         tasks = {}
         for side, subject in subjects.items():
             report_progress(f"tasks: {side}")

@@ -22,7 +22,7 @@ from llmprune.evaluation.prompts import require_windows
 from llmprune.planning.budget.cost import require_windows_to_search
 from llmprune.planning.devices import require_devices
 from llmprune.planning.export_checks import require_gguf, require_quantized
-from llmprune.planning.reference import key_of_reference, require_matching_layers, require_same_tokens
+from llmprune.planning.reference import ids_in_reference, key_of_reference, require_matching_layers
 from llmprune.planning.texts.text_checks import (
     Check,
     is_readable,
@@ -123,7 +123,7 @@ def checks_of(inputs: TextInputs) -> list[Check]:
     if recipe.reference != recipe.model:
         key = key_of_reference(recipe)
         against = (key, f"{key}_revision", *model)
-        found.append(Check("against", key, against, lambda: require_same_tokens(recipe), ("config",)))
+        found.append(Check("against", key, against, lambda: ids_in_reference(recipe), ("config",)))
         hidden = "recover.hidden_states"
         layers = partial(require_matching_layers, recipe)
         found.append(Check("hidden states", hidden, (hidden, *against), layers, ("config",)))

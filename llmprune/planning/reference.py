@@ -5,11 +5,10 @@ from __future__ import annotations
 from llmprune.anatomy.meta_model import text_config
 from llmprune.checkpoint.loading import load_config, load_tokenizer
 from llmprune.common.errors import RecipeError
+from llmprune.data.vocabulary.counterparts import ModelTokens, counterparts
 from llmprune.planning.base import describe_base
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures.model_size import Size
-
-_PROBE = "One text, with numbers (12.5) and code: `x = [i for i in range(3)]`.\n\nÜber 日本."
 
 
 def without_reference(recipe: Recipe) -> Recipe:
@@ -31,14 +30,35 @@ def size_of_reference(recipe: Recipe) -> Size:
     return describe_base(other, load_config(other.model)).size
 
 
-def require_same_tokens(recipe: Recipe) -> None:
-    """Raise RecipeError where the model ``against`` reads other tokens than the model that is trained."""
+def ids_in_reference(recipe: Recipe) -> list[int] | None:
+    """Return the id in the model ``against`` of every token of the model that is trained; None where all are the same.
+
+    Raises RecipeError where that model has other tokens.
+    """
+    own, other = (
+        ModelTokens(load_tokenizer(source), text_config(load_config(source)).vocab_size)
+        for source in (recipe.model, recipe.reference)
+    )
+    found = counterparts(own, other)
+    if isinstance(found, str):
+        raise RecipeError(
+            f"{recipe.reference.id} {found}, and {recipe.model.id} can only be compared with a model that has its "
+            "tokens; give the model that it was pruned from"
+        )
+    return None if found == list(range(other.rows)) else found
+
+
+def about_reference(recipe: Recipe) -> list[str]:
+    """Return the note on a model ``against`` that has more tokens than the pruned one."""
+    if recipe.reference == recipe.model:
+        return []
     own, other = (text_config(load_config(source)).vocab_size for source in (recipe.model, recipe.reference))
-    if own != other:
-        raise _other_tokens(recipe, f"has {other:,} tokens in its vocabulary, not {own:,}")
-    first, second = (load_tokenizer(source) for source in (recipe.model, recipe.reference))
-    if first.get_vocab() != second.get_vocab() or first(_PROBE)["input_ids"] != second(_PROBE)["input_ids"]:
-        raise _other_tokens(recipe, "has a tokenizer that reads a text as other tokens")
+    if own == other:
+        return []
+    return [
+        f"{recipe.reference.id} has {other:,} tokens in its vocabulary and {recipe.model.id} {own:,}: its "
+        f"probabilities are taken over these {own:,} alone, and its tasks are evaluated with its own tokenizer"
+    ]
 
 
 def require_matching_layers(recipe: Recipe) -> None:
@@ -59,10 +79,3 @@ def require_matching_layers(recipe: Recipe) -> None:
             f"recover.hidden_states: the hidden size of {recipe.reference.id} is {widths[1]:,}, not {widths[0]:,}, so "
             "that hidden states cannot be compared; remove it"
         )
-
-
-def _other_tokens(recipe: Recipe, fault: str) -> RecipeError:
-    return RecipeError(
-        f"{recipe.reference.id} {fault}, and {recipe.model.id} can only be compared with a model of the same tokens; "
-        "give the model that it was pruned from"
-    )

@@ -150,7 +150,7 @@ class Recover(Section):
         None,
         description="Hub id or folder of the dense model, where `model` is already pruned, or first_base as in "
         "`evaluation.against`; left out: `evaluation.against`, else `model` itself. Scores, perplexity and answers are "
-        "then compared with this model's.",
+        "then compared with this model's. It may have more tokens than `model`, which lost some.",
     )
     against_revision: str = Field("main", description="Branch, tag or commit of the hub model `against`.")
     data: RecoveryText = Field(RecoveryText(), description="Text to train on; left out: the calibration's sources.")

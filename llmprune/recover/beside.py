@@ -5,7 +5,7 @@ Shapes: B batch, L sequence length, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from llmprune.anatomy.hooks import outputs_of
 from llmprune.anatomy.proof import hidden_states_of
-from llmprune.checkpoint.open_decoder import open_decoder
-from llmprune.recipe.model import ModelSource
+from llmprune.layerwise.decoder import Decoder
 from llmprune.recover.arithmetic import Arithmetic
 from llmprune.recover.resident import fill
 from llmprune.recover.sharding import Sharding
@@ -25,11 +24,11 @@ from llmprune.recover.sharding import Sharding
 class MatchingLayers:
     """The dense model, and after which of its layers each layer of the pruned one is compared.
 
-    ``weight``: of the mean error in the loss. ``channels_K``: the residual channels that the pruned model has, None
-    for all.
+    ``open``: opens the model, whose weights then stay in memory. ``weight``: of the mean error in the loss.
+    ``channels_K``: the residual channels that the pruned model has, None for all.
     """
 
-    source: ModelSource
+    open: Callable[[], Decoder]
     after: tuple[int, ...]
     weight: float
     channels_K: Tensor | None = None
@@ -44,7 +43,7 @@ class DenseBeside:
     """A dense model in memory, in its own type, that is not trained. With FSDP2 each process has its part."""
 
     def __init__(self, matching: MatchingLayers, *, arithmetic: Arithmetic, sharding: Sharding) -> None:
-        decoder = open_decoder(matching.source)
+        decoder = matching.open()
         self._model, self._device, self._quick = decoder.skeleton, arithmetic.device, arithmetic.quick
         self._layers, self._weight = [decoder.layers[index] for index in matching.after], matching.weight
         self._sharding, self._channels_K = sharding, matching.channels_K

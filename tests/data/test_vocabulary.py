@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.trained_tokenizers import KINDS, TRAINED, USED, Kind, trained_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -17,6 +18,7 @@ from llmprune.anatomy.vocabulary import named_ids, new_ids_of, renumber
 from llmprune.common.errors import ModelError, RecipeError, VerificationError
 from llmprune.data.vocabulary.choice import VocabularyTarget, choose_tokens
 from llmprune.data.vocabulary.comparison import OTHER_TEXTS, TokenizerPair
+from llmprune.data.vocabulary.counterparts import ModelTokens, counterparts
 from llmprune.data.vocabulary.required import required_tokens
 from llmprune.data.vocabulary.rewrite import rewrite_state
 from llmprune.data.vocabulary.segmentation import Segmentation, read_state
@@ -65,6 +67,25 @@ def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Case]:
         return made[kind]
 
     return case
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_found_again_in_the_base(kind: Kind, case_of: Callable[[Kind], Case]) -> None:
+    """By their text, rows without a token by their order; a base that lacks one, or reads otherwise, is refused."""
+    case = case_of(kind)
+    keep_K = torch.cat([case.choose(320), torch.tensor([ROWS - 9, ROWS - 2])])
+    after = case.cut(keep_K[:320]).after
+    rows = len(case.tokenizer)
+    own, base = ModelTokens(after, 322), ModelTokens(case.tokenizer, ROWS)
+    assert counterparts(own, base) == [*keep_K[:320].tolist(), rows, rows + 1]
+    assert counterparts(base, base) == list(range(ROWS))
+    assert "has 322 tokens in its vocabulary, not 512, and " in counterparts(base, own)
+    assert f"has {rows + 1} tokens in its vocabulary, 1 of them without a text, not 322 and 2" == counterparts(
+        own, ModelTokens(case.tokenizer, rows + 1)
+    )
+    other = deepcopy(case.tokenizer)
+    other.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert counterparts(own, ModelTokens(other, ROWS)) == "has a tokenizer that reads a text as other tokens"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -44,7 +44,7 @@ def save_pair(
 
 def matching(dense: Path, weight: float) -> MatchingLayers:
     """Return every layer of a dense model, to be compared with the same one of its copy."""
-    return MatchingLayers(ModelSource(id=str(dense)), tuple(range(LAYERS)), weight)
+    return MatchingLayers(lambda: open_decoder(ModelSource(id=str(dense))), tuple(range(LAYERS)), weight)
 
 
 def recovery(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import (
+    TASKS,
     command,
     perplexity_of,
     report_in,
@@ -42,14 +43,22 @@ def recipe_of(place: Path, name: str, **sections: object) -> Path:
     return write_recipe(place / f"{name}.yaml", place / "base", place / "text.txt", **left_out)
 
 
-def test_vocabulary_alone(place: Path, in_one_process: None) -> None:
-    """Only embedding, head and files are written anew; the report has the figures of the cut, and a second run none."""
+@pytest.fixture(scope="module")
+def alone(place: Path) -> Path:
+    """Recipe of a model that loses tokens alone, whose run is in the folder ``alone``."""
     evaluation = perplexity_of(place / "text.txt")
     recipe = recipe_of(place, "alone", vocabulary={"tokens": 320, "multiple": 32}, evaluation=evaluation)
-    planned = command("plan", recipe)
-    assert "Vocabulary: 320 of 512 tokens kept, each takes 32 parameters; they make up" in planned.out
-    done = command("run", recipe, "--output", place / "alone")
+    with pytest.MonkeyPatch.context() as patch:
+        verify_here(patch)
+        done = command("run", recipe, "--output", place / "alone")
     assert done.code == 0, done.err
+    return recipe
+
+
+def test_vocabulary_alone(place: Path, alone: Path) -> None:
+    """Only embedding, head and files are written anew; the report has the figures of the cut, and a second run none."""
+    planned = command("plan", alone)
+    assert "Vocabulary: 320 of 512 tokens kept, each takes 32 parameters; they make up" in planned.out
     report = report_in(place / "alone")
     found = report["vocabulary"]
     assert (found["kept"], found["tokens"], found["largest_logit_difference"]) == (320, ROWS, 0)
@@ -64,7 +73,7 @@ def test_vocabulary_alone(place: Path, in_one_process: None) -> None:
     assert keep_K is not None
     with torch.no_grad():
         assert torch.equal(model(ids).logits, base(keep_K[ids]).logits[..., keep_K])
-    assert command("run", recipe, "--output", place / "alone").code == 0
+    assert command("run", alone, "--output", place / "alone").code == 0
     assert reused_steps(place / "alone") == {"vocabulary": True, "evaluation": True}
 
 
@@ -131,3 +140,23 @@ def test_a_recipe_has_one_target() -> None:
     """Coverage, tokens and keep exclude each other."""
     recipe = "model: {id: org/model}\n"
     assert "needs at most one of coverage, tokens, keep" in problems(f"{recipe}vocabulary: {{tokens: 9, keep: 0.5}}")[0]
+
+
+@pytest.mark.usefixtures("alone", "in_one_process")
+def test_a_model_without_some_tokens_learns_from_its_base(place: Path) -> None:
+    """The base predicts the kept tokens under their new ids: what only lost tokens is at no distance from it."""
+    generation = {"samples": 2, "prompt_tokens": 8, "new_tokens": 8, "prompts": "held_out"}
+    recover = {"batch_tokens": 64, "data": {"self_generated": {"samples": 2}}, "hidden_states": 0.1}
+    tasks = {"tasks": ["llmprune_agreement"], "include_path": str(TASKS), "limit": 1}
+    evaluation = perplexity_of(place / "text.txt", generation=generation, **tasks)
+    settings = recipe_of(place, "recover", recover=recover | {"tokens": 128}, evaluation=evaluation)
+    done = command(
+        *("recover", place / "alone" / "model", "--against", place / "base", "--tokens", "128"),
+        *("--recipe", settings, "--output", place / "learned"),
+    )
+    assert done.code == 0, done.err
+    report = report_in(place / "learned")
+    assert sum(report["recovery"]["checks"][0]["divergence"].values()) < 1e-4  # stored in 16 bits
+    assert report["perplexity"]["dense"] == pytest.approx(report["perplexity"]["pruned"], rel=1e-6)
+    assert report["divergence"]["same_first"] == report["generation"]["agreement"]["share"] == 1
+    assert any("has 512 tokens in its vocabulary" in warning for warning in report["warnings"])

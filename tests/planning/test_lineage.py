@@ -76,8 +76,8 @@ def test_a_first_base_that_is_not_known_is_refused(
 
 def test_a_reference_reads_the_same_tokens(workspace: Path, tmp_path: Path) -> None:
     """The same check as for ``recover.against``; two different references are a mistake."""
-    other = save_model(tmp_path / "other", vocab_size=300)
+    other = save_model(tmp_path / "other", vocab_size=64)
     found = plan_and_check(_recipe(workspace / "base", against=str(other))).errors.listed()
-    assert any("evaluation.against" in problem and "300 tokens in its vocabulary" in problem for problem in found)
+    assert any("evaluation.against" in problem and "64 tokens in its vocabulary" in problem for problem in found)
     with pytest.raises(RecipeError, match=r"against is another model than recover\.against"):
         Recipe.parse("{model: {id: x}, recover: {tokens: 1M, against: y}, evaluation: {against: z}}")

@@ -125,16 +125,29 @@ def test_follow_ups_of_a_job_that_began_from_a_model_made_here(harness: ServiceH
 
 
 def test_follow_ups_of_a_job_that_cut_the_vocabulary(harness: ServiceHarness) -> None:
-    """Zeros are judged by the model without them, and no training is offered: the base has other tokens."""
+    """The base teaches it and is compared with it, and with what is made of it."""
     job = harness.submit(recipe(layers=1, config=1, n=3) + "vocabulary: {coverage: 0.9}\n")["id"]
     harness.until_ended(job)
     sparse = made(harness, job, "sparsify")
+    assert {"vocabulary=null", 'evaluation.against="org/model"'} <= set(command_of(harness, sparse["id"]))
+    harness.until_ended(sparse["id"])
+    for parent in (job, sparse["id"]):
+        trained = made(harness, parent, "recover", tokens="1M")
+        assert {"vocabulary=null", 'recover.against="org/model"'} <= set(command_of(harness, trained["id"]))
+        cancelled(harness, trained["id"])
+
+
+def test_follow_ups_of_a_job_whose_base_a_recipe_cannot_name(harness: ServiceHarness) -> None:
+    """Zeros are judged by the model without them, and no training is offered, to what is made of it neither."""
+    own = "{id: org/model, gguf: model-Q8_0.gguf}"
+    job = harness.submit(recipe(layers=1, config=1, n=4).replace("{id: org/model}", own))["id"]
+    harness.until_ended(job)
+    sparse = made(harness, job, "sparsify")
     assert "evaluation.against=null" in command_of(harness, sparse["id"])
-    assert not [word for word in command_of(harness, sparse["id"]) if word.startswith('evaluation.against="')]
     harness.until_ended(sparse["id"])
     for parent in (job, sparse["id"]):
         refused = ask(harness.http, parent, {"kind": "recover", "tokens": "1M"})
-        assert (refused.status_code, "a model with a larger vocabulary" in refused.text) == (422, True), refused.text
+        assert (refused.status_code, "submit a recipe that prunes and recovers" in refused.text) == (422, True)
         offers = harness.http.get(f"/v1/jobs/{parent}/follow-ups").json()["offers"]
         assert {"recover"} <= {offer["kind"] for offer in offers if offer["reason"]} <= {"recover", "size"}
 

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from llmprune.evaluation.whole_model import WholeModel
 from llmprune.recipe.evaluation import Evaluation
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from llmprune.recipe.model import ModelSource
 
@@ -44,11 +45,16 @@ class EvaluatedModel:
 
 
 def evaluated_model(
-    source: ModelSource, tokenizer: PreTrainedTokenizerBase | None, *, folder: Path | None = None
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    folder: Path | None = None,
+    load: Callable[[], PreTrainedModel] | None = None,
 ) -> EvaluatedModel:
     """Return a model with its result store, which distinguishes files, commit, dtype and device.
 
-    ``folder``: for the results of finished tasks; without it they are stored in the cache of base models.
+    ``folder``: for the results of finished tasks; without it they are stored in the cache of base models. ``load``:
+    loads the model otherwise than from ``source``; the folder must then be its own.
     """
     import torch
 
@@ -63,7 +69,7 @@ def evaluated_model(
         else ResultStore(folder, identity_text)
     )
     place = source.id if hub_commit(source) else str(folder_of(source, "weights"))
-    return EvaluatedModel(source, tokenizer, place, store, WholeModel(lambda: load_model(source)))
+    return EvaluatedModel(source, tokenizer, place, store, WholeModel(load or partial(load_model, source)))
 
 
 def evaluate_tasks(

@@ -1,10 +1,15 @@
-"""Comparison of tokenizers: scores per sample are comparable only if both models see the same tokens."""
+"""Comparison of tokenizers: scores per sample are comparable only if both models see the same tokens.
+
+A model that lost tokens of its vocabulary has those of its base under other ids; a word whose token it lost is several
+of those that it kept.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from llmprune.common.errors import EvaluationError
+from llmprune.data.vocabulary.counterparts import ModelTokens, counterparts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,16 +23,25 @@ def require_same_tokenizer(
 ) -> None:
     """Raise EvaluationError unless both models have the same vocabulary, special tokens and tokenization.
 
-    ``base`` and ``model`` name the models, ``tokenizer`` and ``other`` are their tokenizers.
+    ``base`` and ``model`` name the models, ``tokenizer`` and ``other`` are their tokenizers. The model may have lost
+    tokens of the base.
     """
     assert tokenizer is not None, "both are loaded"
     assert other is not None, "both are loaded"
     difference = _difference(tokenizer, other)
-    if difference:
+    if difference and not _lost_tokens(other, tokenizer):
         raise EvaluationError(
             f"the tokenizers of {base} and {model} differ: {difference}; scores of models with different tokens "
             "are not comparable sample by sample: evaluate each alone, or give both the same tokenizer"
         )
+
+
+def _lost_tokens(own: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase) -> bool:
+    """Check that a model has fewer tokens than its base and otherwise reads texts alike."""
+    if len(own) >= len(base) or (own.bos_token, own.eos_token) != (base.bos_token, base.eos_token):
+        return False
+    sides = (ModelTokens(tokenizer, max(tokenizer.get_vocab().values()) + 1) for tokenizer in (own, base))
+    return not isinstance(counterparts(*sides), str)
 
 
 def _difference(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:

@@ -17,6 +17,7 @@ from llmprune.planning.notes.refit import about_refit
 from llmprune.planning.notes.scores import about_scores
 from llmprune.planning.notes.sparsity import about_sparsity
 from llmprune.planning.notes.without_effect import settings_without_effect
+from llmprune.planning.reference import about_reference
 from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.planning.sparsity import SparsityPlan
 from llmprune.recipe.depth import Depth
@@ -40,6 +41,7 @@ def notes_of(
         *about_sparsity(sparsity, pruned, anatomy=base.anatomy),
         *_about_cut(recipe, base, planned=planned, pruned=pruned),
         *about_recovery(recipe, is_cut=is_cut),
+        *about_reference(recipe),
     ]
 
 

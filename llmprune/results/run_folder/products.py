@@ -7,6 +7,7 @@ GENERATED_WINDOWS, RECOVERY_WINDOWS = "self-generated.safetensors", "recover-gen
 RECOVERY, REPAIRED = "recovery.json", "repaired"  # figures of the training, and the checkpoint from before it
 RECOVERY_LENGTH = "recover-windows.txt"  # the number to train on, where the recipe gives hours
 VOCABULARY, FULL_VOCABULARY = "vocabulary.json", "full-vocabulary"  # figures of its cut; the checkpoint from before
+DENSE_KEPT_TOKENS = "dense-kept-tokens"  # in the tasks' folder: answers of a dense model with more tokens
 VOCABULARY_STATE = "vocabulary.partial"  # unfinished checkpoint with fewer tokens
 ROUNDS, PREDICTIONS = "rounds", "predictions.partial"  # earlier rounds; in it, the dense model's predictions
 RECOVERY_WINDOWS_PARTS, RECOVERY_STATE = "recover-generated.partial", "recover.partial"  # unfinished ones

@@ -153,8 +153,8 @@ def _of_form(problem: str) -> str:
 def _of_recovery(recipe: Recipe, work: Recover, *, base: tuple[str, str] | None) -> list[str]:
     if base is None:
         raise RecipeError(
-            "a training needs the base as its teacher, which cannot be a GGUF file in a repository, an adapter or a "
-            "model with a larger vocabulary; submit a recipe that prunes and recovers in one job",
+            "a training needs the base as its teacher, which cannot be a GGUF file in a repository or an adapter; "
+            "submit a recipe that prunes and recovers in one job",
             "follow-up",
         )
     own = recipe.recover is not None and "seed" in recipe.recover.data.model_fields_set
@@ -197,12 +197,9 @@ def _without(sections: tuple[str, ...]) -> list[str]:
 
 
 def _base(parent: Job, settings: Settings) -> tuple[str, str] | None:
-    """Return name and commit of the model that the parent was compared with; None where a recipe cannot name it.
-
-    A model that lost tokens can be compared with none that has them, and so can what was made of it.
-    """
+    """Return name and commit of the model that the parent was compared with; None where a recipe cannot name it."""
     recipe = recipe_of(parent)
-    if recipe.vocabulary is not None or (isinstance(parent.work, Sparsify) and recipe.evaluation.against is None):
+    if isinstance(parent.work, Sparsify) and recipe.evaluation.against is None:
         return None
     for section in (recipe.recover, recipe.evaluation):
         if section is not None and section.against is not None:
