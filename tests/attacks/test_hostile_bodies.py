@@ -147,12 +147,14 @@ def test_no_query_holds_the_event_loop(harness: ServiceHarness, monkeypatch: pyt
 
 
 def test_a_body_above_a_limit_is_a_problem_or_a_page(harness: ServiceHarness) -> None:
-    """Also where the route's own limit refuses it, before any of our code reads it."""
+    """It says the limit, also where it is the route's own, which is applied before any of our code reads the body."""
     answer = harness.http.post(f"/v1/jobs/{'0' * 12}/push", content="x" * 9_000, headers=JSON)
     assert (answer.status_code, answer.headers["Content-Type"]) == (413, "application/problem+json")
     assert answer.json()["title"] == "too large"
+    assert "has 9,000 bytes; this address takes at most 8,192 (8.19 KB): shorten" in answer.json()["detail"]
     page = harness.http.post("/submit/check", content="x" * 9_000_000, headers={"Accept": "text/html"})
     assert (page.status_code, page.headers["Content-Type"]) == (413, "text/html; charset=utf-8")
+    assert "has 9,000,000 bytes; this address takes at most 131,072 (131 KB): shorten" in page.text
 
 
 def test_a_recipe_over_the_network_is_small(harness: ServiceHarness, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class FormFile:
             return
         self._field += data[start:end]
         if sum(map(len, self._fields.values())) > _MAX_BYTES:
-            raise Refused(413, f"the fields of the form have more than {_MAX_BYTES:,} bytes")
+            raise Refused(413, f"the form's text has more than {_MAX_BYTES:,} bytes; shorten its notes")
 
     def _end_part(self) -> None:
         self._has_ended = self._field is None
