@@ -21,6 +21,7 @@ from llmprune.checkpoint.file_references import ADAPTER, adapter_problem, requir
 from llmprune.checkpoint.quantized.formats import Quantization, quantization_of
 from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, read_config
 from llmprune.common.errors import ModelError
+from llmprune.common.libraries import ignore_missing_kernels
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.text_source import PACKAGE_SCHEME
 
@@ -123,6 +124,7 @@ def _conversion_in(source: ModelSource, names: Collection[str], *, folder: Path 
 
 def _adapter_conversion(source: ModelSource, names: Collection[str], *, folder: Path | None) -> Conversion:
     """Return how an adapter and its base make one checkpoint."""
+    ignore_missing_kernels()
     from llmprune.checkpoint.converted.adapter_merge import AdapterBase, adapter_conversion
 
     if folder is None:

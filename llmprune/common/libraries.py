@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import logging
 import os
 import sys
 import time
@@ -44,8 +45,12 @@ def seconds_of_imports() -> float | None:
 
 
 def quiet_libraries() -> None:
-    """Disable the progress bars of libraries unless standard error is a terminal, and the counting of loaded text."""
+    """Disable the progress bars of libraries unless standard error is a terminal, and the counting of loaded text.
+
+    Disable also what bitsandbytes says about kernels.
+    """
     count_no_loads()
+    ignore_missing_kernels()
     if PlainConsole(stderr=True).is_terminal:
         return
     import transformers.utils.logging
@@ -57,6 +62,14 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if "datasets" in sys.modules:
         sys.modules["datasets"].disable_progress_bars()
+
+
+def ignore_missing_kernels() -> None:
+    """Have bitsandbytes not advise to install kernels of the hub, none of which is used here.
+
+    It does when it is imported, which importing peft does too.
+    """
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
 
 
 def count_no_loads() -> None:
