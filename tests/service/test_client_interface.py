@@ -63,6 +63,20 @@ def test_every_operation_of_the_api_has_a_method(harness: ServiceHarness) -> Non
     assert known <= asked
 
 
+def test_every_parameter_of_the_api_has_a_name(harness: ServiceHarness) -> None:
+    """Each query parameter of the OpenAPI document is one of a method, or of the settings that methods take."""
+    source = "".join(path.read_text(encoding="utf-8") for path in (*AIO.glob("*.py"), AIO.parent / "calls.py"))
+    named = {
+        parameter["name"]
+        for methods in harness.app.openapi()["paths"].values()
+        for operation in methods.values()
+        for parameter in operation.get("parameters", ())
+        if parameter["in"] == "query"
+    }
+    assert named
+    assert named <= set(re.findall(r"\w+", source)), "see docs/develop/add-a-client-method.md"
+
+
 class Instant:
     """A planner that answers every recipe with one plan."""
 
