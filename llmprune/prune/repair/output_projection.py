@@ -3,7 +3,8 @@
 The regression target has two parts (``cross_validated_ridge``):
 
     lost:        what the cut and the removed layers after it took from the layer's output
-    inherited:   the error of the hidden states that earlier layers left
+    inherited:   the error of the hidden states that earlier layers left; behind a norm (``following_norm``), what that
+                 error takes from the projection's own contribution
 
 Shapes: B batch, L sequence length, D hidden size, K inputs of the projection kept.
 """
@@ -122,15 +123,15 @@ def _missing(work: LayerWork, one: LayerActivations, *, unit: Unit, target_BLD: 
             lost_BLD=(one.uncut_BLD - one.cut_BLD + target_BLD - before_gap_BLD) / scale,
             inherited_BLD=(before_gap_BLD - one.uncut_BLD) / scale,
         )
-    norm, cut_BLD = work.dense.norm, one.projection.cut_BLD
-    if norm is not None:
-        factor_BL1, contribution_BLD = norm.token_factor(cut_BLD), norm.contribution(cut_BLD)
-        wanted_BLD = norm.wanted(contribution_BLD, target_BLD.float() - one.cut_BLD.float())
-        lost_BLD = norm.contribution(one.projection.uncut_BLD) - contribution_BLD
-        return _Missing(one.input_BLK * factor_BL1, lost_BLD, wanted_BLD - lost_BLD)
-    # another norm follows the projection: match its own dense output instead
-    return _Missing(
-        one.input_BLK,
-        lost_BLD=one.projection.uncut_BLD - one.projection.cut_BLD,
-        inherited_BLD=work.dense.outputs[unit.output].at(one.batch, device) - one.projection.uncut_BLD,
-    )
+    dense_BLD = work.dense.outputs[unit.output].at(one.batch, device)
+    cut_BLD, uncut_BLD = one.projection.cut_BLD, one.projection.uncut_BLD
+    norm = work.dense.norm
+    if norm is None:  # another norm follows the projection: match its own dense output instead
+        return _Missing(one.input_BLK, lost_BLD=uncut_BLD - cut_BLD, inherited_BLD=dense_BLD - uncut_BLD)
+    contribution_BLD = norm.contribution(cut_BLD)
+    lost_BLD = norm.contribution(uncut_BLD) - contribution_BLD
+    missing_BLD = norm.scale * (norm.contribution(dense_BLD) - contribution_BLD)
+    if work.step.gap:
+        missing_BLD += target_BLD.float() - before_gap_BLD.float()
+    wanted_BLD = norm.wanted(contribution_BLD, missing_BLD)
+    return _Missing(one.input_BLK * norm.token_factor(cut_BLD), lost_BLD, wanted_BLD - lost_BLD)
