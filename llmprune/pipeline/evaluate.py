@@ -24,7 +24,14 @@ from llmprune.recipe.model import ModelSource
 from llmprune.results.figures.base import Figures
 from llmprune.results.figures.evaluation import DivergenceFigures, PerplexityFigures
 from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
-from llmprune.results.run_folder.products import DENSE_KEPT_TOKENS, FULL_VOCABULARY, RECOVERY, REPAIRED, TASKS, VOCABULARY
+from llmprune.results.run_folder.products import (
+    DENSE_KEPT_TOKENS,
+    FULL_VOCABULARY,
+    RECOVERY,
+    REPAIRED,
+    TASKS,
+    VOCABULARY,
+)
 
 
 def evaluate(context: RunContext, cut: Cut) -> Measured:

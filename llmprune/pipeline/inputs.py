@@ -32,8 +32,8 @@ from llmprune.evaluation.prompts import Prompts
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.hidden_states.cache import HiddenStateCache
 from llmprune.layerwise.hidden_states.store import HiddenStateStore
-from llmprune.planning.memory.device_memory import DeviceMemory
 from llmprune.pipeline.reference_model import ReferenceModel
+from llmprune.planning.memory.device_memory import DeviceMemory
 from llmprune.planning.texts.calibration_sources import calibration_sources
 from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.prune.snapshots import boot

@@ -18,7 +18,7 @@ from llmprune.evaluation.decoding import end_tokens
 from llmprune.layerwise.decoder import Decoder
 from llmprune.planning.reference import ids_in_reference
 from llmprune.recipe.recipe import Recipe
-from llmprune.results.fingerprints import code_fingerprint, fingerprint
+from llmprune.results.run_folder.fingerprints import code_fingerprint, fingerprint
 
 
 class ReferenceModel:

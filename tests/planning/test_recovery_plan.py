@@ -67,7 +67,7 @@ def test_the_steps_are_whole_and_the_plan_shows_them(shared: Path, capsys: pytes
     plan = _plan(shared)
     found = _of(plan)
     assert (found.steps, found.tokens, found.windows_of_step) == (8, 8 * 128, 4)
-    assert found.memory.weights + found.memory.optimiser == 16 * plan.pruned.parameters
+    assert (found.memory.weights, found.memory.optimiser) == (4 * plan.pruned.parameters, 12 * found.trained)
     print_plan(plan, PlainConsole())
     shown = " ".join(capsys.readouterr().out.split())
     assert "Recovery: trained on 1,024 tokens, in 8 steps of 4 × 32 tokens (full, distillation" in shown
@@ -96,12 +96,20 @@ def test_activations_are_computed_again_where_they_would_not_fit(tmp_path: Path)
             patch.setattr(machine, "machine_memory", lambda: int(memory))
             return structure_of(Recipe.parse(text, list(changes)))
 
-    large, small, refused = planned(24 * GB), planned(5 * GB), planned(5 * GB, "recover.checkpointing=false")
+    large, small, refused = planned(24 * GB), planned(4 * GB), planned(4 * GB, "recover.checkpointing=false")
     assert [_of(plan).checkpointing for plan in (large, small, refused)] == [False, True, False]
     assert large.shortage is None
     assert small.shortage is None
     assert refused.shortage is not None
     assert "set recover.checkpointing: true (" in refused.shortage
+
+
+def test_embeddings_and_head_are_counted_if_they_are_trained(shared: Path) -> None:
+    """They have gradients and moments only where the recipe asks for their training."""
+    without, with_them = _plan(shared), _plan(shared, lambda data, _: data["recover"].update(embeddings=True))
+    assert _of(with_them).trained == with_them.pruned.parameters
+    assert _of(with_them).trained - _of(without).trained == 2 * 260 * 32
+    assert _of(with_them).memory.weights == _of(without).memory.weights
 
 
 def test_adapters_are_all_that_lora_trains(shared: Path) -> None:
@@ -184,5 +192,5 @@ def test_a_gpu_that_is_too_small_is_refused_with_what_fits(tmp_path: Path) -> No
     assert full.shortage is not None
     assert full.shortage.startswith("recover: cuda:0 has 80 GB, and method: full needs 1")
     assert "set recover.method: lora (" in full.shortage
-    assert _of(full).memory.total > 18 * full.pruned.parameters
+    assert _of(full).memory.total > 16 * full.pruned.parameters
     assert lora.shortage is None

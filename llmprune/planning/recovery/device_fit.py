@@ -52,6 +52,9 @@ def _fitting(recover: Recover, models: PlannedModels, *, setting: TrainingSettin
             found.append(f"{remedy} ({format_size(needed)})")
         return needed <= on.total
 
+    if recover.embeddings:
+        recover = recover.model_copy(update={"embeddings": False})
+        fits(setting, device, remedy="leave out recover.embeddings")
     if not setting.checkpointing:
         fits(replace(setting, checkpointing=True), device, remedy="set recover.checkpointing: true")
     methods = ("full", "lora") if setting.method == "full" else ("lora",)

@@ -1,10 +1,10 @@
 """Memory of the training after the cut, by method.
 
-With P parameters of the pruned model, A of the adapters, L tokens of the windows at a time, D the hidden size, V the
-vocabulary and values in float32, a training holds
+With P parameters of the pruned model, T of them trained, A of the adapters, L tokens of the windows at a time, D the
+hidden size, V the vocabulary and values in float32, a training holds
 
-    full:           16 P: weights, gradients, and the two moments of Adam; on a GPU 2 P more, for autocast keeps a
-                    bfloat16 copy of the weights
+    full:           4 P for the weights and 12 T for gradients and the two moments of Adam; T leaves out embeddings and
+                    head, unless they are asked for; on a GPU 2 P more, as autocast keeps a bfloat16 copy of the weights
     lora:           the weights in the model's type, and 16 A
     activations:    with gradient checkpointing the hidden states of L tokens after each layer, and what one layer keeps
                     for its gradients or 3 copies of the logits [L, V], whichever is larger; without it what all layers
@@ -26,7 +26,7 @@ from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recover import Recover
 from llmprune.results.figures.base import Figures
 
-_TRAINED = 16  # bytes of a trained parameter in memory
+_OPTIMISER = 12  # bytes of the gradient and the moments of a trained parameter
 FLOAT32 = 4
 _BFLOAT16 = 2
 _AUTOCAST = 2.6  # bytes of a value that is kept for the gradients under autocast: norms are in float32
@@ -69,17 +69,18 @@ def length_of(text: TokenWindows) -> int:
 
 def memory_of_training(recover: Recover, models: PlannedModels, *, setting: TrainingSetting) -> RecoveryMemory:
     """Return the bytes that a training takes on its device."""
-    parameters = count_parameters(models.pruned)
-    if setting.method == "lora":
-        adapters = adapter_parameters(recover, models.pruned)
-        weights, optimiser = parameter_bytes(models.pruned) + FLOAT32 * adapters, (_TRAINED - FLOAT32) * adapters
-    else:
-        weights, optimiser = FLOAT32 * parameters, (_TRAINED - FLOAT32) * parameters
-    copied = _BFLOAT16 * parameters if setting.on_gpu and setting.method == "full" else 0
+    trained = trained_parameters(recover, models.pruned, method=setting.method)
+    parameters = sum(parameter.numel() for parameter in models.pruned.parameters())
+    lora = setting.method == "lora"
+    weights = parameter_bytes(models.pruned) + FLOAT32 * trained if lora else FLOAT32 * parameters
+    copied = 0 if lora or not setting.on_gpu else _BFLOAT16 * parameters
     dense = parameter_bytes(models.dense) if recover.hidden_states else 0
     activations = setting.windows * _activations(models, setting=setting)
     return RecoveryMemory(
-        weights=weights + copied + dense, optimiser=optimiser, activations=activations, windows=setting.windows
+        weights=weights + copied + dense,
+        optimiser=_OPTIMISER * trained,
+        activations=activations,
+        windows=setting.windows,
     )
 
 
@@ -99,12 +100,14 @@ def _activations(models: PlannedModels, *, setting: TrainingSetting) -> int:
     return int(sum(kept) + max(added, logits))
 
 
-def adapter_parameters(recover: Recover, pruned: PreTrainedModel) -> int:
-    """Return the parameters of the adapters of all projections in the layers."""
-    projections = [one for layer in find_layers(pruned)[1] for one in projections_of(layer)]
-    return sum(recover.lora.rank * (one.inputs + one.outputs) for one in projections)
-
-
-def count_parameters(model: PreTrainedModel) -> int:
-    """Return the number of a model's parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def trained_parameters(recover: Recover, pruned: PreTrainedModel, *, method: str) -> int:
+    """Return the parameters that are trained: of the adapters of all projections in the layers, or of the model."""
+    path, layers = find_layers(pruned)
+    if method == "lora":
+        projections = [one for layer in layers for one in projections_of(layer)]
+        return sum(recover.lora.rank * (one.inputs + one.outputs) for one in projections)
+    return sum(
+        parameter.numel()
+        for name, parameter in pruned.named_parameters()
+        if recover.embeddings or parameter.ndim < 2 or name.startswith(f"{path}.")
+    )

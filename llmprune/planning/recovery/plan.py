@@ -13,10 +13,9 @@ from llmprune.planning.recovery.device_fit import setting_on
 from llmprune.planning.recovery.memory import (
     FLOAT32,
     RecoveryMemory,
-    adapter_parameters,
-    count_parameters,
     length_of,
     memory_of_training,
+    trained_parameters,
 )
 from llmprune.recipe.calibration import TokenWindows
 from llmprune.recipe.recipe import Recipe
@@ -63,9 +62,7 @@ def plan_recovery(recipe: Recipe, models: PlannedModels, *, machine: Machine) ->
     length = length_of(text)
     number = recover.windows(recover.tokens, length) if recover.tokens else None
     steps = recover.steps(recover.tokens, length) if recover.tokens else None
-    trained = (
-        adapter_parameters(recover, models.pruned) if recover.method == "lora" else count_parameters(models.pruned)
-    )
+    trained = trained_parameters(recover, models.pruned, method=recover.method)
     token = 6 * recover.top_k + 4
     generated = recover.generated(length)
     predicted = _predicted_windows(recover, text, number=number, generated=generated)
