@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 _BINS = 4096  # tokens share bins, so that memory does not grow with the vocabulary
-_ROUNDS = 100  # of power iteration
 
 
 def most_different_halves(windows_NL: Tensor) -> Tensor:
@@ -37,9 +36,6 @@ def _roots_of_counts(windows_NL: Tensor) -> Tensor:
 
 def _first_component(features_NV: Tensor) -> Tensor:
     """Return the place of each window along the first principal component [N]; zeros where windows do not differ."""
-    features_NV -= features_NV.mean(0)
-    direction_V = features_NV[int(features_NV.square().sum(1).argmax())]
-    for _ in range(_ROUNDS):
-        direction_V = (features_NV @ direction_V) @ features_NV
-        direction_V = direction_V / direction_V.norm().clamp_min(1e-30)
-    return features_NV @ direction_V
+    features_NV = features_NV - features_NV.mean(0)
+    values_N, vectors_NN = torch.linalg.eigh(features_NV @ features_NV.T)
+    return vectors_NN[:, -1] * values_N[-1].clamp_min(0).sqrt()
