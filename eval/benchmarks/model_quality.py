@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from common import record, report_of, write_recipe
-from texts import calibration_sources, judging_documents, perplexity, windows_of
+from texts import calibration_sources, given_documents, judging_documents, perplexity, windows_of
 from transformers import AutoConfig, AutoTokenizer
 
 from llmprune import Recipe, run
@@ -27,6 +27,8 @@ TARGETS: dict[str, dict[str, Any]] = {
     "mlp-50": {"width": {"mlp": 0.5}},
     "depth-1": {"depth": {"remove": 1}},
     "depth-1 and mlp-25": {"depth": {"remove": 1}, "width": {"mlp": 0.75}},
+    "depth-2": {"depth": {"remove": 2}},
+    "depth-2 and mlp-25": {"depth": {"remove": 2}, "width": {"mlp": 0.75}},
 }
 Row = dict[str, Any]
 
@@ -41,22 +43,25 @@ class JudgedModel:
     calibration: dict[str, Any]
 
 
-def judged_model(folder: Path, data: Path, *, samples: int, judged: int) -> JudgedModel:
-    """Measure the dense model. ``samples``: calibration windows; ``judged``: windows of each kind of text."""
-    windows, calibration = judged_texts(folder, data, samples=samples, judged=judged)
+def judged_model(folder: Path, data: Path, *, samples: int, judged: int, further: Sequence[str] = ()) -> JudgedModel:
+    """Measure the dense model.
+
+    ``samples``: calibration windows; ``judged``: windows of each kind of text; ``further``: texts as NAME=FILE.
+    """
+    windows, calibration = judged_texts(folder, data, samples=samples, judged=judged, further=further)
     dense = {kind: perplexity(folder, windows_NL, exact=True) for kind, windows_NL in windows.items()}
     return JudgedModel(folder, windows, dense, calibration)
 
 
 def judged_texts(
-    folder: Path, data: Path, *, samples: int, judged: int
+    folder: Path, data: Path, *, samples: int, judged: int, further: Sequence[str] = ()
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return windows of each kind of text to judge a checkpoint on, and the section of its calibration."""
     length = min(512, AutoConfig.from_pretrained(folder).max_position_embeddings)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     windows = {
         kind: windows_of(documents, tokenizer, count=judged, length=length)
-        for kind, documents in judging_documents(data).items()
+        for kind, documents in (judging_documents(data) | given_documents(further)).items()
     }
     return windows, {"samples": samples, "sequence_length": length, "sources": calibration_sources(data)}
 

@@ -3,6 +3,7 @@
     python eval/benchmarks/quality.py BENCH [TARGET …] [--set refit=false] [--float32] [--time]
                                       [--data DATA [--mixture four] | --judge DATA] [--unrepaired]
     python eval/benchmarks/quality.py DATA [TARGET …] --model FOLDER [--set refit=false] [--unrepaired]
+                                      [--windows CALIBRATED JUDGED] [--text NAME=FILE …]
 
 BENCH is a folder with the protocol: tokens.safetensors (calibration and evaluation windows) and peers.json (what the
 peers' own code got on them). Each target is pruned by ``llmprune run`` with the default criteria, reloaded by plain
@@ -19,7 +20,7 @@ and judged windows.
 Excess is ln(perplexity / dense perplexity); lower is better.
 
 ``--model`` prunes another model instead, for example that of ``second_model.py``, calibrated and judged on the texts of
-a folder (``model_quality.py``).
+a folder (``model_quality.py``), and judged on files of plain text by ``--text``.
 """
 
 from __future__ import annotations
@@ -192,6 +193,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help=f"checkpoint; targets: {', '.join(model_quality.TARGETS)}")
     parser.add_argument("--judged", type=int, help="windows of each text; default: 40 of WikiText, 8 of the others")
     parser.add_argument("--windows", type=int, nargs=2, default=(128, 32), help="of --model: calibrated, judged a text")
+    parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE", help="of --model: judge on it too")
     parser.add_argument("--output", type=Path, default=RESULTS, help="of --model: folder of the record")
     arguments = parser.parse_intermixed_args()
     known = model_quality.TARGETS if arguments.model else TARGETS
@@ -208,7 +210,9 @@ def main() -> None:
     if arguments.data or arguments.judge or arguments.judged or arguments.time:
         parser.error("--model takes no --data, --judge, --judged or --time; its texts are the first argument")
     samples, judged = arguments.windows
-    model = model_quality.judged_model(arguments.model, arguments.folder, samples=samples, judged=judged)
+    model = model_quality.judged_model(
+        arguments.model, arguments.folder, samples=samples, judged=judged, further=arguments.text
+    )
     model_quality.measure_targets(model, arguments.targets, settings, arguments.output)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from common import RESULTS, SMOLLM2, finish, record, report_of, run, write_recipe
 from quality import TARGETS, UNSEEN, mixed
-from texts import judging_documents, perplexity, perplexity_of, windows_of
+from texts import given_documents, judging_documents, perplexity, perplexity_of, windows_of
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -35,9 +35,7 @@ def judged_windows(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizer
     """Return windows of 512 tokens by the name of the text."""
     documents = {kind: judging_documents(arguments.data)[kind] for kind in UNSEEN}
     documents["wikitext"] = [(arguments.data / WIKITEXT).read_text(encoding="utf-8")]
-    for text in arguments.text:
-        name, _, path = text.partition("=")
-        documents[name] = [Path(path).read_text(encoding="utf-8", errors="replace")]
+    documents |= given_documents(arguments.text)
     return {name: windows_of(texts, tokenizer, count=arguments.judged, length=512) for name, texts in documents.items()}
 
 

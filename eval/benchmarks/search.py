@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from common import RESULTS, SMOLLM2, finish, record, report_of, run, write_recipe
 from quality import mixed
-from texts import judging_documents, windows_of
+from texts import given_documents, judging_documents, windows_of
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -53,9 +53,7 @@ def judged_windows(arguments: argparse.Namespace) -> dict[str, Tensor]:
     """Return windows of 512 tokens by the name of the text."""
     known = judging_documents(arguments.data)
     documents = {kind: known[kind] for kind in (SEEN_KIND, "gsm8k", "pydoc")}
-    for text in arguments.text:
-        name, _, path = text.partition("=")
-        documents[name] = [Path(path).read_text(encoding="utf-8", errors="replace")]
+    documents |= given_documents(arguments.text)
     tokenizer = AutoTokenizer.from_pretrained(arguments.run / "model")
     return {name: windows_of(texts, tokenizer, count=arguments.judged, length=512) for name, texts in documents.items()}
 

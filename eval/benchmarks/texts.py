@@ -4,13 +4,14 @@ A folder DATA holds them: ``c4_en.jsonl``, ``wikipedia.jsonl``, ``gsm8k_train.js
 ``arc_easy_train.jsonl`` and ``wikitext2_test.txt``. Python's manual comes with Python. The last tenth of C4 and of
 Wikipedia is held out of the training of ``second_model.py`` and of its calibration.
 
-Shapes in names: B batch, N windows, L sequence length, V vocabulary.
+Shapes in names: N windows, L sequence length, P positions, V vocabulary.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from llmprune.data.begin_of_text import begin_tokens
 
+_AT_ONCE = 128  # positions: of large vocabularies the logits of a window take a gigabyte
 HELD_OUT = 10  # percent of the documents of C4 and of Wikipedia, the last ones
 
 
@@ -31,16 +33,14 @@ def perplexity(folder: Path, windows_NL: torch.Tensor, exact: bool) -> float:
 
 @torch.no_grad()
 def perplexity_of(model: PreTrainedModel, windows_NL: torch.Tensor, exact: bool) -> float:
-    """exp of the mean next-token cross entropy, two windows at a time."""
+    """exp of the mean next-token cross entropy."""
     total = count = 0.0
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not exact):
-        for ids_BL in torch.split(windows_NL, 2):
-            logits_BLV = model(input_ids=ids_BL, use_cache=False).logits[:, :-1].float()
-            wanted = ids_BL[:, 1:]
-            total += torch.nn.functional.cross_entropy(
-                logits_BLV.flatten(0, 1), wanted.flatten(), reduction="sum"
-            ).item()
-            count += wanted.numel()
+        for ids_1L in torch.split(windows_NL, 1):
+            logits_PV, wanted_P = model(input_ids=ids_1L, use_cache=False).logits[0, :-1], ids_1L[0, 1:]
+            for part_PV, part_P in zip(torch.split(logits_PV, _AT_ONCE), torch.split(wanted_P, _AT_ONCE), strict=True):
+                total += torch.nn.functional.cross_entropy(part_PV.float(), part_P, reduction="sum").item()
+            count += len(wanted_P)
     return math.exp(total / count)
 
 
@@ -77,6 +77,12 @@ def judging_documents(data: Path) -> dict[str, list[str]]:
 def unlike_documents(data: Path) -> dict[str, list[str]]:
     """Return documents unlike any calibration text here: GSM8K's test questions with answers, and Python's manual."""
     return {"gsm8k": _worked(data / "gsm8k_test.jsonl"), "pydoc": [topics[key] for key in sorted(topics)]}
+
+
+def given_documents(asked: Sequence[str]) -> dict[str, list[str]]:
+    """Return the documents of files that are asked for as NAME=FILE, by name: one of each."""
+    pairs = [text.partition("=") for text in asked]
+    return {name: [Path(path).read_text(encoding="utf-8", errors="replace")] for name, _, path in pairs}
 
 
 def windows_of(documents: list[str], tokenizer: PreTrainedTokenizerBase, *, count: int, length: int) -> torch.Tensor:

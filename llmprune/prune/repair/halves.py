@@ -38,4 +38,5 @@ def _first_component(features_NV: Tensor) -> Tensor:
     """Return the place of each window along the first principal component [N]; zeros where windows do not differ."""
     features_NV = features_NV - features_NV.mean(0)
     values_N, vectors_NN = torch.linalg.eigh(features_NV @ features_NV.T)
-    return vectors_NN[:, -1] * values_N[-1].clamp_min(0).sqrt()
+    place_N: Tensor = vectors_NN[:, -1] * values_N[-1].clamp_min(0).sqrt()
+    return place_N
