@@ -48,7 +48,7 @@ def test_who_did_what_is_in_the_audit_log(closed: tuple[ServiceHarness, str]) ->
         (OTHER, None, "POST /login", None, 401),
         (OTHER, "ann", "POST /login", None, 303),
         (OTHER, "ann", "POST /jobs/{job}/delete", job, 303),
-        (OTHER, "ann", "POST /jobs/{job}/delete", "\x1b[2J", 422),
+        (OTHER, "ann", "POST /jobs/{job}/delete", "\x1b[2J", 404),
         (OTHER, "ann", "POST /logout", None, 303),
     ]
     assert lines(folder / AUDIT)[0]["location"] == f"/v1/jobs/{job}"

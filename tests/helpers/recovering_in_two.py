@@ -44,7 +44,7 @@ CASES = {
     "zeros": Case("zeros"),
     "bfloat16": Case("bfloat16", {"method": "lora"}),
     "hidden states": Case("llama", {"hidden_states": 0.5}),
-    "setback": Case("llama", {"learning_rate": 0.9, "warmup": 0.0}),
+    "setback": Case("llama", {"learning_rate": 0.9, "warmup": 0.0, "embeddings": True}),
 }
 
 

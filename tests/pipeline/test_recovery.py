@@ -77,9 +77,9 @@ def test_any_checkpoint_is_trained_against_its_base(tmp_path: Path, monkeypatch:
     assert report["recovery"]["against"] == str(tmp_path / "dense")
     assert report["dense"]["layers"] == 4
     assert report["pruned"]["layers"] == 2
-    assert not any(
-        torch.equal(weights(tmp_path / "trained")[name], value) for name, value in weights(tmp_path / "run").items()
-    )
+    before, after = weights(tmp_path / "run"), weights(tmp_path / "trained")
+    unchanged = {name for name, value in before.items() if torch.equal(after[name], value)}
+    assert unchanged == {name for name in before if "embed" in name or "lm_head" in name}
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_plan_lists_the_size_of_each_round(shared: Path, capsys: pytest.Captur
     assert [one.tokens for one in plan.rounds] == [1024] * 3
     assert plan.recovery is not None
     assert (plan.recovery.steps, plan.recovery.tokens) == (24, 3 * 1024)
-    assert plan.recovery.trained == plan.rounds[0].size.parameters
+    assert plan.recovery.memory.weights == 4 * plan.rounds[0].size.parameters
     assert sum(part.name == TRAINING for part in plan.work.parts) == 3
     print_plan(plan, PlainConsole())
     shown = " ".join(capsys.readouterr().out.split())

@@ -179,7 +179,9 @@ def test_windows_that_judge_are_not_trained_on() -> None:
 
 def test_processes_share_the_windows_of_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each window of a step is one process's, with the share in the loss that one process alone would give it."""
-    folds = Folds.of(10, torch.tensor([0] * 6 + [1] * 4), generated_N=torch.arange(10) >= 6)
+    folds = Folds.of(
+        torch.zeros(10, 2, dtype=torch.int64), torch.tensor([0] * 6 + [1] * 4), generated_N=torch.arange(10) >= 6
+    )
 
     def steps(processes: int) -> list[list[tuple[int, float]]]:
         monkeypatch.setenv("WORLD_SIZE", str(processes))
