@@ -42,6 +42,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "peers": peer_results.peers,
     "calibrations": results.calibrations,
     "recovery": results.recovery,
+    "gemma": results.gemma,
     "shapes": results.shapes,
     "vocabularies": results.vocabularies,
     "criteria": results.criteria,

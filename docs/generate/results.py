@@ -17,6 +17,12 @@ TARGETS = {
     "heads-33": "a third of the attention heads",
     "2:4": "2:4 in every matrix of the layers",
 }
+MODEL_TARGETS = {
+    "mlp-25": "a quarter of each MLP",
+    "mlp-50": "half of each MLP",
+    "depth-2": "2 of 18 layers",
+    "depth-2 and mlp-25": "2 of 18 layers and a quarter of each MLP",
+}
 ONE_KIND = "the peers', 32 x 512"
 NO_WINDOWS = "calibration.self_generated=0"  # of most rows; the pages say so once
 Row = dict[str, Any]
@@ -81,6 +87,16 @@ def recovery() -> str:
         )
     texts = list(figures("recovery")["rows"][0]["excess"]["trained"])
     return as_table(["removed; trained on", *texts], rows)
+
+
+def gemma() -> str:
+    """Excess of cuts of Gemma 3, by text, with and without refit."""
+    found = figures("quality-gemma-3-270m")
+    rows = [["dense model, perplexity", "", *(f"{value:.1f}" for value in found["dense"].values())]]
+    for row in found["rows"]:
+        told = ", ".join(f"`{setting}`" for setting in row["settings"])
+        rows.append([MODEL_TARGETS[row["target"]], told, *(f"{value:.3f}" for value in row["excess"].values())])
+    return as_table(["removed", "settings", *found["dense"]], rows)
 
 
 def shapes() -> str:

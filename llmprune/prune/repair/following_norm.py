@@ -14,7 +14,8 @@ linear again:
 
     minimise over Δ   Σ over tokens ‖ g ⊙ (s x Δᵀ) − (c* − c) ‖²
 
-so the regression gets the inputs s x and the targets c* − c, and its solution is divided by g.
+so the regression gets the inputs s x and the targets c* − c, and its solution is divided by g. For an MLP the targets
+are divided by g before: a channel with a large g would alone decide about the ridge.
 
 An MLP lacks what the dense one adds, and what the removed layers behind it add. It is not to make up for the error of
 the hidden states before it: Gemma 3 with 270 M parameters has one channel with nine tenths of their energy, which its
@@ -83,6 +84,10 @@ class FollowingNorm:
             multiplier_BL1 = (multiplier_BL1 + step_BL1).clamp_min(0)
         direction_BLD = product_BLD / (square_D + multiplier_BL1)
         return weight_D * direction_BLD * self.token_factor(direction_BLD) - contribution_BLD
+
+    def direction(self, contribution_BLD: Tensor) -> Tensor:
+        """Return u = c / g, in which all channels are alike."""
+        return contribution_BLD / self._divisor
 
     def for_projection(self, delta_DF: Tensor) -> Tensor:
         """Return the change of the projection's weight from the solution in the unit of c."""

@@ -52,8 +52,7 @@ class OutputProjectionRefit:
         if work.outcome.error_cut is None:  # else the refit of the up projection measured it
             work.outcome.error_cut = error.value()
         if repair.delta_DF is not None:
-            norm, delta_DF = work.dense.norm, repair.delta_DF
-            work.weights.add_to_projection(unit.tensors[-1], norm.for_projection(delta_DF) if norm else delta_DF)
+            work.weights.add_to_projection(unit.tensors[-1], repair.delta_DF)
 
     def runs_once(self, work: LayerWork, unit: Unit) -> bool:
         """Check that the cut layer's activations follow from those of the uncut layer alone.
@@ -133,5 +132,6 @@ def _missing(work: LayerWork, one: LayerActivations, *, unit: Unit, target_BLD: 
     missing_BLD = norm.scale * (norm.contribution(dense_BLD) - contribution_BLD)
     if work.step.gap:
         missing_BLD += target_BLD.float() - before_gap_BLD.float()
-    wanted_BLD = norm.wanted(contribution_BLD, missing_BLD)
-    return _Missing(one.input_BLK * norm.token_factor(cut_BLD), lost_BLD, wanted_BLD - lost_BLD)
+    inherited_BLD = norm.wanted(contribution_BLD, missing_BLD) - lost_BLD
+    input_BLK = one.input_BLK * norm.token_factor(cut_BLD)
+    return _Missing(input_BLK, norm.direction(lost_BLD), norm.direction(inherited_BLD))
