@@ -137,9 +137,10 @@ def _pass_unit(run: Pass2Context, step: LayerStep, *, reference: DenseReference)
         return
     with dense.decoder.layer(step.old) as layer:
         reference.scale = run.scales.measure(dense, step.old, layer=layer, name=unit.output)
-        if reference.scale is not None:
+        if reference.scale is None:
+            reference.norm = run.norms.of(dense, step.old, layer=layer, output=unit.output)
+        if reference.scale is None and (reference.norm is None or step.refits_up):
+            projection = layer.get_submodule(unit.output)
+            reference.outputs[unit.output] = dense.pass_and_keep(step.old, layer, projection=projection)
+        else:
             dense.pass_through(step.old, layer)
-            return
-        reference.norm = run.norms.of(dense, step.old, layer=layer, output=unit.output)
-        projection = layer.get_submodule(unit.output)
-        reference.outputs[unit.output] = dense.pass_and_keep(step.old, layer, projection=projection)

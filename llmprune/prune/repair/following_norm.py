@@ -17,10 +17,10 @@ linear again:
 so the regression gets the inputs s x and the targets c* − c, and its solution is divided by g. For an MLP the targets
 are divided by g before: a channel with a large g would alone decide about the ridge.
 
-An MLP lacks what the dense one adds, and what the removed layers behind it add. It is not to make up for the error of
-the hidden states before it: Gemma 3 with 270 M parameters has one channel with nine tenths of their energy, which its
-norms hardly read, and lost more text with such a repair than without any. A token mixer behind removed layers is led
-towards the dense hidden states after it, error included.
+An MLP lacks what its cut and the removed layers behind it took. It is not to make up for the error of the hidden states
+before it: Gemma 3 with 270 M parameters has one channel with nine tenths of their energy, which its norms hardly read,
+and lost more text with such a repair than without any. A token mixer behind removed layers is led towards the dense
+hidden states after it, error included.
 
 Shapes: B batch, L sequence length, D hidden size, F inputs of the projection.
 """

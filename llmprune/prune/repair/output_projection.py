@@ -3,8 +3,8 @@
 The regression target has two parts (``cross_validated_ridge``):
 
     lost:        what the cut and the removed layers after it took from the layer's output
-    inherited:   the error of the hidden states that earlier layers left; behind a norm (``following_norm``), what that
-                 error takes from the projection's own contribution
+    inherited:   the error of the hidden states that earlier layers left; nothing where a norm follows the projection
+                 (``following_norm``)
 
 Shapes: B batch, L sequence length, D hidden size, K inputs of the projection kept.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from llmprune.anatomy.selection import outputs_first
@@ -122,16 +123,13 @@ def _missing(work: LayerWork, one: LayerActivations, *, unit: Unit, target_BLD: 
             lost_BLD=(one.uncut_BLD - one.cut_BLD + target_BLD - before_gap_BLD) / scale,
             inherited_BLD=(before_gap_BLD - one.uncut_BLD) / scale,
         )
-    dense_BLD = work.dense.outputs[unit.output].at(one.batch, device)
-    cut_BLD, uncut_BLD = one.projection.cut_BLD, one.projection.uncut_BLD
-    norm = work.dense.norm
+    norm, cut_BLD, uncut_BLD = work.dense.norm, one.projection.cut_BLD, one.projection.uncut_BLD
     if norm is None:  # another norm follows the projection: match its own dense output instead
+        dense_BLD = work.dense.outputs[unit.output].at(one.batch, device)
         return _Missing(one.input_BLK, lost_BLD=uncut_BLD - cut_BLD, inherited_BLD=dense_BLD - uncut_BLD)
     contribution_BLD = norm.contribution(cut_BLD)
-    lost_BLD = norm.contribution(uncut_BLD) - contribution_BLD
-    missing_BLD = norm.scale * (norm.contribution(dense_BLD) - contribution_BLD)
+    missing_BLD = norm.scale * (norm.contribution(uncut_BLD) - contribution_BLD)
     if work.step.gap:
         missing_BLD += target_BLD.float() - before_gap_BLD.float()
-    inherited_BLD = norm.wanted(contribution_BLD, missing_BLD) - lost_BLD
-    input_BLK = one.input_BLK * norm.token_factor(cut_BLD)
-    return _Missing(input_BLK, norm.direction(lost_BLD), norm.direction(inherited_BLD))
+    lost_BLD = norm.direction(norm.wanted(contribution_BLD, missing_BLD))
+    return _Missing(one.input_BLK * norm.token_factor(cut_BLD), lost_BLD, torch.zeros_like(lost_BLD))
