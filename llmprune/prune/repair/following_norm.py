@@ -17,10 +17,10 @@ linear again:
 so the regression gets the inputs s x and the targets c* − c, and its solution is divided by g. For an MLP the targets
 are divided by g before: a channel with a large g would alone decide about the ridge.
 
-An MLP lacks what its cut and the removed layers behind it took. It is not to make up for the error of the hidden states
-before it: Gemma 3 with 270 M parameters has one channel with nine tenths of their energy, which its norms hardly read,
-and lost more text with such a repair than without any. A token mixer behind removed layers is led towards the dense
-hidden states after it, error included.
+In front of removed layers an MLP lacks what its cut took from c. It is not to make up for the error of the hidden
+states before it: Gemma 3 with 270 M parameters has one channel with nine tenths of their energy, which its norms hardly
+read, and lost more text with such a repair than without any. At and behind removed layers, where most is missing, MLPs
+and token mixers are led towards the dense hidden states.
 
 Shapes: B batch, L sequence length, D hidden size, F inputs of the projection.
 """

@@ -3,8 +3,8 @@
 The regression target has two parts (``cross_validated_ridge``):
 
     lost:        what the cut and the removed layers after it took from the layer's output
-    inherited:   the error of the hidden states that earlier layers left; nothing where a norm follows the projection
-                 (``following_norm``)
+    inherited:   the error of the hidden states that earlier layers left; where a norm follows the projection, only at
+                 and behind removed layers (``following_norm``)
 
 Shapes: B batch, L sequence length, D hidden size, K inputs of the projection kept.
 """
@@ -128,8 +128,9 @@ def _missing(work: LayerWork, one: LayerActivations, *, unit: Unit, target_BLD: 
         dense_BLD = work.dense.outputs[unit.output].at(one.batch, device)
         return _Missing(one.input_BLK, lost_BLD=uncut_BLD - cut_BLD, inherited_BLD=dense_BLD - uncut_BLD)
     contribution_BLD = norm.contribution(cut_BLD)
-    missing_BLD = norm.scale * (norm.contribution(uncut_BLD) - contribution_BLD)
-    if work.step.gap:
-        missing_BLD += target_BLD.float() - before_gap_BLD.float()
-    lost_BLD = norm.direction(norm.wanted(contribution_BLD, missing_BLD))
-    return _Missing(one.input_BLK * norm.token_factor(cut_BLD), lost_BLD, torch.zeros_like(lost_BLD))
+    lost_BLD = norm.contribution(uncut_BLD) - contribution_BLD
+    inherited_BLD = torch.zeros_like(lost_BLD)
+    if work.step.gap or work.step.new < work.step.old:
+        inherited_BLD = norm.wanted(contribution_BLD, target_BLD.float() - one.cut_BLD.float()) - lost_BLD
+    input_BLK = one.input_BLK * norm.token_factor(cut_BLD)
+    return _Missing(input_BLK, norm.direction(lost_BLD), norm.direction(inherited_BLD))
