@@ -20,8 +20,10 @@ TARGETS = {
 MODEL_TARGETS = {
     "mlp-25": "a quarter of each MLP",
     "mlp-50": "half of each MLP",
-    "depth-2": "2 of 18 layers",
-    "depth-2 and mlp-25": "2 of 18 layers and a quarter of each MLP",
+    "depth-1": "1 layer",
+    "depth-1 and mlp-25": "1 layer and a quarter of each MLP",
+    "depth-2": "2 layers",
+    "depth-2 and mlp-25": "2 layers and a quarter of each MLP",
 }
 ONE_KIND = "the peers', 32 x 512"
 NO_WINDOWS = "calibration.self_generated=0"  # of most rows; the pages say so once

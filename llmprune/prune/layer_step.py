@@ -59,6 +59,11 @@ class LayerStep:
         return self.is_refit and not self.is_untouched and not self.refits_sparse
 
     @property
+    def is_beside_removed(self) -> bool:
+        """True if layers right after it are removed, or any before it."""
+        return bool(self.gap) or self.new != self.old
+
+    @property
     def needs_topology(self) -> bool:
         """True if the refit needs to know which projections write to the residual stream."""
         return self.refits_sparse or (self.refits_output and (self.mlp is None or self.refits_mixer))

@@ -10,9 +10,16 @@ import torch
 from helpers.decoders import dense_decoder
 from helpers.scored import IDS
 
+from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.types import unit_key
+from llmprune.cut.apply import cut_decoder
+from llmprune.cut.decision import Cut
 from llmprune.layerwise.forward import LayerwiseForward
+from llmprune.prune.pass2 import Pruning
+from llmprune.prune.records import LayerRecord
 from llmprune.prune.repair.following_norm import FollowingNorm, FollowingNorms
 from llmprune.prune.repair.residual_scales import ResidualScales
+from llmprune.recipe.refit import Refit
 from llmprune.testing import tiny_model
 
 MLP = "mlp.down_proj"
@@ -99,3 +106,24 @@ def test_a_missing_contribution_is_as_long_as_the_norm_makes_it() -> None:
     lengths_BL = [(value / norm.weight_D).norm(dim=-1) for value in (contribution_BLD, wanted_BLD)]
     torch.testing.assert_close(*lengths_BL, rtol=1e-4, atol=1e-4)
     assert norm.wanted(contribution_BLD, torch.zeros_like(output_BLD)).abs().max() < 1e-4
+
+
+def narrowed(layers: tuple[int, ...]) -> list[LayerRecord]:
+    """Records of a tiny Gemma 3 that keeps these layers, and half of the neurons of each."""
+    model = tiny_model("gemma3_text")
+    anatomy, dense = discover(model.config), dense_decoder(model)
+    units = {index: anatomy.units[index][0] for index in layers}
+    neurons = {unit_key(index, unit.path): torch.arange(unit.width // 2) for index, unit in units.items()}
+    unit = units[layers[0]]
+    cut = Cut(anatomy.num_layers, layers, widths={unit.field: unit.width // 2}, neurons=neurons)
+    pruned, written = cut_decoder(dense, anatomy=anatomy, cut=cut), {}
+    pruning = Pruning(dense, pruned, anatomy=anatomy, cut=cut, refit=Refit(), write=written.__setitem__)
+    return pruning.run(IDS, 4)[0]
+
+
+def test_errors_of_earlier_layers_are_made_up_for_beside_removed_layers_alone() -> None:
+    """In front of them, and where none is removed, a refit leads an MLP to what it added before its own cut."""
+    assert [record.inherited for record in narrowed((0, 1, 2, 3))] == [0.0] * 4
+    first, *others = narrowed((0, 1, 3))
+    assert first.inherited == 0.0
+    assert any(record.inherited for record in others)

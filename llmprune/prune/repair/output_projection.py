@@ -130,7 +130,7 @@ def _missing(work: LayerWork, one: LayerActivations, *, unit: Unit, target_BLD: 
     contribution_BLD = norm.contribution(cut_BLD)
     lost_BLD = norm.contribution(uncut_BLD) - contribution_BLD
     inherited_BLD = torch.zeros_like(lost_BLD)
-    if work.step.gap or work.step.new < work.step.old:
+    if work.step.is_beside_removed:
         inherited_BLD = norm.wanted(contribution_BLD, target_BLD.float() - one.cut_BLD.float()) - lost_BLD
     input_BLK = one.input_BLK * norm.token_factor(cut_BLD)
     return _Missing(input_BLK, norm.direction(lost_BLD), norm.direction(inherited_BLD))
