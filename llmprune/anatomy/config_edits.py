@@ -52,6 +52,10 @@ PREFIX_COUNTS = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_
 LAST_INDICES = ("moe_layer_end_index",)
 # Lists of (kinds, number of repetitions).
 REPEATED_LISTS = ("attention_types",)
+# Lists of kinds that the layers repeat from the first to the last; a list of all layers states each.
+CYCLED_LISTS = ("block_types",)
+# Periods of mixtures, the last layer of each being one, with the list of indices that can state the other layers.
+PERIODS = {"decoder_sparse_step": "mlp_only_layers"}
 # Fields that count heads which predict further tokens, or switch them on.
 _HEADS = re.compile(
     r"(?=(\w*_)?(mtp|nextn|medusa|eagle)(_|$))"  # the head's kind is a word of the name
@@ -136,6 +140,7 @@ def _part_of(whole: dict[str, Any], config: Config, *, text: Config) -> dict[str
 def _keep_layers(fields: dict[str, Any], text: Config, *, keep: Sequence[int]) -> None:
     count = text.num_hidden_layers
     new_index = {old: new for new, old in enumerate(keep)}
+    _state_periods(fields, count, keep=keep)
     for name in LAYER_LISTS:
         value = fields.get(name)
         if isinstance(value, list | tuple) and len(value) == count:
@@ -159,3 +164,20 @@ def _keep_layers(fields: dict[str, Any], text: Config, *, keep: Sequence[int]) -
         if isinstance(fields.get(name), int) and fields[name] >= 0:
             fields[name] = sum(index <= fields[name] for index in keep) - 1
     fields[text.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(keep)
+
+
+def _state_periods(fields: dict[str, Any], count: int, *, keep: Sequence[int]) -> None:
+    """Replace periods that the kept layers do not follow by lists of all layers of the dense model."""
+
+    def is_followed(period: int) -> bool:
+        return all(old % period == new % period for new, old in enumerate(keep))
+
+    for name in CYCLED_LISTS:
+        kinds = fields.get(name)
+        if isinstance(kinds, list | tuple) and kinds and not is_followed(len(kinds)):
+            fields[name] = [kinds[index % len(kinds)] for index in keep]
+    for name, listed in PERIODS.items():
+        period, others = fields.get(name), fields.get(listed)
+        if type(period) is int and period > 1 and isinstance(others, list | tuple) and not is_followed(period):
+            outside = {index for index in range(count) if (index + 1) % period}
+            fields |= {name: 1, listed: sorted(outside.union(others))}

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.config_probe import (
     Field,
     RepresentativeModel,
@@ -15,10 +14,11 @@ from llmprune.anatomy.config_probe import (
     fields_that_set_sizes,
     follows_everywhere,
 )
+from llmprune.anatomy.depth import find_depth
 from llmprune.anatomy.experts import FEW_EXPERTS, Blocks, expert_field, prove_experts
 from llmprune.anatomy.heads import find_heads
 from llmprune.anatomy.kept_results import KeptResults, config_key
-from llmprune.anatomy.layer_equivalence import check_layer_equivalence, one_of_layers
+from llmprune.anatomy.layer_equivalence import one_of_layers
 from llmprune.anatomy.layer_patterns import find_patterns
 from llmprune.anatomy.meta_model import Config, build_meta_model, find_layers, quiet_transformers
 from llmprune.anatomy.mlp import PROOF_WIDTH, LayerUnits, units_of_field
@@ -50,6 +50,7 @@ def _discover(config: Config, trust_remote_code: bool) -> Anatomy:
     groups, units = _width_groups(model, fields, representative=representative, small=small)
     experts = _experts(model, mixture, representative=representative, small=small)
     heads, attention = find_heads(model, representative, small=small)
+    by_index, depth_refusal = find_depth(model, trust_remote_code)
     blocks = mixture[1] if mixture else (None,) * len(representative.layers)
     return Anatomy(
         model_type=config.model_type,
@@ -64,7 +65,8 @@ def _discover(config: Config, trust_remote_code: bool) -> Anatomy:
         experts=experts,
         patterns=find_patterns(model),
         one_of=one_of_layers(config),
-        depth_refusal=_depth_refusal(model, trust_remote_code),
+        by_index=by_index,
+        depth_refusal=depth_refusal,
         width_refusal=_width_refusal(groups),
     )
 
@@ -77,23 +79,6 @@ def _refuse_bidirectional(model: PreTrainedModel) -> None:
                 f"a model of type {model.config.model_type!r} is not a causal decoder: its layers "
                 f"attend in both directions ({name}.is_causal is False); llmprune prunes decoder-only language models"
             )
-
-
-def _depth_refusal(model: PreTrainedModel, trust_remote_code: bool) -> str | None:
-    """Return the reason why no layer can be removed, found by removing one near the middle; None if that works."""
-    _, layers = find_layers(model)
-    if len(layers) < 2:
-        return "the model has a single layer"
-    removed = next(index for index in [len(layers) // 2, 0] if (index,) != one_of_layers(model.config))
-    keep = [index for index in range(len(layers)) if index != removed]
-    try:
-        pruned = build_meta_model(edit_config(model.config, keep, widths={}), trust_remote_code=trust_remote_code)
-        check_layer_equivalence(model, pruned, keep=keep, changing=set())
-    except ModelError as error:
-        return str(error)
-    except Exception as error:  # a model class may fail in any way on a config that it does not expect
-        return f"no model can be built from the config without a layer: {type(error).__name__}: {error}"
-    return None
 
 
 def _small(fields: Sequence[Field], experts: Field | None) -> list[dict[str, int]]:

@@ -1,13 +1,13 @@
 """Prove that a cut leaves the kept layers unchanged.
 
-Every kept layer must equal its counterpart in the model that the edited config builds: in class, tensor shapes, and
-every plain attribute except its own index and the sizes that were cut.
+Every kept layer must equal its counterpart in the model that the edited config builds: in the classes of its modules,
+tensor shapes, computed buffers, and every plain attribute except its own index and the sizes that were cut.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,9 @@ from llmprune.anatomy.types import Anatomy, AttentionUnit, Heads
 from llmprune.common.errors import ModelError
 
 # Attributes that hold a module's own index, which differs between counterparts by design.
-INDEX_ATTRIBUTES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx"})
+INDEX_ATTRIBUTES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number", "layer_num", "block_idx", "idx"})
+
+ABSENT = "absent"  # the value of a feature that a layer lacks
 
 Sizes = Collection[tuple[int, int]]  # (dense, pruned)
 
@@ -76,10 +78,11 @@ def check_layer_equivalence(
     _, pruned_layers = find_layers(pruned)
     assert len(pruned_layers) == len(keep), "the edited config has as many layers as are kept"
     for new, old in enumerate(keep):
-        difference = _difference(layers[old], pruned_layers[new], changing=changing)
+        difference = next(differences(layers[old], pruned_layers[new], changing=changing), None)
         if difference:
+            change = f"become layer {new} and change there" if old != new else "keep its index and still change"
             raise ModelError(
-                f"{dense.config.model_type}: layer {old} would become layer {new} and change there ({difference}); "
+                f"{dense.config.model_type}: layer {old} would {change} ({difference[1]}); "
                 "its config cannot express this cut"
             )
     if list(keep) and len(keep) < len(layers):
@@ -119,35 +122,49 @@ def one_of_layers(config: Config) -> tuple[int, ...]:
     return full if len(full) < len(kinds) else ()
 
 
-def _difference(layer: nn.Module, counterpart: nn.Module, *, changing: Sizes) -> str:
-    if type(layer) is not type(counterpart):
-        return f"{type(layer).__name__} against {type(counterpart).__name__}"
-    modules, counterparts = dict(layer.named_modules()), dict(counterpart.named_modules())
-    if modules.keys() != counterparts.keys():
-        return f"modules {sorted(modules.keys() ^ counterparts.keys())}"
-    buffers, counterpart_buffers = _computed_buffers(layer), _computed_buffers(counterpart)
-    for name in sorted(buffers.keys() | counterpart_buffers.keys()):
-        if buffers.keys() != counterpart_buffers.keys() or not _same_values(buffers[name], counterpart_buffers[name]):
-            return f"the values of {name}"
-    for path, module in modules.items():
-        mine, other = plain_attributes(module), plain_attributes(counterparts[path])
-        for name in sorted(mine.keys() | other.keys()):
-            value, counterpart_value = mine.get(name), other.get(name)
-            if value != counterpart_value and not _is_narrowed(value, counterpart_value, changing=changing):
-                return f"{path}.{name} {value!r} against {counterpart_value!r}".lstrip(".")
-    return ""
+def differences(layer: nn.Module, counterpart: nn.Module, *, changing: Sizes) -> Iterator[tuple[str, str]]:
+    """Yield the name of each feature in which a layer differs from its counterpart, and both values as text."""
+    mine, other = features(layer), features(counterpart)
+    for name in mine | other:
+        value, counterpart_value = mine.get(name, ABSENT), other.get(name, ABSENT)
+        if same_feature(value, counterpart_value) or _is_narrowed(value, counterpart_value, changing=changing):
+            continue
+        if isinstance(value, Tensor) or isinstance(counterpart_value, Tensor):
+            yield name, f"the values of {name}"
+        else:
+            both = f"{value_text(value)} against {value_text(counterpart_value)}"
+            yield name, both if name == "class" else f"{name} {both}"
 
 
-def _same_values(buffer: Tensor, counterpart: Tensor) -> bool:
-    """Check that two buffers are equal; the dense layer's may be on a GPU, the counterpart's is on the CPU."""
-    return torch.equal(buffer.to(counterpart.device), counterpart)
+def features(layer: nn.Module) -> dict[str, object]:
+    """Return the classes of a layer's modules, their plain attributes and their computed buffers.
+
+    A class has the name of its module, that of the layer itself the name "class".
+    """
+    found: dict[str, object] = {}
+    for path, module in layer.named_modules():
+        found[path or "class"] = type(module)
+        attributes = plain_attributes(module) | _computed_buffers(module)
+        found |= {f"{path}.{name}".lstrip("."): value for name, value in attributes.items()}
+    return found
 
 
-def _computed_buffers(layer: nn.Module) -> dict[str, Tensor]:
-    """Return the buffers that a model computes from its config, which are in no checkpoint."""
+def value_text(value: object) -> str:
+    """Return the value of a feature as text: the name of a class, otherwise as Python writes it."""
+    return value.__name__ if isinstance(value, type) else repr(value)
+
+
+def same_feature(value: object, other: object) -> bool:
+    """Check that two features are equal; of two buffers, one may be on a GPU."""
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        return torch.equal(value.to(other.device), other)
+    return not isinstance(value, Tensor) and not isinstance(other, Tensor) and value == other
+
+
+def _computed_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers of a module that are computed from the config, which are in no checkpoint."""
     return {
-        f"{path}.{name}".lstrip("."): buffer
-        for path, module in layer.named_modules()
+        name: buffer
         for name, buffer in module.named_buffers(recurse=False)
         if name in module._non_persistent_buffers_set
     }

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.config_edits import INDEX_LISTS, LAYER_LISTS, NUMBER_LISTS
-from llmprune.anatomy.layer_equivalence import plain_attributes
+from llmprune.anatomy.layer_equivalence import ABSENT, features, value_text
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.types import LayerPattern
 
@@ -85,13 +85,8 @@ def _built(layers: nn.ModuleList) -> Iterator[tuple[str, list[str]]]:
     """Yield every class, size and plain attribute of the layers' modules, by layer."""
     seen = [_attributes(layer) for layer in layers]
     for name in dict.fromkeys(name for one in seen for name in one):
-        yield name, [one.get(name, "absent") for one in seen]
+        yield name, [one.get(name, ABSENT) for one in seen]
 
 
 def _attributes(layer: nn.Module) -> dict[str, str]:
-    found = {}
-    for path, module in layer.named_modules():
-        found[path or "class"] = type(module).__name__
-        for name, value in plain_attributes(module).items():
-            found[f"{path}.{name}".lstrip(".")] = repr(value)
-    return found
+    return {name: value_text(value) for name, value in features(layer).items() if not isinstance(value, Tensor)}

@@ -168,6 +168,18 @@ class LayerPattern:
 
 
 @dataclass(frozen=True)
+class IndexKinds:
+    """A difference between layers that follows from their index: a layer can only become one at an index of its kind.
+
+    ``name``: the attribute or module of the layers that shows it, "class" for that of the layer itself; ``kinds``: of
+    each layer.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ExpertBlock:
     """The experts of one layer: the path of the module that runs them, and all tensors with an entry for each."""
 
@@ -212,6 +224,7 @@ class Anatomy:
     experts: Experts | None  # None where no layer has a mixture of experts
     patterns: tuple[LayerPattern, ...]  # empty where no kind of layer repeats
     one_of: tuple[int, ...]  # layers of which at least one must be kept; empty where any may be removed
+    by_index: tuple[IndexKinds, ...]  # empty where any layers may be removed, but for ``one_of``
     depth_refusal: str | None
     width_refusal: str | None  # None where at least one group can be cut
     hidden: HiddenSize | None = None  # None where it was not looked for (``hidden_size.find_hidden_size``)

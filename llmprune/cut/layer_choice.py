@@ -1,6 +1,7 @@
-"""Choice of layers that keeps the base model's pattern: the kinds of n kept layers are those of its first n layers.
+"""Choice of layers after which each kept layer is of the kind that belongs at its index.
 
-Tools that derive a layer's kind (such as sliding or full attention) from its index then run every layer correctly.
+Kinds that the config derives from a layer's index must be kept, or the pruned model would be another. Patterns of the
+base model's kinds are kept on request: tools that derive a layer's kind from its index then run every layer correctly.
 """
 
 from __future__ import annotations
@@ -9,69 +10,110 @@ from collections.abc import Callable, Collection, Sequence
 
 from torch import Tensor
 
-from llmprune.anatomy.types import Anatomy, LayerPattern
+from llmprune.anatomy.layer_kinds import Kinds, group_size, kinds_of
+from llmprune.anatomy.types import Anatomy, IndexKinds, LayerPattern
 from llmprune.common.errors import RecipeError
-
-Kinds = tuple[tuple[str, ...], ...]  # by layer, its kind in each pattern
-
-
-def kinds_of(patterns: Sequence[LayerPattern], num_layers: int) -> Kinds:
-    """Return the kinds of every layer, one in each pattern."""
-    return tuple(tuple(pattern.kinds[index] for pattern in patterns) for index in range(num_layers))
+from llmprune.cut.decision import choose_layers
 
 
-def first_break(pattern: LayerPattern, keep: Sequence[int]) -> int | None:
-    """Return the first position among the kept layers that breaks a pattern; None if none does."""
-    return next((new for new, old in enumerate(keep) if pattern.kinds[old] != pattern.kinds[new]), None)
+def required_kinds(anatomy: Anatomy, *, keep_pattern: bool) -> Kinds:
+    """Return the kinds that n kept layers must share with the first n layers; with ``keep_pattern``, the pattern's too.
+
+    Empty where any layers may be kept.
+    """
+    partitions: list[IndexKinds | LayerPattern] = [*anatomy.by_index, *(anatomy.patterns if keep_pattern else ())]
+    return kinds_of(partitions, anatomy.num_layers) if partitions else ()
 
 
-def possible_counts(anatomy: Anatomy) -> tuple[int, ...]:
-    """Return the numbers of layers that can be kept in the pattern, with at least one of ``one_of`` among them."""
-    kinds = kinds_of(anatomy.patterns, anatomy.num_layers)
-    counts = range(1, anatomy.num_layers + 1)
-    if not anatomy.one_of:
+def possible_counts(anatomy: Anatomy, *, keep_pattern: bool) -> tuple[int, ...]:
+    """Return the numbers of layers that can be kept, with at least one of ``one_of`` among them."""
+    kinds, counts = required_kinds(anatomy, keep_pattern=keep_pattern), range(1, anatomy.num_layers + 1)
+    if not anatomy.one_of or not kinds:
         return tuple(counts)
     needed = {kinds[index] for index in anatomy.one_of}
     return tuple(count for count in counts if needed & set(kinds[:count]))
 
 
-def can_keep(kinds: Kinds, left: Collection[int], *, count: int) -> bool:
-    """Check that ``count`` of the remaining layers ``left`` can be chosen in the pattern."""
-    found = 0
+def layers_in_group(anatomy: Anatomy) -> int:
+    """Return the number of consecutive layers that a search removes together, 1 unless their kinds are by index."""
+    return group_size(required_kinds(anatomy, keep_pattern=False)) or 1
+
+
+def longest_choice(kinds: Kinds, left: Collection[int]) -> tuple[int, ...]:
+    """Return as many as possible of the layers ``left`` so that each is of the kind that belongs at its index."""
+    found: list[int] = []
     for index in sorted(left):
-        if found < count and kinds[index] == kinds[found]:
-            found += 1
-    return found == count
+        if kinds[index] == kinds[len(found)]:
+            found.append(index)
+    return tuple(found)
 
 
-def may_remain(anatomy: Anatomy, remove: int, *, keep_pattern: bool) -> Callable[[Collection[int]], bool]:
+def may_remain(anatomy: Anatomy, remove: int, *, kinds: Kinds) -> Callable[[Collection[int]], bool]:
     """Return a check of the layers that remain while ``remove`` layers are removed one by one.
 
-    It is False for those from which no allowed choice can be reached.
+    It is False for those from which no allowed choice can be reached. ``kinds``: as of ``required_kinds``.
     """
-    kinds, one_of = kinds_of(anatomy.patterns, anatomy.num_layers), set(anatomy.one_of)
-    count = anatomy.num_layers - remove
+    one_of, count = set(anatomy.one_of), anatomy.num_layers - remove
 
     def check(left: Collection[int]) -> bool:
         some = not one_of or bool(one_of & set(left))
-        return some and (not keep_pattern or can_keep(kinds, left, count=count))
+        return some and (not kinds or len(longest_choice(kinds, left)) >= count)
 
     return check
 
 
-def starts_in_pattern(anatomy: Anatomy, remove: int) -> tuple[int, ...]:
-    """Return the first layers of the spans of ``remove`` consecutive layers whose removal keeps the pattern."""
-    kinds, count = kinds_of(anatomy.patterns, anatomy.num_layers), anatomy.num_layers - remove
-    return tuple(start for start in range(count + 1) if kinds[start + remove :] == kinds[start:count])
+def may_be_left(anatomy: Anatomy, left: Collection[int]) -> bool:
+    """Check that a model can consist of the layers ``left``: each of its kind, and one of those that it needs."""
+    kinds, one_of = required_kinds(anatomy, keep_pattern=False), set(anatomy.one_of)
+    some = bool(one_of & set(left)) if one_of else bool(left)
+    return some and (not kinds or len(longest_choice(kinds, left)) == len(left))
 
 
-def choose_in_pattern(scores_N: Tensor, keep: int, *, anatomy: Anatomy) -> tuple[int, ...]:
-    """Return the ``keep`` layers in the pattern with the highest sum of scores, ascending.
+def removable_layers(kinds: Kinds, remove: int) -> tuple[int, ...]:
+    """Return the layers that are in at least one set of ``remove`` layers that can be removed together."""
+    count, keep = len(kinds), len(kinds) - remove
+    before = [{0}]  # numbers of layers that can be kept of those before each layer
+    for index in range(count):
+        before.append({*before[-1], *(one + 1 for one in before[-1] if one < keep and kinds[index] == kinds[one])})
+    after = {keep}  # numbers of layers kept before an index from which the rest can be reached
+    found = []
+    for index in reversed(range(count)):
+        if before[index] & after:
+            found.append(index)
+        after |= {one - 1 for one in after if one and kinds[index] == kinds[one - 1]}
+    return tuple(reversed(found))
+
+
+def smallest_removal(kinds: Kinds, named: Collection[int]) -> tuple[int, ...]:
+    """Return the fewest layers that can be removed together and contain the named ones; in whole groups if equal."""
+    count = len(kinds)
+    kept = longest_choice(kinds, set(range(count)) - set(named))
+    whole = _whole_groups(kinds, named)
+    rest = set(range(count)) - set(whole)
+    if len(longest_choice(kinds, rest)) == len(rest) >= len(kept):
+        return whole
+    return tuple(index for index in range(count) if index not in kept)
+
+
+def _whole_groups(kinds: Kinds, named: Collection[int]) -> tuple[int, ...]:
+    """Return the named layers, each with the layers behind it that complete a group."""
+    size, left = group_size(kinds) or 1, list(range(len(kinds)))
+    for index in sorted(named):
+        if index in left:
+            start = left.index(index)
+            del left[start : start + size]
+    return tuple(index for index in range(len(kinds)) if index not in left)
+
+
+def choose_in_pattern(scores_N: Tensor, keep: int, *, anatomy: Anatomy, keep_pattern: bool) -> tuple[int, ...]:
+    """Return the ``keep`` layers of the required kinds with the highest sum of scores, ascending.
 
     Of equal sums the earlier layers are kept. At least one of the anatomy's ``one_of`` is kept, if that is not empty.
     Raises RecipeError if no choice has both.
     """
-    kinds, scores = kinds_of(anatomy.patterns, anatomy.num_layers), scores_N.double().tolist()
+    kinds, scores = required_kinds(anatomy, keep_pattern=keep_pattern), scores_N.double().tolist()
+    if not kinds:
+        return choose_layers(scores_N, keep, one_of=anatomy.one_of)
     best = _best(kinds, scores, keep=keep)
     if anatomy.one_of and not set(anatomy.one_of) & set(best):
         large = 2 * (sum(map(abs, scores)) + 1)
@@ -81,9 +123,12 @@ def choose_in_pattern(scores_N: Tensor, keep: int, *, anatomy: Anatomy) -> tuple
         ]
         usable = [layers for layers in forced if set(anatomy.one_of) & set(layers)]
         if not usable:
+            key, what, or_else = "depth", "each layer at an index of its kind", ""
+            if keep_pattern:
+                key, what, or_else = "depth.keep_pattern", "the pattern", ", or omit depth.keep_pattern"
             raise RecipeError(
-                f"depth.keep_pattern: no choice of {keep} layers keeps both the pattern and one of layers "
-                f"{list(anatomy.one_of)}, one of which must be kept; keep another number, or omit depth.keep_pattern"
+                f"{key}: no choice of {keep} layers keeps both {what} and one of layers "
+                f"{list(anatomy.one_of)}, one of which must be kept; keep another number{or_else}"
             )
         best = max(usable, key=lambda layers: sum(scores[index] for index in layers))
     return best

@@ -79,7 +79,7 @@ class Schedule:
         return max(min(wanted, self.windows - self.judged), 1)
 
     def order_passes(self, layers: int, *, removed: int) -> float:
-        """Return the cost of the order in which as many of a model's layers are removed, in the same unit.
+        """Return the cost of the order in which as many of a model's layers or groups are removed, in the same unit.
 
         A model without a layer shares what comes before that layer, on average half of the passes.
         """

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llmprune.anatomy.layer_kinds import group_size, kinds_of, starts_of_spans
 from llmprune.anatomy.types import Anatomy, Unit
 from llmprune.results.formatting import plural, ranges
 
@@ -48,8 +49,23 @@ def print_anatomy(model: str, anatomy: Anatomy, *, console: Console) -> None:
     if anatomy.experts:
         verdicts.append(("Experts", anatomy.experts.refusal))
     for kind, refusal in verdicts:
-        verdict = Text("can be cut", "green") if refusal is None else Text(f"cannot be cut: {refusal}", "red")
+        possible = f"can be cut{_by_index(anatomy) if kind == 'Depth' else ''}"
+        verdict = Text(possible, "green") if refusal is None else Text(f"cannot be cut: {refusal}", "red")
         console.print(Text.assemble((f"{kind}: ", "bold"), verdict))
+
+
+def _by_index(anatomy: Anatomy) -> str:
+    """Return which layers can be removed; an empty text where any can."""
+    if not anatomy.by_index:
+        return ""
+    kinds = kinds_of(anatomy.by_index, anatomy.num_layers)
+    size, names = group_size(kinds), ", ".join(one.name for one in anatomy.by_index)
+    layers = "the last layers alone"
+    if size == 1:
+        layers = f"any of layers {ranges(starts_of_spans(kinds, 1))}"
+    elif size:
+        layers = f"{size} consecutive layers together, or the last ones"
+    return f": {layers}; the kind of a layer follows from its index ({names})"
 
 
 def _add_heads(table: Table, anatomy: Anatomy) -> None:

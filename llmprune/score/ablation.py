@@ -22,7 +22,7 @@ from llmprune.common.errors import CalibrationError, NumericalError
 from llmprune.common.progress import track
 from llmprune.criteria.base import AblationCriterion, evenly_spaced
 from llmprune.criteria.combine import Combine, combine_scores
-from llmprune.cut.layer_choice import may_remain
+from llmprune.cut.layer_choice import may_remain, required_kinds
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states.buffers import HiddenStates
@@ -36,8 +36,11 @@ from llmprune.score.mean_costs import MeanCosts
 class LayerCosts(Protocol):
     """Costs of removing one more layer from a model."""
 
-    def without_each(self, kept: Sequence[int], candidates: Collection[int]) -> dict[int, float]:
-        """Return the cost of the model of the ``kept`` layers without each of the candidates in turn."""
+    def without_each(self, kept: Sequence[int], candidates: Collection[int], *, size: int = 1) -> dict[int, float]:
+        """Return the cost of the model of the ``kept`` layers without each of the candidates in turn.
+
+        ``size``: layers that are left out together, a candidate and the kept ones behind it.
+        """
 
     def remove(self, layer: int) -> None:
         """Remove a layer for good."""
@@ -54,8 +57,8 @@ def layer_ablation_scores(
     """Return the score of every layer, float32 [N]; the lowest are removed first.
 
     A score is the mean cost of a token without the layer and all layers with lower scores, less that of the dense
-    model; where sources are told apart, the layers' ranks by each of them in a round are combined. Layers that
-    the model needs, or with ``target.keep_pattern`` its pattern, are not ablated.
+    model; where sources are told apart, the layers' ranks by each of them in a round are combined. Layers without
+    which no allowed choice is left are not ablated.
     Raises NumericalError where the cost without a kept layer is not finite: such a layer is never chosen. Raises
     CalibrationError where the criterion cannot refit: for want of windows, or of layers that can be refit.
     """
@@ -70,7 +73,8 @@ def layer_ablation_scores(
         criterion.require_sources(calibration.sources_N.bincount().tolist())
     costs = AblatedModels(decoder, criterion, calibration=calibration.at(judged_N), repair=repair)
     rounds = criterion.horizon(target.remove)
-    may_keep = may_remain(anatomy, target.remove, keep_pattern=target.keep_pattern and rounds == target.remove)
+    kinds = required_kinds(anatomy, keep_pattern=target.keep_pattern) if rounds == target.remove else ()
+    may_keep = may_remain(anatomy, target.remove, kinds=kinds)
     return rank_by_cost(costs, len(decoder), rounds=rounds, may_keep=may_keep, kind=criterion.kind)
 
 
@@ -162,8 +166,10 @@ class AblatedModels:
         self._costs = MeanCosts(self._start, criterion.token_costs, groups)
 
     @torch.no_grad()
-    def without_each(self, kept: Sequence[int], candidates: Collection[int]) -> dict[int, float]:
+    def without_each(self, kept: Sequence[int], candidates: Collection[int], *, size: int = 1) -> dict[int, float]:
         """Return the mean cost of a token without each of the candidates, less that of the dense model."""
+        assert size == 1 or self.repair is None, "the layer before a group is not refit"
+        together = {layer: kept[position : position + size] for position, layer in enumerate(kept)}
         ablated: dict[int, LayerwiseForward] = {}
         current = self._start.on(self._start.copy())
         if self.repair:
@@ -172,8 +178,9 @@ class AblatedModels:
             with self.decoder.layer(index) as layer:
                 if self.repair:
                     self.repair.apply(index, layer)
-                for without in ablated.values():
-                    without.pass_through(index, layer)
+                for first, without in ablated.items():
+                    if index not in together[first]:
+                        without.pass_through(index, layer)
                 if index in candidates:
                     ablated[index] = current.on(current.copy())
                 if self.repair:

@@ -14,13 +14,14 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from llmprune.anatomy.layer_kinds import starts_of_spans
 from llmprune.anatomy.types import Anatomy, unit_key
 from llmprune.common.distributed import sum_over_processes
 from llmprune.common.errors import NumericalError
 from llmprune.common.progress import track
 from llmprune.criteria.base import HiddenStateCriterion
 from llmprune.criteria.combine import Combine, combine_scores
-from llmprune.cut.layer_choice import starts_in_pattern
+from llmprune.cut.layer_choice import required_kinds
 from llmprune.layerwise.decoder import Decoder
 from llmprune.score.channels import ChannelScorer
 from llmprune.score.gradients import blend, require_cache, score_by_gradients
@@ -72,7 +73,8 @@ def score(
     combined = combine_sources(scores, calibration.combine)
     if spans is None:
         return combined
-    starts = starts_in_pattern(anatomy, spans.length) if target.keep_pattern and spans.length > 1 else None
+    kinds = required_kinds(anatomy, keep_pattern=target.keep_pattern)
+    starts = starts_of_spans(kinds, spans.length) if kinds and spans.length > 1 else None
     return _with_layers(combined, spans, layers=len(decoder), starts=starts, rule=calibration.combine)
 
 

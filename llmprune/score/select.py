@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from llmprune.anatomy.types import Anatomy, unit_key
-from llmprune.cut.decision import Cut, choose_highest, choose_in_groups, choose_layers
+from llmprune.cut.decision import Cut, choose_highest, choose_in_groups
 from llmprune.cut.layer_choice import choose_in_pattern
 from llmprune.cut.merging import nearest_kept
 from llmprune.score.scores import Scores
@@ -41,10 +41,7 @@ def choose_cut(anatomy: Anatomy, scores: Scores | None, *, sizes: PlannedSizes) 
     else:
         assert scores is not None, "layers are scored where the recipe does not name them"
         assert scores.layers is not None
-        if sizes.keep_pattern:
-            layers = choose_in_pattern(scores.layers, sizes.keep_layers, anatomy=anatomy)
-        else:
-            layers = choose_layers(scores.layers, sizes.keep_layers, one_of=anatomy.one_of)
+        layers = choose_in_pattern(scores.layers, sizes.keep_layers, anatomy=anatomy, keep_pattern=sizes.keep_pattern)
     if scores is None:
         return Cut(count, layers)
     narrower = {field: kept for field, kept in sizes.widths.items() if kept < anatomy.widths[field]}

@@ -18,49 +18,60 @@ from llmprune.common.errors import NumericalError
 from llmprune.score.ablation import LayerCosts
 
 
-def score_order(scores_N: Tensor, *, rounds: int, may_keep: Callable[[set[int]], bool]) -> tuple[int, ...]:
-    """Return the first ``rounds`` layers to remove by their own scores, the lowest first; nothing is judged.
+def score_order(
+    scores_N: Tensor, *, rounds: int, may_keep: Callable[[set[int]], bool], size: int = 1
+) -> tuple[int, ...]:
+    """Return layers in the order of their removal by their own scores, the lowest first; nothing is judged.
 
-    ``may_keep``: True for layers that a model may consist of. Fewer are returned where no further layer may be removed.
+    ``rounds``: removals; ``size``: consecutive kept layers that each removes; ``may_keep``: True for layers that a
+    model may consist of. Fewer are returned where no further layer may be removed.
     """
-    scores = scores_N.tolist()
-    kept = set(range(len(scores)))
-    order: list[int] = []
+    scores, kept, order = scores_N.tolist(), list(range(len(scores_N))), list[int]()
     for _ in range(rounds):
-        allowed = [layer for layer in kept if may_keep(kept - {layer})]
-        if not allowed:
+        groups = _groups(kept, size, may_keep=may_keep)
+        if not groups:
             break
-        order.append(min(allowed, key=lambda layer: (scores[layer], layer)))
-        kept.remove(order[-1])
+        order += min(groups, key=lambda group: (sum(scores[layer] for layer in group), group))
+        kept = [layer for layer in kept if layer not in order]
     return tuple(order)
 
 
 def removal_order(
-    costs: LayerCosts, scores_N: Tensor, *, rounds: int, tried: int, may_keep: Callable[[set[int]], bool]
+    costs: LayerCosts,
+    scores_N: Tensor,
+    *,
+    rounds: int,
+    tried: int,
+    may_keep: Callable[[set[int]], bool],
+    size: int = 1,
 ) -> tuple[int, ...]:
-    """Return the first ``rounds`` layers to remove, in their order.
+    """Return layers in the order of their removal, as ``score_order`` does, judged in every round.
 
-    ``scores_N``: of the layers, the lowest are tried first; ``tried``: layers that are judged in each round.
-    ``may_keep``: True for layers that a model may consist of. Fewer are returned where no further layer may be removed.
-    Raises NumericalError where no cost of a round is finite.
+    ``scores_N``: of the layers, the lowest are tried first; ``tried``: groups that are judged in each round. Raises
+    NumericalError where no cost of a round is finite.
     """
-    scores = scores_N.tolist()
-    kept = list(range(len(scores)))
-    order: list[int] = []
+    scores, kept, order = scores_N.tolist(), list(range(len(scores_N))), list[int]()
     for _ in range(rounds):
-        allowed = [layer for layer in kept if may_keep(set(kept) - {layer})]
-        if not allowed:
+        groups = _groups(kept, size, may_keep=may_keep)
+        if not groups:
             break
-        candidates = sorted(allowed, key=lambda layer: (scores[layer], layer))[:tried]
-        found = costs.without_each(kept, sorted(candidates))
+        lowest = sorted(groups, key=lambda group: (sum(scores[layer] for layer in group), group))[:tried]
+        candidates = {group[0]: group for group in sorted(lowest)}
+        found = costs.without_each(kept, list(candidates), size=size)
         finite = {layer: cost for layer, cost in found.items() if math.isfinite(cost)}
         if not finite:
             raise NumericalError(
                 f"budget.axes.layers: without any of layers {', '.join(map(str, found))} the divergence of the "
                 "model is not finite; try model.dtype: float32, or leave layers out of budget.axes"
             )
-        cheapest = min(finite, key=lambda layer: (finite[layer], layer))
-        order.append(cheapest)
-        kept.remove(cheapest)
-        costs.remove(cheapest)
+        for layer in candidates[min(finite, key=lambda layer: (finite[layer], layer))]:
+            order.append(layer)
+            kept.remove(layer)
+            costs.remove(layer)
     return tuple(order)
+
+
+def _groups(kept: list[int], size: int, *, may_keep: Callable[[set[int]], bool]) -> list[tuple[int, ...]]:
+    """Return the consecutive kept layers, ``size`` of them, that may be removed together."""
+    spans = [tuple(kept[start : start + size]) for start in range(len(kept) - size + 1)]
+    return [span for span in spans if may_keep(set(kept) - set(span))]

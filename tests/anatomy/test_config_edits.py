@@ -22,9 +22,11 @@ from transformers import (
 from llmprune import ModelError, Recipe, run
 from llmprune.anatomy import config_edits
 from llmprune.anatomy.config_edits import counts_heads, edit_config
+from llmprune.anatomy.depth import find_depth
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.known_refusals import DEPTH_REFUSALS, MODEL_REFUSALS, SHARING_REFUSALS
 from llmprune.anatomy.layer_equivalence import check_layer_equivalence
+from llmprune.anatomy.layer_kinds import kinds_of, starts_of_spans
 from llmprune.anatomy.meta_model import build_meta_model, find_layers, text_config
 from llmprune.testing import VOCABULARY, tiny_config, tiny_model
 
@@ -54,9 +56,9 @@ _HARMLESS = {
     "is periodic, and only makes the list by layer that is filtered": "global_attn_every_n_layers "
     "interleave_moe_layer_step layer_group_size no_rope_layer_interval prefix_dense_sliding_window_pattern "
     "sliding_window_pattern _sliding_window_pattern",
-    "is periodic: the counterpart proof refuses the cuts that it cannot express": "attn_layer_offset attn_layer_period "
-    "block_types cross_layer_interval decoder_sparse_step expert_layer_offset expert_layer_period moe_layer_interval "
-    "n_layers_per_attn_res_block scale_attn_by_inverse_layer_idx",
+    "sets kinds by index, which are found": "attn_layer_offset attn_layer_period cross_layer_interval "
+    "expert_layer_offset expert_layer_period moe_layer_interval n_layers_per_attn_res_block "
+    "scale_attn_by_inverse_layer_idx",
     "counts runs of layers, in a model whose layers are not one list": "H_cycles L_bp_cycles L_cycles "
     "num_layers_per_stack num_mem_blocks",
     "describes layers after the decoder, whose number is set to 0": "mtp_hidden_states_first mtp_layer_types "
@@ -67,7 +69,7 @@ _HARMLESS = {
 _TABLES = {
     name
     for table, names in vars(config_edits).items()
-    if table.isupper() and isinstance(names, tuple)
+    if table.isupper() and isinstance(names, tuple | dict)
     for name in names
 }
 
@@ -118,6 +120,9 @@ def test_every_field_by_layer_is_known() -> None:
         ("ernie4_5_moe", {"moe_layer_start_index": 2, "moe_layer_end_index": 3}, {"moe_layer_start_index": 1}),
         ("gpt_neo", {}, {"attention_layers": ["local", "local"], "num_layers": 2}),
         ("gemma3", {}, {"num_hidden_layers": 2}),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, {"decoder_sparse_step": 1, "mlp_only_layers": []}),
+        ("qwen3_moe", {"decoder_sparse_step": 3}, {"decoder_sparse_step": 1, "mlp_only_layers": [0, 1]}),
+        ("recurrent_gemma", {}, {"block_types": ["recurrent", "recurrent"]}),
     ],
 )
 def test_fields_follow_the_layers(family: str, fields: dict[str, Any], edited: dict[str, Any]) -> None:
@@ -126,30 +131,49 @@ def test_fields_follow_the_layers(family: str, fields: dict[str, Any], edited: d
     assert {name: getattr(config, name) for name in edited} == edited
 
 
-@pytest.mark.parametrize("family", ["qwen3_next", "cohere2", "llama4_text", "nemotron_h", "kimi_linear"])
-def test_depth_cut_equals_skipped_layers(family: str) -> None:
-    """A model without a layer computes the same as the dense model that skips it, for every layer."""
-    model = tiny_model(family)
+@pytest.mark.parametrize(
+    ("family", "fields", "size"),
+    [
+        *((family, {}, 1) for family in ("qwen3_next", "cohere2", "llama4_text", "nemotron_h", "kimi_linear")),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, 1),
+        ("recurrent_gemma", {}, 1),
+        ("jamba", {}, 2),
+        ("diffllama", {}, 2),
+    ],
+)
+def test_depth_cut_equals_skipped_layers(family: str, fields: dict[str, Any], size: int) -> None:
+    """A model without some layers computes the same as the dense model that skips them, wherever they can be removed.
+
+    They can be where the kinds that the anatomy found say so.
+    """
+    model = tiny_model(family, **fields)
     path, layers = find_layers(model)
+    meta = build_meta_model(model.config)
+    by_index, refusal = find_depth(meta, trust_remote_code=False)
+    assert refusal is None
     ids_BL = torch.randint(3, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
-    compared = 0
-    for removed in range(len(layers)):
-        keep = [index for index in range(len(layers)) if index != removed]
+    compared = []
+    for start in range(len(layers) - size + 1):
+        removed = range(start, start + size)
+        keep = [index for index in range(len(layers)) if index not in removed]
         try:
             pruned = build_meta_model(edit_config(model.config, keep, widths={}), torch.float32)
-            check_layer_equivalence(build_meta_model(model.config), pruned, keep=keep, changing=set())
+            check_layer_equivalence(meta, pruned, keep=keep, changing=set())
         except ModelError:
             continue
         pruned.load_state_dict(_moved(model.state_dict(), path, keep), strict=False, assign=True)
         pruned.tie_weights()
-        own = layers[removed].forward
-        layers[removed].forward = lambda hidden, *_, own=own, **__: hidden
+        for index in removed:
+            layers[index].forward = lambda hidden, *_, **__: hidden
         with torch.no_grad():
             expected_BLV = model(ids_BL, use_cache=False).logits
             torch.testing.assert_close(pruned(ids_BL, use_cache=False).logits, expected_BLV, rtol=1e-4, atol=1e-4)
-        del layers[removed].forward
-        compared += 1
+        for index in removed:
+            del layers[index].forward
+        compared.append(start)
     assert compared
+    if by_index:
+        assert compared == list(starts_of_spans(kinds_of(by_index, len(layers)), size))
 
 
 def _moved(tensors: dict[str, torch.Tensor], path: str, keep: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -173,8 +197,7 @@ def test_refused_families_get_their_reason(family: str) -> None:
     ("family", "fields", "message"),
     [
         ("gemma4_text", {}, "embed_tokens_per_layer.weight outside the layers depends on their number"),
-        ("jamba", {}, "its config cannot express this cut"),
-        ("diffllama", {}, "lambda_init"),
+        ("minicpm3", {}, "layer 1 would become layer 0 and change there (residual_scale"),
         ("qwen3_vl", {}, DEPTH_REFUSALS["deepstack_visual_indexes"]),
     ],
 )

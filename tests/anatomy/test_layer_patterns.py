@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.heads import count_heads
+from llmprune.anatomy.layer_kinds import kinds_of
 from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.anatomy.types import Anatomy
 from llmprune.common.errors import RecipeError
@@ -27,7 +28,7 @@ from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.perplexity import Perplexity
 from llmprune.criteria.depth.residual import Residual
 from llmprune.cut.decision import Cut
-from llmprune.cut.layer_choice import choose_in_pattern, kinds_of, possible_counts
+from llmprune.cut.layer_choice import choose_in_pattern, possible_counts
 from llmprune.pipeline.run import run
 from llmprune.planning.next_tools.tool_compatibility import (
     about_depth,
@@ -36,7 +37,7 @@ from llmprune.planning.next_tools.tool_compatibility import (
     about_layer_count,
 )
 from llmprune.planning.plan_schema import Plan
-from llmprune.planning.sizes.planned_sizes import planned_layers
+from llmprune.planning.sizes.planned_layers import planned_layers
 from llmprune.recipe.depth import Depth
 from llmprune.recipe.recipe import Recipe
 from llmprune.score.ablation import layer_ablation_scores
@@ -142,9 +143,9 @@ def test_the_best_layers_in_the_pattern_stay(family: str) -> None:
     """For every possible number of layers, the choice has the highest scores of all that follow the pattern."""
     anatomy = discover(tiny_config(family, num_hidden_layers=8))
     kinds = kinds_of(anatomy.patterns, 8)
-    for seed, keep in itertools.product(range(4), possible_counts(anatomy)):
+    for seed, keep in itertools.product(range(4), possible_counts(anatomy, keep_pattern=True)):
         scores_N = torch.rand(8, generator=torch.Generator().manual_seed(seed))
-        chosen = choose_in_pattern(scores_N, keep, anatomy=anatomy)
+        chosen = choose_in_pattern(scores_N, keep, anatomy=anatomy, keep_pattern=True)
         assert [kinds[old] for old in chosen] == list(kinds[:keep])
         assert float(scores_N[list(chosen)].sum()) == pytest.approx(_best(anatomy, scores_N, keep))
 

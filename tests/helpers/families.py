@@ -42,7 +42,14 @@ MIXTURES = [
     "qwen3_next",
     "granitemoehybrid",
     "nemotron_h",
+    "jamba",
 ]
+
+
+# Config fields beyond the tiny ones, and the layers removed, where kinds follow from a layer's index: a period that a
+# cut states as a list, and one that it keeps.
+FIELDS = {"qwen2_moe": {"decoder_sparse_step": 2}, "jamba": {"num_hidden_layers": 5}}
+REMOVED = {"qwen2_moe": (1,), "jamba": (1, 2)}
 
 
 # Config fields of a router of three groups of four experts, of which it chooses two first.

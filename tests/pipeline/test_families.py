@@ -18,10 +18,12 @@ from helpers.families import (
     DEPTH_AND_WIDTH,
     DEPTH_ONLY,
     DISTINCT,
+    FIELDS,
     KEPT_LAYERS,
     KEPT_WIDTHS,
     MIXTURES,
     RELOAD,
+    REMOVED,
     WHOLE_HEADS,
 )
 from helpers.placements import spread
@@ -72,7 +74,8 @@ def _prune(model: PreTrainedModel, anatomy: Anatomy, *, dense: Decoder, folder: 
     )
     widths = {field: KEPT_WIDTHS[width] for field, width in anatomy.widths.items()}
     kv_groups = anatomy.heads.count // 2 if anatomy.heads and anatomy.heads.refusal is None else None
-    cut = choose_cut(anatomy, scores, sizes=PlannedSizes(None, KEPT_LAYERS, widths=widths, kv_groups=kv_groups))
+    removed = REMOVED.get(model.config.model_type)
+    cut = choose_cut(anatomy, scores, sizes=PlannedSizes(removed, KEPT_LAYERS, widths=widths, kv_groups=kv_groups))
     folder.mkdir()
     _, forward = prune_and_save(model, anatomy, dense=dense, cut=cut, ids_NL=ids_NL, folder=folder)
     save_file({"ids": ids_NL}, folder / "ids.safetensors")
@@ -85,7 +88,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     root = tmp_path_factory.mktemp("families")
     made = {}
     for family in DEPTH_AND_WIDTH + MIXTURES + DEPTH_ONLY:
-        model = tiny_model(family)
+        model = tiny_model(family, **FIELDS.get(family, {}))
         made[family] = _prune(model, discover(model.config), dense=dense_decoder(model), folder=root / family)
     folders = [str(root / family) for family in made]
     done = subprocess.run([sys.executable, "-P", "-c", RELOAD, *folders], capture_output=True, text=True, check=False)

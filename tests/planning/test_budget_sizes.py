@@ -15,7 +15,7 @@ from llmprune.cut.shape import Shape
 from llmprune.planning.base import describe_base
 from llmprune.planning.budget.sizes import ShapeCounter, ShapeSizes
 from llmprune.planning.sizes.model_size import measure_size
-from llmprune.planning.sizes.planned_sizes import planned_layers
+from llmprune.planning.sizes.planned_layers import planned_layers
 from llmprune.recipe.depth import Depth
 from llmprune.results.figures.model_size import Size
 from llmprune.testing import tiny_config, tiny_model

@@ -52,7 +52,7 @@ class GivenCosts:
         self.rounds = iter(rounds)
         self.removed: list[int] = []
 
-    def without_each(self, kept: Sequence[int], candidates: Collection[int]) -> dict[int, float]:
+    def without_each(self, kept: Sequence[int], candidates: Collection[int], *, size: int = 1) -> dict[int, float]:
         """Return the costs of the next round."""
         assert set(kept).isdisjoint(self.removed)
         return next(self.rounds)

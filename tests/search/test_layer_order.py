@@ -20,7 +20,7 @@ class Costs:
         self.removed: list[int] = []
         self.judged: list[list[int]] = []
 
-    def without_each(self, kept: Sequence[int], candidates: Collection[int]) -> dict[int, float]:
+    def without_each(self, kept: Sequence[int], candidates: Collection[int], *, size: int = 1) -> dict[int, float]:
         """Return the cost of each candidate alone, and of each pair with a removed layer."""
         self.judged.append(list(candidates))
         return {

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmprune.cut.decision import Cut
+from llmprune.cut.layer_choice import layers_in_group
 from llmprune.cut.shape import Shape
 from llmprune.pipeline.context import RunContext
 from llmprune.planning.budget.candidates import Candidates
@@ -92,7 +93,8 @@ def compose_figures(record: SearchRecord, members: Sequence[SearchedMember], *, 
     numbers, recipe = [len(member.tried) for member in members], record.context.recipe
     refit = schedule.repair_of(recipe.refit)
     passes = schedule.forward_passes(numbers, further=len(beyond), refit=refit)
-    passes += schedule.order_passes(whole.layers, removed=len(record.order))
+    removals = len(record.order) // layers_in_group(record.space.anatomy)
+    passes += schedule.order_passes(whole.layers, removed=removals)
     return SearchFigures(
         dense_parameters=dense.parameters,
         dense_bytes=dense.bytes,

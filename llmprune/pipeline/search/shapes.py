@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from llmprune.checkpoint.loading import load_config
 from llmprune.common.distributed import is_first_process
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.cut.decision import Cut
-from llmprune.cut.layer_choice import may_remain
+from llmprune.cut.layer_choice import layers_in_group, may_be_left
 from llmprune.cut.shape import Shape
 from llmprune.pipeline.context import RunContext, Search
 from llmprune.pipeline.score_and_select import criteria_of, find_scores, origin_of_scores
@@ -32,6 +32,7 @@ from llmprune.pipeline.search.windows import (
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.planning.base import describe_base
 from llmprune.planning.budget.candidates import Candidates, candidates, one_step_further
+from llmprune.planning.budget.cost import removals
 from llmprune.planning.budget.limits import SpeedOf
 from llmprune.planning.budget.settle import settled
 from llmprune.planning.budget.space import SearchSpace, search_space
@@ -162,7 +163,7 @@ class _Step:
         """Layers in the order of their removal, as many as the smallest shape lacks."""
         folder, inputs = self.context.folder, self.context.inputs
         fewest = min(one.shape.layers for budget in self._budgets for one in budget.tried)
-        rounds = self.space.dense.layers - max(fewest - 1, self.space.smallest.layers)  # one step further included
+        rounds = removals(self.space, fewest)
         if not rounds:
             return ()
 
@@ -170,9 +171,9 @@ class _Step:
         assert self.search.scores.layers is not None, "layers that may be removed are scored"
         scores_N, ordering = self.search.scores.layers, self._schedule.ordering
         judged = self.search.judged_N.tolist()
-        may_keep = may_remain(self.space.anatomy, rounds, keep_pattern=False)
+        may_keep, size = partial(may_be_left, self.space.anatomy), layers_in_group(self.space.anatomy)
         if self._schedule.quick:
-            return score_order(scores_N, rounds=rounds, may_keep=may_keep)
+            return score_order(scores_N, rounds=rounds, may_keep=may_keep, size=size)
 
         def make(path: Path) -> tuple[int, ...]:
             with measure_step(folder.steps, "layer order", decoder=inputs.dense):
@@ -184,7 +185,7 @@ class _Step:
             batches = order_batches(self.context, batch_size=batch_size)
             criterion = Divergence(windows=len(batches.windows_NL))
             costs = AblatedModels(inputs.dense, criterion, calibration=batches, title="layer order: leaving layers out")
-            return removal_order(costs, scores_N, rounds=rounds, tried=TRIED_LAYERS, may_keep=may_keep)
+            return removal_order(costs, scores_N, rounds=rounds, tried=TRIED_LAYERS, may_keep=may_keep, size=size)
 
         return folder.produce(
             "layer order",

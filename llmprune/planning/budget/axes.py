@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from llmprune.anatomy.types import NO_HEADS
 from llmprune.common.errors import RecipeError
-from llmprune.cut.layer_choice import possible_counts
+from llmprune.cut.layer_choice import layers_in_group, possible_counts
 from llmprune.planning.budget.sizes import ShapeCounter
 from llmprune.planning.sizes.planned_sizes import unscorable_fields
 from llmprune.recipe.budget import Axes, ExpertsAxis, HeadsAxis, LayersAxis, MlpAxis
@@ -62,13 +62,15 @@ class _Finder:
         self.refusals: dict[str, str] = {}
 
     def layers(self) -> tuple[int, ...]:
-        """Return the numbers of layers; in a model with patterns of layers those alone that can keep the pattern."""
+        """Return the numbers of layers that can keep the patterns of layers, and that whole groups leave."""
         count = self._anatomy.num_layers
         axis = LayersAxis() if self._axes is None else self._axes.layers
         if axis is None or self._refused("layers", self._anatomy.depth_refusal):
             return (count,)
         least = -(-count // 2) if axis.at_least is None else axis.at_least
-        possible = possible_counts(self._anatomy)
+        group = layers_in_group(self._anatomy)
+        counts = possible_counts(self._anatomy, keep_pattern=True)
+        possible = [one for one in counts if (count - one) % group == 0]
         values = tuple(one for one in reversed(possible) if least <= one < count)
         self._require_some("layers", values, kept=f"{least} of {count} layers", possible=possible[:-1])
         return (count, *values)

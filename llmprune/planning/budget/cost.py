@@ -37,16 +37,23 @@ def search_cost(space: SearchSpace, tried: Sequence[Sequence[Candidate]], *, rec
     refit = schedule.repair_of(recipe.refit)
     numbers, further = [len(some) for some in tried], len(space.axes) * len(tried)
     later = (sum(min(number, most) for number in numbers) for most in (schedule.rounds if refit else ()))
-    layers, fewest = space.dense.layers, min(one.shape.layers for some in tried for one in some)
-    removed = layers - max(fewest - 1, space.smallest.layers)
+    fewest = min(one.shape.layers for some in tried for one in some)
     return SearchCost(
         rounds=(sum(numbers), *later),
         further=further,
         judged_windows=schedule.judged + schedule.repeated,
         judged_tokens=schedule.judged_tokens,
         forward_passes=round(schedule.forward_passes(numbers, further=further, refit=refit), 2),
-        order_passes=round(schedule.order_passes(layers, removed=removed), 2),
+        order_passes=round(schedule.order_passes(space.dense.layers, removed=removals(space, fewest)), 2),
     )
+
+
+def removals(space: SearchSpace, fewest: int) -> int:
+    """Return the number of removals down to ``fewest`` layers, or one step beyond it where the space has one.
+
+    Each removes one layer, or one group where the kinds of layers follow from their index.
+    """
+    return min(space.values.layers.index(fewest) + 1, len(space.values.layers) - 1)
 
 
 def require_windows_to_search(calibration: Calibration) -> None:

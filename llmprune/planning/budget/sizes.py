@@ -19,7 +19,7 @@ from llmprune.anatomy.types import Anatomy, PrunableDim
 from llmprune.cut.shape import Shape
 from llmprune.planning.base import Base
 from llmprune.planning.sizes.model_size import cache_bytes_by_layer
-from llmprune.planning.sizes.planned_sizes import planned_layers
+from llmprune.planning.sizes.planned_layers import planned_layers
 from llmprune.planning.vocabulary.plan import TokenSizes
 from llmprune.recipe.depth import Depth
 

@@ -9,6 +9,7 @@ from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
 from llmprune.criteria.base import AblationCost, DepthCriterion
 from llmprune.planning.next_tools.tool_compatibility import about_depth
+from llmprune.planning.notes.index_kinds import about_index_kinds
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.formatting import plural
 
@@ -22,6 +23,7 @@ def about_scores(recipe: Recipe, anatomy: Anatomy, *, keep: Sequence[int]) -> li
             cost = criterion.ablation_cost(anatomy.num_layers, remove=anatomy.num_layers - len(keep), samples=samples)
             notes += _about_ablation(criterion, cost) if cost else []
         named, kept = recipe.depth.layers is not None, recipe.depth.keep_pattern
+        notes += about_index_kinds(recipe.depth, anatomy, keep=keep)
         notes += about_depth(anatomy, keep, named=named, keep_pattern=kept)
     return notes + _about_width_criterion(recipe, anatomy)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmprune.anatomy.types import Anatomy
 from llmprune.common.errors import RecipeError
-from llmprune.cut.layer_choice import possible_counts
+from llmprune.cut.layer_choice import layers_in_group, possible_counts
 from llmprune.planning.notes.recovery import require_a_step
 from llmprune.planning.sizes.planned_cut import planned_cut
 from llmprune.planning.sizes.planned_sizes import PlannedCut
@@ -127,18 +127,23 @@ class _Way:
         return min({*fitting, goal, most}, key=lambda width: (abs(width - wanted), width))
 
     def _possible_layers(self) -> Sequence[int]:
-        keeps_pattern = self.recipe.depth is not None and self.recipe.depth.keep_pattern
-        return possible_counts(self.anatomy) if keeps_pattern else range(1, self.anatomy.num_layers + 1)
+        depth, whole, goal = self.recipe.depth, self.anatomy.num_layers, len(self.planned.layers)
+        possible = possible_counts(self.anatomy, keep_pattern=depth is not None and depth.keep_pattern)
+        group = layers_in_group(self.anatomy)
+        return [one for one in possible if one == goal or (whole - one) % group == 0]
 
     def _order_of_named(self) -> list[int]:
         """Return the layers that the recipe names, in the order of their removal, so that each round takes from all."""
         depth, rounds = self.recipe.depth, self.recover.rounds
         if depth is None or depth.layers is None:
             return []
-        if depth.keep_pattern:
+        if depth.keep_pattern or self.anatomy.by_index:
+            key, what = ("depth.layers with depth.keep_pattern", "preserve the pattern")
+            if not depth.keep_pattern:
+                key, what = "depth.layers", "leave each other layer at an index of its kind"
             raise RecipeError(
-                "recover.rounds: depth.layers with depth.keep_pattern names layers that only together preserve the "
-                "pattern; give depth.remove and let the scores choose, or one round"
+                f"recover.rounds: {key} names layers that only together {what}; give depth.remove and let the scores "
+                "choose, or one round"
             )
         named = sorted(depth.layers)
         return [index for first in range(rounds) for index in named[first::rounds]]

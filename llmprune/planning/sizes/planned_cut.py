@@ -5,11 +5,11 @@ from __future__ import annotations
 from llmprune.anatomy.types import Anatomy
 from llmprune.planning.checks import ErrorCollector
 from llmprune.planning.sizes.planned_hidden import planned_hidden
+from llmprune.planning.sizes.planned_layers import planned_layers
 from llmprune.planning.sizes.planned_sizes import (
     PlannedCut,
     planned_experts,
     planned_heads,
-    planned_layers,
     planned_widths,
 )
 from llmprune.recipe.recipe import Recipe

@@ -1,24 +1,17 @@
-"""Turn the sizes that a recipe asks for into numbers of layers, neurons, heads and experts to keep.
+"""Turn the sizes that a recipe asks for into numbers of neurons, heads and experts to keep.
 
-Everything here is known before the scores. Where the scores will choose the layers, the plan assumes that layers from
-the middle of the model are removed.
+Everything here is known before the scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.types import NO_HEADS, Anatomy, Heads
 from llmprune.common.errors import RecipeError
 from llmprune.criteria.base import WidthCriterion
-from llmprune.cut.layer_choice import choose_in_pattern, first_break, possible_counts
 from llmprune.planning.sizes.planned_hidden import ALL_CHANNELS, PlannedHidden
-from llmprune.recipe.depth import Depth
 from llmprune.recipe.experts import Experts
 from llmprune.recipe.width import Width
 from llmprune.recipe.width_rounding import round_width, width_step
@@ -60,74 +53,6 @@ class PlannedCut:
     def notes(self) -> tuple[str, ...]:
         """Notes on all parts."""
         return self.widths.notes + self.heads.notes + self.hidden.notes
-
-
-def planned_layers(depth: Depth | None, anatomy: Anatomy) -> tuple[int, ...]:
-    """Return the layers to keep; where the scores will decide, as many layers, without those in the middle.
-
-    Raises RecipeError for a number or indices that the model does not allow.
-    """
-    count = anatomy.num_layers
-    if depth is None:
-        return tuple(range(count))
-    if depth.layers is not None:
-        number = len(depth.layers)
-        outside = [index for index in depth.layers if index >= count]
-        if outside:
-            raise RecipeError(f"depth.layers: the model has layers 0 to {count - 1}, not {outside}; correct the list")
-        removed = set(depth.layers)
-        if depth.keep_pattern and number < count:
-            _require_pattern([index for index in range(count) if index not in removed], anatomy)
-    else:
-        number = depth.remove if depth.remove is not None else count - (depth.keep or 0)
-        if number < 0:
-            raise RecipeError(
-                f"depth.keep: the model has {count} layers, {depth.keep} cannot be kept; keep at most {count}"
-            )
-        removed = set(_from_the_middle(count, number, one_of=anatomy.one_of))
-    if number >= count:
-        raise RecipeError(
-            f"depth.{'layers' if depth.layers else 'remove'}: {number} of the model's {count} layers would be removed; "
-            f"at least one must stay: {f'remove at most {count - 1}' if count > 1 else 'remove the section'}"
-        )
-    if number and anatomy.depth_refusal:
-        raise RecipeError(f"depth: no layer of this model can be removed: {anatomy.depth_refusal}; remove the section")
-    if depth.keep_pattern and depth.layers is None:
-        _require_possible(count - number, anatomy)
-        return choose_in_pattern(_distances_from_the_middle(count), count - number, anatomy=anatomy)
-    return tuple(index for index in range(count) if index not in removed)
-
-
-def _distances_from_the_middle(count: int) -> Tensor:
-    """Score layers, float64 [N], so that those in the middle are removed first."""
-    return (torch.arange(count) - count // 2).abs().double()
-
-
-def _require_possible(kept: int, anatomy: Anatomy) -> None:
-    possible = possible_counts(anatomy)
-    if kept not in possible:
-        raise RecipeError(
-            f"depth.keep_pattern: none of the first {kept} of {anatomy.num_layers} layers has full attention, and the "
-            f"model needs one that has; keep {ranges(possible)} layers, or leave depth.keep_pattern out"
-        )
-
-
-def _require_pattern(keep: Sequence[int], anatomy: Anatomy) -> None:
-    for pattern in anatomy.patterns:
-        new = first_break(pattern, keep)
-        if new is not None:
-            raise RecipeError(
-                f"depth.keep_pattern: without depth.layers layer {keep[new]} would become layer {new}, which is "
-                f"{pattern.kinds[keep[new]]} where {pattern.name}, repeating every {pattern.period} layers, has "
-                f"{pattern.kinds[new]}; name other layers, or give depth.remove and let the scores choose"
-            )
-
-
-def _from_the_middle(count: int, number: int, *, one_of: tuple[int, ...]) -> list[int]:
-    """Return ``number`` layers to remove, from the middle outwards; the first of ``one_of`` is never among them."""
-    free = [index for index in range(count) if index not in one_of[:1]]
-    outwards = sorted(free, key=lambda index: abs(index - count // 2))
-    return outwards[:number]
 
 
 def planned_widths(width: Width | None, anatomy: Anatomy) -> PlannedWidths:
