@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.layer_equivalence import (
-    ABSENT,
     check_layer_equivalence,
     differences,
     features,
@@ -65,7 +64,7 @@ def _kinds_by_index(layers: nn.ModuleList, pruned: nn.ModuleList, *, keep: Seque
     others = {name for _, there, moved in pairs for name, _ in differences(there, moved, changing=set())}
     found, seen = dict[tuple[int, ...], IndexKinds](), [features(layer) for layer in layers]
     for name in (name for name in changed if name not in others):
-        partition, kinds = _partition([one.get(name, ABSENT) for one in seen])
+        partition, kinds = _partition([one.get(name) for one in seen])
         found.setdefault(partition, IndexKinds(name, kinds))
     return tuple(found.values())
 

@@ -22,8 +22,6 @@ from llmprune.common.errors import ModelError
 # Attributes that hold a module's own index, which differs between counterparts by design.
 INDEX_ATTRIBUTES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number", "layer_num", "block_idx", "idx"})
 
-ABSENT = "absent"  # the value of a feature that a layer lacks
-
 Sizes = Collection[tuple[int, int]]  # (dense, pruned)
 
 
@@ -126,7 +124,7 @@ def differences(layer: nn.Module, counterpart: nn.Module, *, changing: Sizes) ->
     """Yield the name of each feature in which a layer differs from its counterpart, and both values as text."""
     mine, other = features(layer), features(counterpart)
     for name in mine | other:
-        value, counterpart_value = mine.get(name, ABSENT), other.get(name, ABSENT)
+        value, counterpart_value = mine.get(name), other.get(name)  # some attributes are None until a model runs
         if same_feature(value, counterpart_value) or _is_narrowed(value, counterpart_value, changing=changing):
             continue
         if isinstance(value, Tensor) or isinstance(counterpart_value, Tensor):

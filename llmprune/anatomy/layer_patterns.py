@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.config_edits import INDEX_LISTS, LAYER_LISTS, NUMBER_LISTS
-from llmprune.anatomy.layer_equivalence import ABSENT, features, value_text
+from llmprune.anatomy.layer_equivalence import features, value_text
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.types import LayerPattern
 
@@ -85,7 +85,7 @@ def _built(layers: nn.ModuleList) -> Iterator[tuple[str, list[str]]]:
     """Yield every class, size and plain attribute of the layers' modules, by layer."""
     seen = [_attributes(layer) for layer in layers]
     for name in dict.fromkeys(name for one in seen for name in one):
-        yield name, [one.get(name, ABSENT) for one in seen]
+        yield name, [one.get(name, "absent") for one in seen]
 
 
 def _attributes(layer: nn.Module) -> dict[str, str]:
