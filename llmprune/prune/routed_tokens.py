@@ -72,13 +72,14 @@ class RoutedTokens:
     def activations(self, layer: nn.Module, expert: int, *, hidden_TD: Tensor) -> Tensor:
         """Return the activations [T, F] of one expert's neurons, which are the inputs of its output projection."""
         assert self._call is not None, "recorded before"
+        output = self._unit.tensors[-1]
+        module, weight = layer.get_submodule(self._unit.path), layer.get_parameter(output.name)
         if not len(hidden_TD):
-            return hidden_TD.new_zeros(0, self._unit.width)
+            return hidden_TD.new_zeros(0, weight.shape[output.dim])
         choice, args, kwargs = self._call
         index_T1 = torch.full((len(hidden_TD), 1), expert, dtype=choice.index_TK.dtype, device=hidden_TD.device)
         alone = ExpertChoice(hidden_TD, index_T1, choice.weight_TK.new_ones(len(hidden_TD), 1))
-        module, seen = layer.get_submodule(self._unit.path), list[Tensor]()
-        weight = layer.get_parameter(self._unit.tensors[-1].name)
+        seen = list[Tensor]()
         with activations_of_experts(
             module, weight, see=lambda one, value: seen.append(value) if one == expert else None
         ):

@@ -22,6 +22,7 @@ from llmprune.layerwise.decoder import Tensors
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.prune.pass2 import Pruning
 from llmprune.prune.records import LayerRecord
+from llmprune.prune.routed_tokens import RoutedTokens
 from llmprune.recipe.refit import Refit
 from llmprune.recipe.sparsity import Sparsity
 from llmprune.sparsity.methods.sparsegpt import SparseGPT
@@ -76,6 +77,20 @@ def test_the_refit_brings_hidden_states_closer(family: str) -> None:
         dense_NLV = model(IDS[:4], use_cache=False).logits
     errors = [float((one.logits(0) - dense_NLV).norm()) for one in (cut_only, refit)]
     assert errors[1] < 0.9 * errors[0]
+
+
+def test_an_expert_without_tokens_in_a_batch_has_as_many_neurons_as_are_kept() -> None:
+    """No rows of activations are as wide as those of the other experts of a narrowed layer."""
+    model, anatomy = _model("mixtral")
+    (unit,) = anatomy.units[0]
+    neurons = {unit_key(index, unit.path): torch.arange(8).expand(4, 8) for index in range(2)}
+    narrow = cut_decoder(dense_decoder(model), anatomy=anatomy, cut=Cut(2, (0, 1), {unit.field: 8}, neurons))
+    forward = LayerwiseForward(narrow, IDS[:2], batch_size=2)
+    tokens = RoutedTokens(forward, unit)
+    with narrow.layer(0) as layer:
+        with tokens.recorded(layer):
+            forward.pass_through(0, layer)
+        assert tokens.activations(layer, 0, hidden_TD=torch.zeros(0, 32)).shape == (0, 8)
 
 
 def test_experts_with_few_tokens_stay_as_they_are() -> None:
