@@ -184,7 +184,7 @@ def test_width_is_refused_with_a_reason(family: str, cases: dict[str, Case]) -> 
     assert anatomy.width_refusal
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "opt", "jamba"])
 def test_cutting_nothing_changes_nothing(family: str, tmp_path: Path) -> None:
     """An empty cut writes every tensor of the dense model bit for bit, refit or not."""
     model = tiny_model(family)

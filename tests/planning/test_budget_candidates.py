@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 from helpers.budgets import base_of, space_of
 
+from llmprune.anatomy.types import IndexKinds
 from llmprune.common.errors import RecipeError
 from llmprune.cut.shape import Shape
 from llmprune.planning.budget.candidates import candidates, one_step_further
@@ -73,6 +76,13 @@ def test_the_axes_have_fine_steps_and_stop_at_their_limits(llama: ShapeCounter) 
     assert own.layers == (8, 7, 6)
     assert [width for ((_, width),) in own.widths] == [256, 192, 96]
     assert own.kv_groups == (4,)
+
+
+def test_layers_of_kinds_by_index_are_removed_in_whole_groups(llama: ShapeCounter) -> None:
+    """The search asks for numbers that whole groups leave."""
+    periodic = copy(llama)
+    periodic.anatomy = replace(llama.anatomy, by_index=(IndexKinds("class", tuple("abb" * 2 + "ab")),))
+    assert space_of(periodic, "{parameters: 0.75, axes: {layers: {at_least: 1}}}").values.layers == (8, 5, 2)
 
 
 def test_a_family_has_limits_from_the_largest_in_absolute_numbers(llama: ShapeCounter) -> None:

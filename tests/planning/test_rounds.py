@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from helpers.commands import save_model, write_text
 
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.types import IndexKinds
 from llmprune.checkpoint.loading import load_config
 from llmprune.common.console import PlainConsole
 from llmprune.common.errors import LLMPruneError
@@ -97,6 +99,16 @@ def test_named_layers_are_spread_over_the_rounds(shared: Path) -> None:
     """Each round takes every third of them, counted in the model that the round before left."""
     rounds = _rounds(shared, lambda data: data.update(depth={"layers": [1, 2, 3, 5, 6, 7]}))
     assert [one.depth and one.depth.layers for one in rounds] == [(1, 5), (1, 4), (1, 3)]
+
+
+def test_layers_of_kinds_by_index_go_in_whole_groups_until_the_last_round(shared: Path) -> None:
+    """The sum of the rounds is what was asked for; named layers that only together can go are refused."""
+    found = discover(load_config(_recipe(shared).model), trust_remote_code=False)
+    periodic = replace(found, by_index=(IndexKinds("class", tuple("aab" * 2 + "aa")),))
+    rounds = round_recipes(_recipe(shared, lambda data: data.update(depth={"remove": 7})), periodic)
+    assert [one.depth and one.depth.remove for one in rounds] == [3, 3, 1]
+    with pytest.raises(LLMPruneError, match=r"depth\.layers names layers that only together leave each other layer at"):
+        round_recipes(_recipe(shared, lambda data: data.update(depth={"layers": [1, 2, 3]})), periodic)
 
 
 def test_a_share_of_zeros_grows_and_groups_come_last(shared: Path) -> None:

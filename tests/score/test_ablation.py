@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.decoders import dense_decoder
 from helpers.scored import ablation_scores
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -19,7 +20,8 @@ from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.perplexity import Perplexity
 from llmprune.cut.decision import choose_layers
 from llmprune.layerwise import logits
-from llmprune.score.ablation import evenly_spaced_subset, rank_by_cost
+from llmprune.score.ablation import AblatedModels, evenly_spaced_subset, rank_by_cost
+from llmprune.score.inputs import CalibrationBatches
 
 
 def logits_without(model: PreTrainedModel, removed: set[int], windows_NL: Tensor) -> Tensor:
@@ -78,6 +80,19 @@ def test_one_shot_ablation_equals_whole_forward_passes(
     assert len(rest) == 2
     expected = [mean_cost(criterion, model, {layer}, judged) for layer in range(len(scores_N))]
     torch.testing.assert_close(scores_N, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_left_out_together_cost_what_models_without_both_do(model: PreTrainedModel, windows: Tensor) -> None:
+    """Two consecutive kept layers, of which the first is the candidate."""
+    criterion = Divergence(windows=6)
+    costs = AblatedModels(dense_decoder(model), criterion, calibration=CalibrationBatches(windows, 4))
+    found = costs.without_each(range(5), [0, 3], size=2)
+    expected = {0: mean_cost(criterion, model, {0, 1}, windows), 3: mean_cost(criterion, model, {3, 4}, windows)}
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    costs.remove(2)
+    found = costs.without_each([0, 1, 3, 4], [1], size=2)
+    expected = {1: mean_cost(criterion, model, {1, 2, 3}, windows)}
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", [Perplexity, Divergence])

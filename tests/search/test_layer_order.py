@@ -46,6 +46,20 @@ def test_a_quick_order_is_that_of_the_scores() -> None:
     assert score_order(scores, rounds=4, may_keep=lambda kept: 3 in kept and len(kept) > 1) == (1, 2)
 
 
+def test_groups_of_layers_are_removed_together() -> None:
+    """A group is as cheap as its judgement says, and its scores add up where none is made."""
+    scores_N = torch.tensor([1.0, 9.0, 2.0, 3.0, 2.0, 5.0])
+    in_place = {(0, 3, 4, 5), (0, 1, 2, 5), (0, 5)}
+
+    def may_keep(left: set[int]) -> bool:
+        return tuple(sorted(left)) in in_place
+
+    assert score_order(scores_N, rounds=3, may_keep=may_keep, size=2) == (3, 4, 1, 2)
+    costs = Costs([0, 1, 0, 7, 0, 0], together={})
+    assert removal_order(costs, scores_N, rounds=2, tried=2, may_keep=may_keep, size=2) == (1, 2, 3, 4)
+    assert costs.judged == [[1, 3], [3]]
+
+
 def test_only_the_cheapest_are_judged_again() -> None:
     """In every round as many layers as asked for are judged, those with the lowest scores of their own."""
     costs = Costs([1, 5, 2, 3, 9], together={})
