@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from llmprune.anatomy.types import IndexKinds, LayerPattern
 
@@ -17,6 +17,11 @@ def kinds_of(partitions: Sequence[IndexKinds | LayerPattern], num_layers: int) -
 def first_break(partition: IndexKinds | LayerPattern, keep: Sequence[int]) -> int | None:
     """Return the first index at which a kept layer is of another kind than the base's layer there; None if none is."""
     return next((new for new, old in enumerate(keep) if partition.kinds[old] != partition.kinds[new]), None)
+
+
+def follow_from(kinds: Kinds, values: Sequence[Hashable]) -> bool:
+    """Check that layers of the same kinds have the same value. Without kinds, all layers are of one."""
+    return len(set(zip(kinds, values, strict=True))) == len(set(kinds)) if kinds else len(set(values)) == 1
 
 
 def starts_of_spans(kinds: Kinds, length: int) -> tuple[int, ...]:

@@ -212,7 +212,7 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         dense=base.size if recipe.reference == recipe.model else size_of_reference(recipe),
         pruned=size,
         lineage=lineage,
-        parameters_exact=is_exact(recipe.depth, dense),
+        parameters_exact=is_exact(recipe.depth, base),
         removed_layers=recipe.depth.layers if recipe.depth else (),
         keep_layers=len(planned.layers),
         keep_widths=widths,

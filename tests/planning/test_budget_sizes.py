@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from helpers.budgets import base_of, budget_recipe
 
 from llmprune.anatomy.kept_sizes import KeptSizes
 from llmprune.anatomy.meta_model import build_meta_model, find_layers
+from llmprune.anatomy.types import IndexKinds
 from llmprune.checkpoint.loading import load_config
 from llmprune.cut.apply import cut_config
 from llmprune.cut.shape import Shape
@@ -50,6 +52,9 @@ def test_sizes_of_unequal_layers_depend_on_which_are_kept(tmp_path: Path) -> Non
     shape = Shape(2, counter.dense.widths, counter.dense.kv_groups, counter.dense.experts)
     middle, mamba, attention = (counter.sizes(shape, layers=layers) for layers in (None, (0, 2), (1, 3)))
     assert not counter.is_exact
+    counter.anatomy = replace(base.anatomy, by_index=(IndexKinds("class", ("mamba", "attention") * 2),))
+    assert counter.is_exact
+    counter.anatomy = base.anatomy
     assert middle == counter.sizes(shape, layers=planned_layers(Depth(remove=2), base.anatomy))
     assert (mamba.kv_bytes_per_token, mamba.parameters) != (attention.kv_bytes_per_token, attention.parameters)
     _, layers = find_layers(base.dense)

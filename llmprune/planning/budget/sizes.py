@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.config_probe import rebuild
 from llmprune.anatomy.kept_sizes import KeptSizes
+from llmprune.anatomy.layer_kinds import follow_from, kinds_of
 from llmprune.anatomy.meta_model import build_meta_model, find_layers
 from llmprune.anatomy.types import Anatomy, PrunableDim
 from llmprune.cut.shape import Shape
@@ -90,9 +91,11 @@ class ShapeCounter:
 
     @property
     def is_exact(self) -> bool:
-        """True where all layers have the same size, so that a shape's sizes do not depend on which are removed."""
-        caches = set(zip(self._cache.dense, self._cache.per_group, strict=True)) if self._cache else set()
-        return all(one == self._by_layer[0] for one in self._by_layer) and len(caches) <= 1
+        """True where layers that may take each other's place have one size, so that any removal has the same sizes."""
+        kinds, cache = kinds_of(self.anatomy.by_index, self.anatomy.num_layers), self._cache
+        if cache and not follow_from(kinds, list(zip(cache.dense, cache.per_group, strict=True))):
+            return False
+        return follow_from(kinds, [frozenset(one.items()) for one in self._by_layer])
 
     def sizes(self, shape: Shape, *, layers: Sequence[int] | None = None) -> ShapeSizes:
         """Return the sizes of a shape, with the tokens that it keeps.

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.layer_equivalence import plain_attributes
-from llmprune.anatomy.layer_kinds import Kinds, first_break, kinds_of
+from llmprune.anatomy.layer_kinds import first_break, follow_from, kinds_of
 from llmprune.anatomy.meta_model import Config, find_layers, text_config
 from llmprune.anatomy.types import Anatomy, Heads, LayerPattern
 
@@ -63,12 +63,7 @@ def about_depth(anatomy: Anatomy, keep: Sequence[int], *, named: bool, keep_patt
     if named:
         return about_patterns(anatomy.patterns, keep)
     by_index = kinds_of(anatomy.by_index, anatomy.num_layers)
-    return patterns_at_risk([one for one in anatomy.patterns if not _follows(one.kinds, by_index)])
-
-
-def _follows(kinds: Sequence[str], by_index: Kinds) -> bool:
-    """Check that layers of the same kinds by index are of the same of other kinds too."""
-    return all(kind == kinds[by_index.index(one)] for kind, one in zip(kinds, by_index, strict=True))
+    return patterns_at_risk([one for one in anatomy.patterns if not follow_from(by_index, one.kinds)])
 
 
 def about_layer_count(dense: PreTrainedModel, pruned: PreTrainedModel) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
+from llmprune.anatomy.layer_kinds import follow_from
 from llmprune.anatomy.meta_model import find_layers
 from llmprune.checkpoint.location import raw_config
 from llmprune.common.errors import RecipeError
+from llmprune.cut.layer_choice import required_kinds
 from llmprune.planning.base import Base
 from llmprune.planning.memory.passes import parameter_bytes
 from llmprune.planning.next_tools.tool_compatibility import about_derived_widths, about_head_size, about_layer_count
@@ -37,7 +39,7 @@ def notes_of(
         *planned.notes,
         *idle,
         *base.about_types(recipe),
-        *([] if is_exact(recipe.depth, base.dense) else [inexact]),
+        *([] if is_exact(recipe.depth, base) else [inexact]),
         *about_sparsity(sparsity, pruned, anatomy=base.anatomy),
         *_about_cut(recipe, base, planned=planned, pruned=pruned),
         *about_recovery(recipe, is_cut=is_cut),
@@ -60,8 +62,9 @@ def _about_cut(recipe: Recipe, base: Base, *, planned: PlannedCut, pruned: PreTr
     ]
 
 
-def is_exact(depth: Depth | None, dense: PreTrainedModel) -> bool:
+def is_exact(depth: Depth | None, base: Base) -> bool:
     """Check that the number of parameters does not depend on which layers the scores choose."""
-    _, layers = find_layers(dense)
-    sizes = {sum(parameter.numel() for parameter in layer.parameters()) for layer in layers}
-    return depth is None or depth.layers is not None or len(sizes) == 1
+    if depth is None or depth.layers is not None:
+        return True
+    sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in find_layers(base.dense)[1]]
+    return follow_from(required_kinds(base.anatomy, keep_pattern=depth.keep_pattern), sizes)
