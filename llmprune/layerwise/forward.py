@@ -219,7 +219,8 @@ def require_same_calls(dense: LayerwiseForward, pruned: LayerwiseForward, *, lay
         for new, old in enumerate(layers):
             before, now = dense_calls[old], calls[new]
             if not same_value((before.args, before.kwargs), (now.args, now.kwargs), known=known):
+                moved = f"become layer {new}" if old != new else "keep its index"
                 raise ModelError(
-                    f"layer {old} would become layer {new} and be called with other arguments there (a mask or "
-                    "positions); the model's config cannot express this cut"
+                    f"layer {old} would {moved} and be called with other arguments there (a mask or positions); the "
+                    "model's config cannot express this cut"
                 )
