@@ -193,10 +193,8 @@ def test_every_depth_criterion_can_preserve_the_pattern(criterion: DepthCriterio
             )
             assert scores.layers is not None
             layers_N = scores.layers
-        wanted = (None, 6 - remove, {}, None)
-        return choose_cut(
-            anatomy, Scores(layers_N, {}), sizes=PlannedSizes(*wanted, keep_pattern=keep_pattern)
-        ), layers_N
+        sizes = PlannedSizes(None, 6 - remove, keep_pattern=keep_pattern)
+        return choose_cut(anatomy, Scores(layers_N, {}), sizes=sizes), layers_N
 
     assert [kinds[old] for old in chosen(False)[0].layers] != list(kinds[: 6 - remove])
     cut, layers_N = chosen(True)
