@@ -74,7 +74,7 @@ class ImageProcessor:
         value = row[column]
         if source.messages_field:
             return self._conversation(value, images, source=source) if value else ""
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value.strip():
             return ""
         return value if self.marker in value else self.marker * len(images) + value
 

@@ -217,7 +217,9 @@ def separator_ids(windows: TokenWindows, tokenizer: PreTrainedTokenizerBase, *, 
 def _require_enough(source: TextSource, documents: int, *, tokens: int, shape: tuple[int, int], separate: bool) -> None:
     samples, length = shape
     if not documents:
-        raise CalibrationError(f"{source.dataset} ({source.split}) has no text at all; give a source with text")
+        raise CalibrationError(
+            f"{source.dataset} ({source.split}) has no text: all its rows are blank; give a source with text"
+        )
     if tokens < samples * length:
         fit = tokens // length
         fewer = f"ask for at most {fit} samples, shorten" if fit else "shorten"

@@ -35,11 +35,22 @@ SHUFFLE_BUFFER = 10_000  # rows of a streamed data set that are shuffled at a ti
 
 
 def read_documents(source: TextSource, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Iterator[str]:
-    """Yield the texts of a source that are not empty, shuffled with the seed. Raises CalibrationError."""
-    for row in read_rows(source, seed=seed):
-        text = _text_of(row, source, tokenizer=tokenizer)
-        if text:
-            yield text
+    """Yield the texts of a source that are not blank, shuffled with the seed. Raises CalibrationError.
+
+    Blank texts are logged with their number among the rows that were read.
+    """
+    rows = blank = 0
+    try:
+        for row in read_rows(source, seed=seed):
+            rows += 1
+            text = _text_of(row, source, tokenizer=tokenizer)
+            if text is None:
+                blank += 1
+            else:
+                yield text
+    finally:  # a caller stops where its windows are full
+        if blank:
+            logger.info("%s (%s): %d of %d rows are blank and left out", source.dataset, source.split, blank, rows)
 
 
 def read_rows(source: TextSource, *, seed: int) -> Iterator[dict[str, Any]]:
@@ -138,6 +149,7 @@ def _shuffled(rows: Dataset | IterableDataset, seed: int) -> Any:
 
 
 def _text_of(row: dict[str, Any], source: TextSource, *, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the text of a row; None where it is empty or only white space."""
     column = source.messages_field or source.text_field or "text"
     key = "messages_field" if source.messages_field else "text_field"
     if column not in row:
@@ -146,7 +158,7 @@ def _text_of(row: dict[str, Any], source: TextSource, *, tokenizer: PreTrainedTo
             f"{source.dataset} has no column {column!r}{near}; set {key} to one of: {', '.join(row)}"
         )
     value = row[column]
-    if value is None or value == "" or value == []:
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         return None
     if source.messages_field:
         return _rendered(value, source, tokenizer=tokenizer)

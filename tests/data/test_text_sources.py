@@ -92,7 +92,7 @@ def test_hub_data_is_streamed_unless_sliced(
         ('{"text": "short"}\n', {}, ["6 tokens in 1 documents", "need 64: shorten sequence_length"]),
         ("", {}, ["data.jsonl is empty", "give one with text"]),
         ("\n\n", {}, ["data.jsonl: it has no rows; give lines such as"]),
-        ('{"text": null}\n{"text": ""}\n', {}, ["no text at all", "give a source with text"]),
+        ('{"text": null}\n{"text": ""}\n{"text": " \\n\\t"}\n', {}, ["all its rows are blank", "give a source"]),
         ('{"text": "a"}\n', {"split": "train[:0]"}, ["train[:0]", "check the file and the split"]),
         ('{"text": "a"}\n{"te', {}, ["data.jsonl: line 2, column 2: not valid JSON", "correct or remove"]),
         ('{"txt": "a"}\n', {}, ["no column 'text'", "set text_field to one of: txt"]),
@@ -109,6 +109,16 @@ def test_insufficient_text(tmp_path: Path, content: str, settings: dict[str, Any
     with pytest.raises(CalibrationError) as caught:
         load(dataset=str(path), **settings)
     assert all(part in str(caught.value) for part in message), str(caught.value)
+
+
+def test_blank_texts_are_no_documents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Rows of only white space are left out and logged: the windows are those of the other rows."""
+    words = [f"document number {index}" for index in range(3)]
+    path = write_rows(tmp_path / "data.jsonl", [" ", *words, "\n\t", "\u00a0"])
+    with caplog.at_level("INFO", logger="llmprune"):
+        read = list(read_documents(TextSource(dataset=path), tiny_tokenizer(), seed=0))
+    assert sorted(read) == words
+    assert f"{path} (train): 3 of 6 rows are blank and left out" in caplog.messages
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_impossible_targets(workspace: Path, tmp_path: Path, sections: dict[str,
     ("calibration", "said"),
     [
         ({"dataset": "empty.txt"}, ["empty.txt is empty", "give one with text"]),
-        ({"dataset": "blank.jsonl", "sequence_length": 32}, ["blank.jsonl", "no text at all"]),
+        ({"dataset": "blank.jsonl", "sequence_length": 32}, ["blank.jsonl", "all its rows are blank"]),
         ({"dataset": "nowhere.txt"}, ["nowhere.txt does not exist"]),
         ({"dataset": "few.txt", "samples": 90, "sequence_length": 64}, ["few.txt", "5,760", "ask for at most"]),
         ({"dataset": "few.txt", "samples": 1, "sequence_length": 256}, ["256 tokens", "128 positions", "at most 128"]),

@@ -86,7 +86,7 @@ def count_tokens(
         counted.append(found)
         if not found.counts_V.any():
             raise CalibrationError(
-                f"vocabulary: the source {names[index]} has no text to count tokens in; name another"
+                f"vocabulary: the source {names[index]} has no text: all its rows are blank; name another"
             )
     return CountedText(tuple(counted))
 
