@@ -18,12 +18,15 @@ from llmprune.checkpoint.converted.pickles import converted_folder as converted_
 from llmprune.checkpoint.converted.pickles import pickles_in
 from llmprune.checkpoint.download import Part, commit_of, fetch, headers, names_of, snapshot
 from llmprune.checkpoint.file_references import ADAPTER, adapter_problem, require_own_names
+from llmprune.checkpoint.local_paths import is_path, local_folder
 from llmprune.checkpoint.quantized.formats import Quantization, quantization_of
 from llmprune.checkpoint.weight_headers import Headers, headers_of_folder, read_config
 from llmprune.common.errors import ModelError
 from llmprune.common.libraries import ignore_missing_kernels
 from llmprune.recipe.model import ModelSource
 from llmprune.recipe.text_source import PACKAGE_SCHEME
+
+_WANTED = "a hub id (org/name), the folder of a Hugging Face checkpoint, or a .gguf file"
 
 
 def folder_of(source: ModelSource, part: Part) -> Path:
@@ -34,15 +37,10 @@ def folder_of(source: ModelSource, part: Part) -> Path:
     conversion = conversion_of(source)
     if conversion is not None:
         return conversion.place(whole=part == "weights")
-    folder = Path(source.id).expanduser()
-    if folder.is_dir():
+    folder = local_folder(source.id, wanted=_WANTED)
+    if folder is not None:
         if not (folder / "config.json").is_file():
             raise without_config(names_in(folder), source.id)
-    elif folder.exists():
-        raise ModelError(f"{source.id} is a file; give the folder of a Hugging Face checkpoint, or a .gguf file")
-    elif _is_path(source.id):
-        kind = "GGUF file" if source.id.endswith(".gguf") else "model folder"
-        raise ModelError(f"the {kind} {source.id} does not exist; give a hub id (org/name) or an existing folder")
     else:
         trusted = source.trust_remote_code
         folder = snapshot(source.id, source.revision, part=part, with_code=trusted, pickles=source.pickles)
@@ -87,7 +85,7 @@ def conversion_of(source: ModelSource) -> Conversion | None:
         _refuse_unused(source, base=source.base)
         names = chosen_gguf([path.name for path in folder.parent.iterdir()], folder.name, shown=str(folder.parent))
         return gguf_conversion(parts_in(folder.parent, names, shown=str(folder.parent)))
-    if folder.exists() or _is_path(source.id):
+    if folder.exists() or is_path(source.id):
         if not folder.is_dir():
             return None
         names = [path.name for path in folder.iterdir()]
@@ -164,10 +162,6 @@ def _refuse_unused(source: ModelSource, *, gguf: str | None = None, base: str | 
         raise ModelError(f"model.gguf: {source.id} names its GGUF file itself; remove gguf")
     if base is not None:
         raise ModelError(f"model.base: {source.id} is no adapter (it has no {ADAPTER}), so it has no base; remove base")
-
-
-def _is_path(model_id: str) -> bool:
-    return model_id.startswith(("/", ".", "~")) or model_id.count("/") > 1
 
 
 def is_on_hub(source: ModelSource) -> bool:

@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import Tensor
 
+from llmprune.checkpoint.local_paths import local_folder
 from llmprune.common.errors import HubError
 from llmprune.common.hub.client import resolve_revision, with_retries
 from llmprune.common.hub.explanations import explain
@@ -34,6 +35,8 @@ from llmprune.results.report_schema import Report
 FILE = "llmprune.json"
 SCHEME = "hub://"
 FORMAT = 1
+_REPORT = "report.json"
+_WANTED = "the hub id of a model pushed by llmprune (org/name), or a folder with its files"
 _LEFT_OUT = {
     "recipe",
     "recipe_text",
@@ -133,14 +136,12 @@ def parse_hub_address(text: str) -> tuple[str, str]:
 def fetch_record(place: str) -> tuple[Record, str]:
     """Return the record of a pushed model and its commit; for a folder, its record and an empty commit.
 
-    Raises HubError if there is no record or it cannot be read.
+    Raises HubError if there is no record or it cannot be read, and ModelError for a path that leads to no folder.
     """
-    folder = Path(place).expanduser()
-    if folder.is_dir():
+    folder = None if place.startswith(SCHEME) else local_folder(place, wanted=_WANTED)
+    if folder is not None:
         if not (folder / FILE).is_file():
-            raise HubError(
-                f"the folder {place} has no {FILE}: it does not hold a model pushed by llmprune; name one that does"
-            )
+            raise HubError(_without_record(folder, place))
         return Record.read((folder / FILE).read_text(encoding="utf-8"), place), ""
     repo_id, revision = parse_hub_address(place)
     from huggingface_hub import hf_hub_download
@@ -155,8 +156,21 @@ def fetch_record(place: str) -> tuple[Record, str]:
         ) from error
     except Exception as error:  # the hub client's errors have no base in common
         redact_error(error)
-        raise HubError(f"{FILE} of {repo_id} (revision {revision}) cannot be fetched: {explain(error)}") from error
+        raise HubError(
+            f"there is no folder {place!r}, and as a hub model (revision {revision}) its {FILE} cannot be fetched: "
+            f"{explain(error)}"
+        ) from error
     return Record.read(Path(path).read_text(encoding="utf-8"), place), commit
+
+
+def _without_record(folder: Path, place: str) -> str:
+    """Explain a folder that has no record."""
+    if (folder / _REPORT).is_file():
+        return (
+            f"{place} is the folder of a run, and a record ({FILE}) is written by a push; see {place}/{_REPORT}, or "
+            f"push the model with: llmprune push {place}"
+        )
+    return f"the folder {place} has no {FILE}: it does not hold a model pushed by llmprune; give {_WANTED}"
 
 
 def differing_files(repo_id: str, commit: str, *, record: Record) -> dict[str, str]:

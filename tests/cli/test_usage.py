@@ -31,6 +31,11 @@ pytestmark = pytest.mark.usefixtures("in_one_process")
         (["anatomy", "text.txt"], 2, "text.txt is a file"),
         (["anatomy", "./nowhere"], 2, "does not exist"),
         (["anatomy", "."], 2, "has no config.json"),
+        (["anatomy", "missing.gguf"], 2, "the GGUF file missing.gguf does not exist"),
+        (["inspect", "text.txt"], 2, "text.txt is a file; give the hub id of a model pushed by llmprune"),
+        (["inspect", "missing.gguf"], 2, "the GGUF file missing.gguf does not exist"),
+        (["inspect", "../absent/recipe.yaml"], 2, "the recipe ../absent/recipe.yaml does not exist"),
+        (["inspect", "."], 1, "has no llmprune.json: it does not hold a model pushed by llmprune"),
         (["anatomy", "package://nowhere/x.gguf"], 2, "no package 'nowhere' is installed"),
     ],
 )
