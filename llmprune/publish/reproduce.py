@@ -156,8 +156,7 @@ def _recovery_pins(recipe: Recipe, report: dict[str, Any]) -> list[str]:
         steps = f"recover.tokens={in_rounds or found['steps'] * found['batch_tokens']}"
         pins += ["recover.hours=null", steps, f"recover.batch_tokens={found['batch_tokens']}"]
     if recipe.recover.data.self_generated == "auto":  # else the memory decides
-        own = found["generated"]
-        pins.append(f"recover.data.self_generated={f'{{samples: {own}}}' if own else 'false'}")
+        pins.append(f"recover.data.self_generated={found['generated']}")
     return pins
 
 

@@ -135,10 +135,11 @@ class Calibration(TokenWindows):
         "Cross-validation then holds out whole sources, and combine tells them apart.",
     )
 
-    self_generated: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    self_generated: Annotated[int, Field(ge=0)] | Literal["auto", False] = Field(
         "auto",
         description="Number of windows that the dense model writes itself, in addition to the samples: a source of its "
-        "own, sampled at temperature 1. auto: a quarter of the samples, where the devices hold the whole model.",
+        "own, sampled at temperature 1. auto: a quarter of the samples, where the devices hold the whole model; 0 or "
+        "false: none.",
     )
 
     combine: Combine = Field(
@@ -159,6 +160,12 @@ class Calibration(TokenWindows):
         description="Maximum disk for the dense hidden states after every layer, which pass 1 stores so that pass 2 "
         "need not compute them again; they are deleted after pass 2.",
     )
+
+    @field_validator("self_generated")
+    @classmethod
+    def _as_number(cls, given: int | Literal["auto"]) -> int | Literal["auto"]:
+        """Return 0 for false."""
+        return given if given == "auto" else int(given)
 
     @model_validator(mode="after")
     def _valid_sources(self) -> Self:

@@ -66,12 +66,20 @@ class RecoveryText(TokenWindows):
         description="Name of a ready mix of hub data sets; left out with dataset, sources and tokens: the "
         "calibration's text.",
     )
-    self_generated: SelfGenerated | Literal["auto", False] = Field(
+    self_generated: Annotated[int, Field(ge=0)] | SelfGenerated | Literal["auto", False] = Field(
         "auto",
-        description="Windows that the dense model writes itself, such as {samples: 512}: a source of its own. "
-        "auto: half of the tokens, of `hours` 64 windows an hour, at most 512 windows, where the devices hold the "
-        "whole model; false: none.",
+        description="Number of windows that the dense model writes itself: a source of its own. A mapping, such as "
+        "{samples: 512, chat: false}, also says how they are sampled. auto: half of the tokens, of `hours` 64 windows "
+        "an hour, at most 512 windows, where the devices hold the whole model; 0 or false: none.",
     )
+
+    @field_validator("self_generated")
+    @classmethod
+    def _as_settings(cls, given: int | SelfGenerated | str) -> SelfGenerated | str | bool:
+        """Return the settings of a number of windows alone; False for 0."""
+        if isinstance(given, int):
+            return SelfGenerated(samples=given) if given else False
+        return given
 
     @model_validator(mode="after")
     def _no_samples(self) -> Self:
@@ -251,10 +259,10 @@ class Recover(Section):
     def generated(self, length: int) -> int:
         """Return the windows of ``length`` that the dense model writes itself, those that are held out included."""
         chosen = self.data.self_generated
-        if chosen is False:
-            return 0
-        if chosen != "auto":
+        if isinstance(chosen, SelfGenerated):
             return chosen.samples
+        if chosen != "auto":
+            return 0
         if self.tokens is None:
             assert self.hours is not None, "one of them is given"
             return min(math.ceil(_GENERATED_AN_HOUR * self.hours), _MOST_GENERATED)

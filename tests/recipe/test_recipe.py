@@ -114,8 +114,10 @@ model: org/model
     model: must be a mapping of keys, not 'org/model'; its keys: id, revision,
 model: {id: ''}
     model.id: must be text of at least 1 character, not ''
-recover: {tokens: 5, data: {self_generated: 2}}
-    recover.data.self_generated: must be a mapping of keys or 'auto' or false, not 2; its keys: samples,
+recover: {tokens: 5, data: {self_generated: some}}
+    recover.data.self_generated: must be a whole number or a mapping of keys or 'auto' or false, not 'some'
+recover: {tokens: 5, data: {self_generated: -1}}
+    recover.data.self_generated: must be at least 0, not -1
 model: {id: x, revision: 0123}
     model.revision: must be text, not 123; put it in quotes
 model: {id: x, dtype: fp16}

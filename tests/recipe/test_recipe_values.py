@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.evaluation import Evaluation
 from llmprune.recipe.recipe import Recipe, validate_arguments
+from llmprune.recipe.recover import SelfGenerated
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -50,6 +51,18 @@ def test_anchors_and_merge_keys() -> None:
     assert recipe.evaluation.perplexity is not None
     assert (recipe.evaluation.perplexity.dataset, recipe.evaluation.perplexity.samples) == ("a/b", 8)
     assert recipe.calibration.samples == 4
+
+
+@pytest.mark.parametrize(("given", "windows"), [("24", 24), ("0", 0), ("false", 0), ("auto", 6)])
+def test_self_generated_windows_have_the_same_forms_in_both_sections(given: str, windows: int) -> None:
+    """A number, 0 or false for none, and auto; recover's settings with that number are the same recipe."""
+    section = f"{{self_generated: {given}, sequence_length: 128}}"
+    text = MODEL + f"recover: {{tokens: 1K, batch_tokens: 128, data: {section}}}\ncalibration: "
+    recipe = Recipe.parse(text + f"{{samples: 24, self_generated: {given}}}")
+    assert recipe.recover is not None
+    assert (recipe.calibration.generated, recipe.recover.generated(128)) == (windows, windows)
+    if windows == 24:
+        assert recipe.recover.data.self_generated == SelfGenerated(samples=24)
 
 
 def test_yaml_values_mean_what_they_say() -> None:

@@ -85,6 +85,6 @@ def about_self_generated(recipe: Recipe, settled: Recipe) -> list[str]:
     if recover and wanted and settled.recover and not settled.recover.data.self_generated:
         notes.append(
             "the dense model writes no windows for recover itself, because its devices cannot hold all of it; "
-            f"recover.data.self_generated: {{samples: {wanted}}} has it write them nevertheless, slowly"
+            f"recover.data.self_generated: {wanted} has it write them nevertheless, slowly"
         )
     return notes
