@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llmprune.anatomy.hooks import outputs_of
 from llmprune.anatomy.proof import hidden_states_of
 from llmprune.layerwise.decoder import Decoder
+from llmprune.layerwise.layer_calls import takes_positions
 from llmprune.recover.arithmetic import Arithmetic
 from llmprune.recover.resident import fill
 from llmprune.recover.sharding import Sharding
@@ -45,6 +46,7 @@ class DenseBeside:
     def __init__(self, matching: MatchingLayers, *, arithmetic: Arithmetic, sharding: Sharding) -> None:
         decoder = matching.open()
         self._model, self._device, self._quick = decoder.skeleton, arithmetic.device, arithmetic.quick
+        self._kept_logits = {"logits_to_keep": 1} if takes_positions(self._model) else {}  # they are not read
         self._layers, self._weight = [decoder.layers[index] for index in matching.after], matching.weight
         self._sharding, self._channels_K = sharding, matching.channels_K
 
@@ -83,7 +85,7 @@ class DenseBeside:
                     outputs_of(layer, lambda output: found.append(self._kept(hidden_states_of(output))))
                 )
             with self._sharding.autocast(self._device, quick=self._quick):
-                self._model(input_ids=ids_BL.to(self._device), use_cache=False)
+                self._model(input_ids=ids_BL.to(self._device), use_cache=False, **self._kept_logits)
         return found
 
     def _kept(self, hidden_BLD: Tensor) -> Tensor:
