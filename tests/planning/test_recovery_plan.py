@@ -121,13 +121,24 @@ def test_adapters_are_all_that_lora_trains(shared: Path) -> None:
 
 
 def test_time_follows_from_passes(shared: Path) -> None:
-    """A step costs three forward passes of the pruned model on the CPU; the dense model predicts each window once."""
-    plan, more = _plan(shared), _plan(shared, lambda data, _: data["recover"].update(tokens=2048, check_every=99))
-    few = _plan(shared, lambda data, _: data["recover"].update(check_every=99))
-    one = (_work(more, TRAINING).sums - _work(few, TRAINING).sums) / 1024
+    """A step costs three forward passes of the layers and, without gradients of its weights, two of the head.
+
+    The dense model predicts each window once.
+    """
+
+    def planned(tokens: int = 2048, **settings: Any) -> Plan:
+        return _plan(shared, lambda data, _: data["recover"].update(settings, tokens=tokens, check_every=99))
+
+    few, more, lora = planned(1024), planned(), planned(method="lora", lora={"rank": 1})
+    all_trained, matched = planned(embeddings=True), planned(hidden_states=1.0)
     attention, mlp, head = 2 * (2 * 32 * 32 + 2 * 32 * 16) + 4 * 32 * 32, 2 * 3 * 32 * 96, 2 * 32 * 257
-    assert one == pytest.approx(3 * (3 * (attention + mlp) + head), rel=0.02)
-    assert _work(plan, PREDICTIONS).products > 1024 * 4 * (attention + mlp)
+    layers = 3 * (attention + mlp)
+    one = (_work(more, TRAINING).sums - _work(few, TRAINING).sums) / 1024
+    assert one == pytest.approx(3 * layers + 2 * head, rel=0.02)
+    saved = [(_work(more, TRAINING).sums - _work(plan, TRAINING).sums) / 2048 for plan in (all_trained, lora)]
+    assert saved == pytest.approx([-head, layers - 6 * _of(lora).trained], rel=0.02)
+    assert _work(matched, TRAINING).plain_products == pytest.approx(2048 * 4 * (attention + mlp), rel=0.02)
+    assert _work(few, PREDICTIONS).products > 1024 * 4 * (attention + mlp)
     hours = _plan(shared, lambda data, _: (data["recover"].pop("tokens"), data["recover"].update(hours=0.5)))
     assert _work(hours, TRAINING).seconds == 1800
     assert _of(hours).tokens is None

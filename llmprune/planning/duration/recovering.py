@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmprune.planning.duration.generating import KEPT_TOGETHER, RECOVERY_GENERATED, writing_part
+from llmprune.planning.duration.generating import KEPT_TOGETHER, RECOVERY_GENERATED, plain, writing_part
 from llmprune.planning.duration.operations import Work, head_operations
 from llmprune.planning.duration.parts import Part, PlannedModels, Tokens, forward_work, visited
 from llmprune.planning.recovery.plan import RecoveryPlan
@@ -10,7 +10,6 @@ from llmprune.recipe.recover import Recover
 
 RECOVERY, VERIFIED_AGAIN = "recovery", "verification of the trained model"  # steps
 PREDICTIONS, TRAINING = "recovery: dense predictions", "recovery: training"
-_PASSES, _CHECKPOINTED = 3, 4  # forward passes that a step is worth: 1 forward, 2 backward; 1 more is repeated
 _STEP_BYTES = 40  # that Adam reads and writes for a parameter in float32: weight, gradient, two moments
 
 
@@ -35,18 +34,37 @@ def recovery_parts(
     costs = models.dense_costs(length)
     dense = forward_work(costs, tokens) + visited(costs) + Work(products=head_operations(models.dense) * tokens.count)
     parts.append(Part(step=RECOVERY, name=PREDICTIONS, work=dense, shared=True))
-    checks = plan.steps // recover.steps_between_checks(plan.steps) + 1
-    passes = (_CHECKPOINTED if plan.checkpointing else _PASSES) * plan.tokens / length + checks * held_out
-    one = _window(models, length=length, on_gpu=on_gpu) * passes
+    training = _training(recover, plan, models=models, on_gpu=on_gpu)
+    return [*parts, Part(step=RECOVERY, name=TRAINING, work=training, items=plan.steps, shared=True)]
+
+
+def _training(recover: Recover, plan: RecoveryPlan, *, models: PlannedModels, on_gpu: bool) -> Work:
+    """Return the work of all steps and measurements.
+
+    A step has a forward pass, the gradients of activations, and those of the weights that are trained: each is worth a
+    forward pass. Checkpointing repeats the forward pass of the layers; ``hidden_states`` adds one of the dense layers.
+    """
+    assert plan.tokens is not None
+    assert plan.steps is not None
+    lora, length = recover.method == "lora", plan.sequence_length
+    held_out = plan.held_out * (len(plan.sources) + bool(plan.generated))
+    measured = (plan.steps // recover.steps_between_checks(plan.steps) + 1) * held_out
+    windows = plan.tokens / length
+    of_layers = forward_work(models.pruned_costs(length), Tokens(1, length, 1))
+    of_head = Work(products=head_operations(models.pruned) * length)
+    work = of_layers * ((2 + (not lora) + plan.checkpointing) * windows + measured)
+    work += of_head * ((2 + recover.embeddings) * windows + measured)
+    if lora:
+        work += Work(products=3 * 2 * plan.trained * plan.tokens)  # of adapters, whose weights are trained
     steps = Work(stream=float(_STEP_BYTES * plan.trained)) * plan.steps
-    return [*parts, Part(step=RECOVERY, name=TRAINING, work=one + steps, items=plan.steps, shared=True)]
+    found = _in_type_of_training(work, models, on_gpu=on_gpu) + steps
+    if recover.hidden_states:
+        found += plain(forward_work(models.dense_costs(length), Tokens(1, length, 1))) * windows
+    return found
 
 
-def _window(models: PlannedModels, *, length: int, on_gpu: bool) -> Work:
-    """Return the work of a forward pass of the pruned model over one window: in float32 on the CPU."""
-    work = forward_work(models.pruned_costs(length), Tokens(1, length, 1))
-    products = work.products + head_operations(models.pruned) * length
-    stream, calls = work.stream, work.calls
+def _in_type_of_training(work: Work, models: PlannedModels, *, on_gpu: bool) -> Work:
+    """Return the work in the type of the training: float32 on the CPU."""
     if on_gpu:
-        return Work(plain_products=products, stream=stream, calls=calls)
-    return Work(sums=products, stream=stream * 4 / models.itemsize, calls=calls)
+        return Work(plain_products=work.products, stream=work.stream, calls=work.calls)
+    return Work(sums=work.products, stream=work.stream * 4 / models.itemsize, calls=work.calls)
