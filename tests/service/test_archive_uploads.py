@@ -14,7 +14,7 @@ from helpers.service import ServiceHarness
 
 from llmprune.service.jobs.uploads import archives as archive_uploads
 from llmprune.service.jobs.uploads.uploads import MAX_OPEN, UploadRequest, Uploads
-from llmprune.service.users.quotas import OwnQuotas, set_own_quotas
+from llmprune.service.users.quotas import set_own_quotas
 from llmprune.service.users.tokens import LOCAL
 from llmprune.service.web import uploads as route
 
@@ -210,6 +210,6 @@ def test_archives_have_the_limits_of_their_owner(tmp_path: Path) -> None:
         uploads.begin_archive(UploadRequest(files=()), ann, size=10)
     assert (answer := send(harness, archive, headers["ann"])).status_code == 409, answer.text
     uploads.remove_broken()
-    set_own_quotas(harness.service.database, "ann", quotas=OwnQuotas(disk=100))
+    set_own_quotas(harness.service.database, "ann", quotas={"disk": 100})
     assert (answer := send(harness, archive, headers["ann"])).status_code == 429, answer.text
     assert left(harness) == ([], 0)

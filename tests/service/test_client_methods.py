@@ -165,8 +165,8 @@ def test_users(people: People) -> None:
     new = people.client("new")
     job = new.submit(RECIPE)
     assert [user.name for user in root.users()] == ["ann", "bob", "new", "root"]
-    assert root.set_quotas("new", running=2, disk=-1).own_quotas.running == 2
-    assert root.set_quotas("new", queued=4).own_quotas.running is None
+    assert root.set_quotas("new", running=2, disk=None).own_quotas == {"running": 2, "disk": None}
+    assert root.set_quotas("new", queued=4).own_quotas == {"queued": 4}
     assert root.change_user("new", role="viewer", email="").email is None
     assert [token.name for token in root.user_tokens("new")] == ["first"]
     assert root.transfer_jobs("new", to="bob") == 1

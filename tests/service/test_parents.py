@@ -10,7 +10,7 @@ from helpers.follow_ups import ask, cancelled, finished, made
 from helpers.service import BASE, ServiceHarness, recipe
 
 from llmprune.service.supervisor.cleanup import clean_up, used_bytes
-from llmprune.service.users.quotas import OwnQuotas, set_own_quotas
+from llmprune.service.users.quotas import set_own_quotas
 from llmprune.service.users.tokens import Tokens
 
 
@@ -69,7 +69,7 @@ def test_only_readers_may_ask_and_own_what_they_ask_for(tmp_path: Path) -> None:
     job = own.json()
     assert job["owner"] == "bob"
     assert ann.get(f"/v1/jobs/{job['id']}").status_code == 404
-    set_own_quotas(harness.service.database, "bob", quotas=OwnQuotas(queued=1))
+    set_own_quotas(harness.service.database, "bob", quotas={"queued": 1})
     refused = ask(bob, parent, {"kind": "bench"})
     assert (refused.status_code, "'Jobs waiting': bob has 1 of 1" in refused.text) == (429, True)
     viewer = {"Authorization": f"Bearer {tokens.create('eve', 'viewer')}"}

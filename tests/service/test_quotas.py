@@ -40,9 +40,9 @@ class Two:
         assert (answer.status_code, "Retry-After" in answer.headers) == (429, True), answer.text
         return str(answer.json()["detail"])
 
-    def own(self, owner: str, **quotas: int | None) -> None:
+    def own(self, owner: str, quotas: OwnQuotas) -> None:
         """Give a user quotas."""
-        set_own_quotas(self.database, owner, quotas=OwnQuotas(**quotas))
+        set_own_quotas(self.database, owner, quotas=quotas)
 
     def states(self, *jobs: str) -> list[str]:
         """States after one round of the supervisor."""
@@ -59,7 +59,7 @@ class Two:
 
 
 def test_quotas_at_the_submission(tmp_path: Path) -> None:
-    """Each quota refuses with its figures; a user's own value beats the service's, and -1 lifts it."""
+    """Each quota refuses with its figures; a user's own value beats the service's, and null lifts it."""
     two = Two(tmp_path, gpus=("0", "1"), max_queued=2, max_gpus=1, jobs_per_day=3)
     two.submit("ann", gpus=0)
     assert two.refusal("ann", gpus=2) == (
@@ -69,7 +69,7 @@ def test_quotas_at_the_submission(tmp_path: Path) -> None:
     assert two.refusal("ann") == (
         "quota 'Jobs waiting': ann has 2 of 2; wait until one starts, cancel one, or ask an admin for more"
     )
-    two.own("ann", queued=-1, gpus=2)
+    two.own("ann", {"queued": None, "gpus": 2})
     two.submit("ann", gpus=2)
     today = "quota 'Jobs submitted a day (UTC)': ann has 3 of 3; the next day begins in about"
     assert today in two.refusal("ann")
@@ -77,11 +77,11 @@ def test_quotas_at_the_submission(tmp_path: Path) -> None:
     two.harness.http.delete(f"/v1/jobs/{gone}", headers=two.headers["root"])
     assert today in two.refusal("ann")  # deleting a job gives nothing back
     two.submit("bob")  # whose quotas are apart
-    two.own("ann", queued=9, per_day=9, kept=2)
+    two.own("ann", {"queued": 9, "per_day": 9, "kept": 2})
     assert two.refusal("ann") == (
         "quota 'Jobs kept': ann has 2 of 2; delete some that have ended, or ask an admin for more"
     )
-    two.own("ann", queued=9, per_day=9, kept=0)
+    two.own("ann", {"queued": 9, "per_day": 9, "kept": 0})
     headers = YAML | two.headers["ann"] | {"Idempotency-Key": "k"}
     assert two.harness.http.post("/v1/jobs", content=RECIPE, headers=headers).status_code == 429
     account = two.harness.http.get("/v1/account", headers=two.headers["ann"]).json()
@@ -119,15 +119,15 @@ def test_every_way_to_start_work_passes_the_quotas(tmp_path: Path) -> None:
         }
         return {way: answer.json()["detail"] for way, answer in answers.items() if answer.status_code == 429}
 
-    two.own("ann", per_day=3)
+    two.own("ann", {"per_day": 3})
     assert all("'Jobs submitted a day (UTC)': ann has 3 of 3" in said for said in refusals().values())
     assert refusals().keys() == ways.keys()
     assert "ann has 3 of 3, and 2 more were asked for" in refusals()["sweep"]
-    two.own("ann", queued=1)
+    two.own("ann", {"queued": 1})
     assert refusals().keys() == ways.keys() - {"upload"}  # which does not wait in the queue
     assert usage_of(two.database, "ann").model_copy(update={"per_day": 3}) == before
     assert not list((two.harness.settings.data_dir / "jobs").glob("*/hub-token"))
-    two.own("ann", kept=3)
+    two.own("ann", {"kept": 3})
     two.harness.http.post(f"/v1/jobs/{waiting}/cancel", headers=two.headers["ann"])
     assert refusals().keys() == {"submission", "sweep", "follow-up", "push"}  # the others add no job
     assert usage_of(two.database, "ann").per_day == before.per_day + 3  # a retry and more samples are submissions too
@@ -136,7 +136,7 @@ def test_every_way_to_start_work_passes_the_quotas(tmp_path: Path) -> None:
 def test_quotas_at_the_start(tmp_path: Path) -> None:
     """A job waits for its owner's running jobs and GPUs, and holds nobody else up; a disabled owner's jobs wait."""
     two = Two(tmp_path, gpus=("0", "1", "2"), slots=3)
-    two.own("ann", running=2, gpus=1)
+    two.own("ann", {"running": 2, "gpus": 1})
     text = recipe(pause=60)
     first, second, third = (two.submit("ann", text, gpus=gpus) for gpus in (1, 1, 0))
     other = two.submit("bob", text, gpus=2)
@@ -162,7 +162,7 @@ def test_the_disk_of_a_users_jobs(tmp_path: Path) -> None:
     used = usage_of(two.database, "ann").disk
     assert used > 0
     waiting, free = two.submit("ann"), two.submit("bob", recipe(pause=60))
-    two.own("ann", disk=used)
+    two.own("ann", {"disk": used})
     assert two.states(waiting, free) == ["queued", "running"]
     assert "quota 'Disk space of jobs': ann uses" in (refused := two.refusal("ann"))
     assert "delete jobs or models, or ask an admin" in refused
@@ -216,9 +216,9 @@ def test_the_order_is_fair() -> None:
 
 
 def test_wrong_quotas(tmp_path: Path) -> None:
-    """Only whole numbers from -1, and only quotas that there are."""
+    """Only whole numbers from 0, or null for no limit, and only quotas that there are."""
     two = Two(tmp_path)
-    for wrong in ({"running": -2}, {"disk": 2**60}, {"gpus": 1.5}, {"more": 1}):
+    for wrong in ({"running": -1}, {"disk": 2**60}, {"gpus": 1.5}, {"more": 1}):
         answer = two.harness.http.put("/v1/users/ann/quotas", json=wrong, headers=two.headers["root"])
         assert answer.status_code == 422, wrong
     assert default_quotas(two.harness.settings).running is None

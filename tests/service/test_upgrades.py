@@ -24,14 +24,18 @@ from llmprune.service.jobs.store_reads import Conflict
 from llmprune.service.jobs.uses import jobs_in_use
 from llmprune.service.supervisor.attempts import launch_of
 from llmprune.service.supervisor.launchers import make_launchers
-from llmprune.service.users.quotas import Quotas
+from llmprune.service.users.quotas import Quotas, own_quotas
 
 SCHEMAS = sorted(FOLDER.glob("*.sql"))
 Rows = dict[str, list[dict[str, Any]]]
 
 
 REBUILT = ("tokens", "sessions")  # with columns of another meaning since there are users; see test_accounts.py
-MOVED = {"jobs": {"reads"}, "bases": {"job", "base"}}  # columns whose data is in another table now
+MOVED = {  # columns whose data is in another table now
+    "jobs": {"reads"},
+    "bases": {"job", "base"},
+    "user_quotas": {"owner", "queued", "running", "gpus", "disk", "per_day", "kept"},
+}
 
 
 def rows(connection: sqlite3.Connection) -> Rows:
@@ -120,6 +124,19 @@ def test_what_jobs_need_of_others_is_moved(tmp_path: Path) -> None:
     jobs.delete(parent)
     with pytest.raises(Conflict, match="was deleted"):
         jobs.retry(queued, quotas=Quotas())
+
+
+def test_a_quota_of_before_without_a_limit_has_none(tmp_path: Path) -> None:
+    """Of a user's quotas those that were the service's stay so, and -1 becomes None."""
+    path = tmp_path / "jobs.sqlite3"
+    made(path, FOLDER / "0023.sql")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE user_quotas SET queued = -1, running = 0, gpus = NULL, disk = 5000000000000")
+        connection.commit()
+    database = quick(path)
+    database.migrate()
+    wanted = {"queued": None, "running": 0, "disk": 5_000_000_000_000, "per_day": 1, "kept": 1}
+    assert own_quotas(database, "ann") == wanted
 
 
 @pytest.mark.parametrize("schema", [SCHEMAS[0], SCHEMAS[-1]], ids=lambda path: path.stem)

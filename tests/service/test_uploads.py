@@ -20,7 +20,7 @@ from llmprune.service.client.sync.client import Client
 from llmprune.service.jobs.library.model_rows import kept_models
 from llmprune.service.jobs.uploads.files import UploadFile, check_files, check_model, is_run_file
 from llmprune.service.jobs.uploads.uploads import KEEP_SECONDS, MAX_OPEN, Uploads
-from llmprune.service.users.quotas import OwnQuotas, set_own_quotas
+from llmprune.service.users.quotas import set_own_quotas
 
 PAGE = {"Accept": "text/html"}
 
@@ -250,7 +250,7 @@ def test_uploads_are_private_limited_and_do_not_stay(tmp_path: Path) -> None:
     (run / "model" / "more.safetensors").write_bytes(bytes(60_000))
     large = harness.http.post("/v1/models/uploads", json={"files": files_of(run)}, headers=headers["bob"])
     assert (large.status_code, "at most 60" in large.text) == (422, True)
-    set_own_quotas(harness.service.database, "bob", quotas=OwnQuotas(disk=100))
+    set_own_quotas(harness.service.database, "bob", quotas={"disk": 100})
     over = harness.http.post("/v1/models/uploads", json=body, headers=headers["bob"])
     assert (over.status_code, "delete jobs or models, or ask an admin" in over.text) == (429, True)
     with harness.service.database.write() as connection:

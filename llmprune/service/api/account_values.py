@@ -79,7 +79,9 @@ class UserDetails(ShownUser):
 
     usage: Usage
     quotas: Quotas = Field(description="Limits that hold; null: no limit.")
-    own_quotas: OwnQuotas = Field(description="Limits in place of the service's; null: the service's; -1: no limit.")
+    own_quotas: OwnQuotas = Field(
+        description="Limits that an admin gave; null: no limit. Those that are not listed are the service's."
+    )
 
 
 class NewUser(BaseModel):

@@ -24,7 +24,15 @@ from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.jobs.sharing import transfer
 from llmprune.service.jobs.uploads.uploads import Uploads
 from llmprune.service.users.deleted_users import delete_user as delete_user_of
-from llmprune.service.users.quotas import OwnQuotas, default_quotas, own_quotas, quotas_of, set_own_quotas, usage_of
+from llmprune.service.users.quotas import (
+    OwnQuotas,
+    audited,
+    default_quotas,
+    own_quotas,
+    quotas_of,
+    set_own_quotas,
+    usage_of,
+)
 from llmprune.service.users.tokens import LOCAL, Caller
 from llmprune.service.users.users import NAME, User
 
@@ -75,8 +83,8 @@ def change_user(user: UserName, changes: UserChanges, *, request: Request, servi
 
 @router.put("/{user}/quotas", responses=documented(404, 413, 422, 507))
 def set_quotas(user: UserName, quotas: OwnQuotas, *, request: Request, service: TheService) -> UserDetails:
-    """Give a user quotas in place of the service's."""
-    audit_details(request, **quotas.model_dump())
+    """Give a user quotas in place of the service's and of earlier ones; null: no limit."""
+    audit_details(request, **audited(quotas))
     found = known_user(service, user)
     set_own_quotas(service.database, user, quotas=quotas)
     service.wake()

@@ -14,7 +14,7 @@ from llmprune.service.cli.database_option import DatabaseUrl, database_url
 from llmprune.service.cli.serve_options import DataDir
 
 if TYPE_CHECKING:
-    from llmprune.service.users.quotas import OwnQuotas
+    from llmprune.service.users.quotas import QuotaName
     from llmprune.service.users.tokens import Scope, Tokens
     from llmprune.service.users.users import Role
 
@@ -186,19 +186,21 @@ def _set_quotas(tokens: Tokens, name: str, *, given: dict[str, str | None]) -> N
 
     if not any(given.values()):
         raise RecipeError("user set-quota needs a quota, such as --running 2 or --disk 200GB")
-    before: OwnQuotas = own_quotas(tokens.database, name)
-    changes = {key: _quota(key, text) for key, text in given.items() if text is not None}
-    set_own_quotas(tokens.database, name, quotas=before.model_copy(update=changes))
+    quotas = own_quotas(tokens.database, name)
+    for key, text in cast("dict[QuotaName, str | None]", given).items():
+        if text == "default":
+            quotas.pop(key, None)
+        elif text is not None:
+            quotas[key] = _quota(key, text)
+    set_own_quotas(tokens.database, name, quotas=quotas)
 
 
 def _quota(name: str, text: str) -> int | None:
-    """Return a quota: None for the service's, -1 for none. Raises RecipeError."""
+    """Return a quota; None for no limit. Raises RecipeError."""
     from llmprune.common.schema import parse_size
 
-    if text == "default":
-        return None
     if text == "none":
-        return -1
+        return None
     try:
         value = parse_size(text) if name == "disk" and text != "0" else int(text)
     except ValueError:

@@ -124,7 +124,7 @@ class AuditFilters(TypedDict, total=False):
 
 
 class QuotaLimits(TypedDict, total=False):
-    """Limits of one user in place of the service's. None: the service's; -1: no limit."""
+    """Limits of one user in place of the service's. None: no limit."""
 
     queued: int | None
     running: int | None

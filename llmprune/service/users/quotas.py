@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,7 +19,6 @@ from llmprune.service.jobs.store_reads import Conflict, QueueFull, first_row
 from llmprune.service.settings import Settings
 from llmprune.service.users.users import SOURCE
 
-NO_LIMIT = -1
 _DAY = 86_400
 _COUNTS = {
     "queued": "SELECT count(*) n FROM jobs WHERE owner = ? AND state = 'queued'",
@@ -42,17 +41,9 @@ class Quotas(BaseModel):
     kept: int | None = Field(None, description="Jobs in all, ended ones included.")
 
 
-class OwnQuotas(BaseModel):
-    """Limits of one user in place of the service's; null: the service's; -1: no limit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    queued: int | None = Field(None, ge=-1, le=2**53, description="Waiting jobs.")
-    running: int | None = Field(None, ge=-1, le=2**53, description="Running jobs at a time.")
-    gpus: int | None = Field(None, ge=-1, le=2**53, description="GPUs at a time.")
-    disk: int | None = Field(None, ge=-1, le=2**53, description="Bytes on disk of all jobs.")
-    per_day: int | None = Field(None, ge=-1, le=2**53, description="Submissions in a day (UTC).")
-    kept: int | None = Field(None, ge=-1, le=2**53, description="Jobs in all, ended ones included.")
+QuotaName = Literal["queued", "running", "gpus", "disk", "per_day", "kept"]
+# Limits of one user in place of the service's; None: no limit. A quota that is not listed is the service's.
+OwnQuotas = dict[QuotaName, Annotated[int, Field(ge=0, le=2**53)] | None]
 
 
 class Usage(BaseModel):
@@ -66,8 +57,7 @@ class Usage(BaseModel):
     kept: int = Field(description="Jobs in all, ended ones included.")
 
 
-NAMES: tuple[str, ...] = tuple(Quotas.model_fields)
-LABELS = {
+LABELS: dict[QuotaName, str] = {
     "running": "Jobs running at a time",
     "queued": "Jobs waiting",
     "gpus": "GPUs at a time",
@@ -75,7 +65,6 @@ LABELS = {
     "per_day": "Jobs submitted a day (UTC)",
     "kept": "Jobs kept",
 }
-_COLUMNS = ", ".join(NAMES)
 
 
 def default_quotas(settings: Settings) -> Quotas:
@@ -92,26 +81,27 @@ def default_quotas(settings: Settings) -> Quotas:
 
 def own_quotas(database: Database, owner: str) -> OwnQuotas:
     """Return the quotas that an admin gave a user."""
-    rows = database.read(f"SELECT {_COLUMNS} FROM user_quotas WHERE owner = ?", (owner,))
-    return OwnQuotas(**dict(rows[0])) if rows else OwnQuotas()
+    return {row["quota"]: row["value"] for row in database.read(*_own_query(owner))}
 
 
 def set_own_quotas(database: Database, owner: str, *, quotas: OwnQuotas) -> None:
-    """Give a user other quotas than the service's. Raises RecipeError where there is no such user."""
-    updates = ", ".join(f"{name} = excluded.{name}" for name in NAMES)
-    sql = f"INSERT INTO user_quotas (owner, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+    """Give a user these quotas in place of all earlier ones. Raises RecipeError where there is no such user."""
     with database.write() as connection:
         if first_row(connection, "SELECT 1 FROM users WHERE name = ?", owner) is None:
             raise RecipeError(f"there is no user {owner!r}", SOURCE)
-        connection.execute(
-            f"{sql} ON CONFLICT (owner) DO UPDATE SET {updates}",
-            (owner, *quotas.model_dump(include=set(NAMES)).values()),
-        )
+        connection.execute("DELETE FROM own_quotas WHERE owner = ?", (owner,))
+        for name, value in quotas.items():
+            connection.execute("INSERT INTO own_quotas (owner, quota, value) VALUES (?, ?, ?)", (owner, name, value))
+
+
+def audited(quotas: OwnQuotas) -> dict[str, Any]:
+    """Return what the audit log says of the quotas that an admin gives a user."""
+    return {name: "none" if value is None else value for name, value in quotas.items()}
 
 
 def quotas_of(database: Database, owner: str, *, defaults: Quotas) -> Quotas:
     """Return the quotas that hold for a user."""
-    return _merged(defaults, own_quotas(database, owner).model_dump())
+    return _with_own(defaults, database.read(*_own_query(owner)))
 
 
 def usage_of(database: Database, owner: str) -> Usage:
@@ -131,16 +121,15 @@ class Demand:
     """Share of its owner's quotas that a request takes; by default that of one new job."""
 
     jobs: int = 1  # submissions of the day
-    waiting: int | None = None  # jobs that enter the queue; None: all of them
-    kept: int | None = None  # jobs that are added to the owner's; None: all of them
+    waiting: int = 1  # jobs that enter the queue
+    kept: int = 1  # jobs that are added to the owner's
     gpus: int = 0  # of the job that needs most
     size: int = 0  # bytes that the request brings
 
     @property
-    def of_each(self) -> dict[str, int]:
+    def of_each(self) -> dict[QuotaName, int]:
         """Number by quota, of those that count jobs."""
-        waiting, kept = (self.jobs if one is None else one for one in (self.waiting, self.kept))
-        return {"queued": waiting, "kept": kept, "per_day": self.jobs}
+        return {"queued": self.waiting, "kept": self.kept, "per_day": self.jobs}
 
 
 def require_quota(connection: Transaction, owner: str, *, demand: Demand, defaults: Quotas) -> None:
@@ -172,8 +161,7 @@ def check_quota(connection: Transaction, owner: str, *, demand: Demand, defaults
     """
     if first_row(connection, "SELECT 1 FROM deleted_users WHERE name = ?", owner) is not None:
         raise Conflict(f"the user {owner} was deleted")
-    row = first_row(connection, f"SELECT {_COLUMNS} FROM user_quotas WHERE owner = ?", owner)
-    quotas = _merged(defaults, dict(row) if row else {})
+    quotas = _with_own(defaults, connection.execute(*_own_query(owner)).fetchall())
     if quotas.gpus is not None and demand.gpus > quotas.gpus:
         raise _full("gpus", f"the job needs {demand.gpus:,}, and {owner} may use {quotas.gpus:,}", "give fewer")
     for name, more in demand.of_each.items():
@@ -193,12 +181,12 @@ def check_quota(connection: Transaction, owner: str, *, demand: Demand, defaults
             raise _full("disk", has, "delete jobs or models")
 
 
-def _full(name: str, state: str, remedy: str) -> QueueFull:  # noqa: PLR0917 - private
+def _full(name: QuotaName, state: str, remedy: str) -> QueueFull:  # noqa: PLR0917 - private
     helps = f"{remedy}, or ask an admin for more" if remedy else "ask an admin for more"
     return QueueFull(f"quota {LABELS[name]!r}: {state}; {helps}")
 
 
-def _remedy(name: str) -> str:
+def _remedy(name: QuotaName) -> str:
     if name == "queued":
         return "wait until one starts, cancel one"
     if name == "kept":
@@ -245,9 +233,10 @@ class Room:
 
 def room_for(database: Database, settings: Settings, *, waiting: Iterable[Job], running: Sequence[Job]) -> Room:
     """Return the room that is left for the owners of the waiting jobs. A disabled owner has none."""
-    defaults, owners = default_quotas(settings), {job.owner for job in waiting}
-    own = {row["owner"]: dict(row) for row in database.read(f"SELECT owner, {_COLUMNS} FROM user_quotas")}
-    quotas = {owner: _merged(defaults, own.get(owner, {})) for owner in owners}
+    quotas = dict.fromkeys((job.owner for job in waiting), default_quotas(settings))
+    for row in database.read("SELECT owner, quota, value FROM own_quotas"):
+        if row["owner"] in quotas:
+            quotas[row["owner"]] = quotas[row["owner"]].model_copy(update={row["quota"]: row["value"]})
     for row in database.read("SELECT name FROM users WHERE disabled = 1"):
         if row["name"] in quotas:
             quotas[row["name"]] = Quotas(running=0)
@@ -257,10 +246,12 @@ def room_for(database: Database, settings: Settings, *, waiting: Iterable[Job], 
     return Room(quotas, running, disk=disk, last=last_starts(database))
 
 
-def _merged(defaults: Quotas, own: Mapping[str, Any]) -> Quotas:
-    values = {name: own[name] for name in NAMES if own.get(name) is not None}
-    given = {name: None if value == NO_LIMIT else value for name, value in values.items()}
-    return defaults.model_copy(update=given)
+def _own_query(owner: str) -> tuple[str, tuple[str]]:
+    return "SELECT quota, value FROM own_quotas WHERE owner = ?", (owner,)
+
+
+def _with_own(defaults: Quotas, rows: Sequence[Row]) -> Quotas:
+    return defaults.model_copy(update={row["quota"]: row["value"] for row in rows})
 
 
 def _count(connection: Transaction, sql: str, *values: Any) -> int:

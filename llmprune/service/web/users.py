@@ -14,7 +14,7 @@ from llmprune.service.api.account import TokenId, require_user, revoke_of
 from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
 from llmprune.service.api.users import UserName, details_of, known_user
 from llmprune.service.jobs.sharing import transfer
-from llmprune.service.users.quotas import LABELS, NO_LIMIT, OwnQuotas, default_quotas, set_own_quotas
+from llmprune.service.users.quotas import LABELS, OwnQuotas, QuotaName, audited, default_quotas, set_own_quotas
 from llmprune.service.users.tokens import LOCAL, SCOPES, SCOPES_OF
 from llmprune.service.users.users import SOURCE, Role
 from llmprune.service.web.account import TokenForm, scope_choice, token_values, usage_rows
@@ -46,7 +46,8 @@ class QuotaForm(BaseModel):
 
     def quotas(self) -> OwnQuotas:
         """Return the quotas that the form describes. Raises RecipeError."""
-        return OwnQuotas(**{name: _number(name, getattr(self, name).strip()) for name in LABELS})
+        given = {name: text for name in LABELS if (text := getattr(self, name).strip())}
+        return {name: _number(name, text) for name, text in given.items()}
 
 
 @router.get("/users")
@@ -119,7 +120,7 @@ def set_quotas(
         set_own_quotas(service.database, user, quotas=quotas)
     except RecipeError as error:
         return _user(request, service, user=user, status=422, problem=error.problems[0])
-    audit_details(request, **quotas.model_dump())
+    audit_details(request, **audited(quotas))
     service.wake()
     return RedirectResponse(f"/users/{user}", 303)
 
@@ -178,8 +179,8 @@ def _user(request: Request, service: Service, *, user: str, status: int = 200, *
         "user": found,
         "usage": usage_rows(details.usage, details.quotas),
         "quotas": [
-            (name, label, _shown(name, getattr(details.own_quotas, name)),
-             _shown(name, getattr(defaults, name)) or "none")
+            (name, label, _shown(name, details.own_quotas[name]) if name in details.own_quotas else "",
+             _shown(name, getattr(defaults, name)))
             for name, label in LABELS.items()
         ],
         "tokens": service.tokens.records(user),
@@ -195,19 +196,15 @@ def _user(request: Request, service: Service, *, user: str, status: int = 200, *
 def _shown(name: str, value: int | None) -> str:
     """Return a quota as the form takes it: exact, so that saving the form again changes nothing."""
     if value is None:
-        return ""
-    if value == NO_LIMIT:
         return "none"
     size = format_size(value) if name == "disk" and value else ""
     return size if size and parse_size(size) == value else str(value)
 
 
-def _number(name: str, text: str) -> int | None:
-    """Return a quota of the form: None for an empty field, -1 for none. Raises RecipeError."""
-    if not text:
-        return None
+def _number(name: QuotaName, text: str) -> int | None:
+    """Return a quota of the form; None for no limit. Raises RecipeError."""
     if text.lower() == "none":
-        return NO_LIMIT
+        return None
     try:
         value = parse_size(text) if name == "disk" and text != "0" else int(text)
     except ValueError:

@@ -68,7 +68,7 @@ class UserMethods:
     def set_quotas(self, name: str, **limits: Unpack[QuotaLimits]) -> UserDetails:
         """Give a user quotas in place of earlier ones. ``limits``: queued, running, gpus, disk, per_day, kept.
 
-        -1 lifts a limit; one that is left out is the service's.
+        None: no limit; one that is left out is the service's.
         """
         quotas = params_of(limits, QuotaLimits)
         path = f"/v1/users/{checked_name(name)}/quotas"

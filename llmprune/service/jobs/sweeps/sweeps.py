@@ -94,7 +94,8 @@ def submit_sweep(sweep: SweepSubmission, caller: Caller, *, settings: Settings, 
             for job in made:
                 keep_token(settings.folder(job), sweep.base.hub_token)
         with jobs.database.write() as connection:
-            demand = Demand(len(planned), gpus=max(new.request.gpus for _, new in planned))
+            number = len(planned)
+            demand = Demand(number, number, number, gpus=max(new.request.gpus for _, new in planned))
             check_quota(connection, caller.name, demand=demand, defaults=quotas)  # of all, before the first is counted
             connection.execute("INSERT INTO sweeps VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
             for place, (job, (point, new)) in enumerate(zip(made, planned, strict=True)):

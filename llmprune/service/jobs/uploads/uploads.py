@@ -216,7 +216,7 @@ class Uploads:
             if not connection.execute("DELETE FROM uploads WHERE id = ?", (upload.id,)).rowcount:
                 raise Conflict("the upload was completed or deleted meanwhile")
             quotas = default_quotas(self.settings)
-            demand = Demand(jobs=0, kept=1)  # its begin was counted as a submission
+            demand = Demand(jobs=0, waiting=0)  # its begin was counted as a submission
             check_quota(connection, upload.owner, demand=demand, defaults=quotas)
             connection.execute(
                 f"INSERT INTO jobs ({names}) VALUES ({', '.join('?' * len(values))})", [*values.values()]
