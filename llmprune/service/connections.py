@@ -3,7 +3,7 @@
 A uvicorn protocol with a time limit for each phase of a request, and a register of the connections that wait for a
 request. Where one address, or all addresses together, have too many, the register closes the connection that has waited
 longest instead of the new one, so that health checks are always answered. The middleware in
-``service/api/auth.py`` limits how many requests of an address are answered at a time.
+``service/api/access/auth.py`` limits how many requests of an address are answered at a time.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from llmprune.common.hub.secrets import redact
 from llmprune.recipe.recipe import Recipe
 from llmprune.recipe.text_source import readable_split
 from llmprune.recipe.validation_messages import describe_problems
-from llmprune.service.api.recipe_queue import RecipeQueue
+from llmprune.service.api.jobs.recipe_queue import RecipeQueue
 from llmprune.service.recipe_policy.policy import admit
 from llmprune.service.recipe_policy.yaml_limits import RECIPE_LIMIT
 from llmprune.service.settings import Settings

@@ -11,7 +11,7 @@ import httpx2 as httpx
 import pytest
 from helpers.live_server import UNFINISHED, Live
 
-from llmprune.service.api.rate_limit import ConcurrencyLimit, RateLimit, network_of
+from llmprune.service.api.access.rate_limit import ConcurrencyLimit, RateLimit, network_of
 from llmprune.service.connections import BACKLOG, Register, is_among, max_connections
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 
-from llmprune.service.api.auth import CALLBACK
-from llmprune.service.api.outputs import job_events
-from llmprune.service.api.route_scopes import scope_of
+from llmprune.service.api.access.auth import CALLBACK
+from llmprune.service.api.access.route_scopes import scope_of
+from llmprune.service.api.files.outputs import job_events
 from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.jobs.store import JobStore
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers.service import ServiceHarness, recipe
 
-from llmprune.service.api.tar_stream import FileChanged, Member, TarStream
+from llmprune.service.api.files.tar_stream import FileChanged, Member, TarStream
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 
-from llmprune.service.api.server_paths import _STEP, ServerPaths
+from llmprune.service.api.access.server_paths import _STEP, ServerPaths
 from llmprune.service.settings import Settings
 
 HTML = {"Accept": "text/html"}
@@ -56,7 +56,7 @@ def test_logs_are_renamed_wherever_a_part_ends(tmp_path: Path) -> None:
     path = harness.settings.data_dir / "jobs" / "0123456789ab" / "run" / "x.json"
     job = harness.submit(recipe(say=f"begin {path} middle {path} end"))["id"]
     harness.until_ended(job)
-    from llmprune.service.api.outputs import read_log
+    from llmprune.service.api.files.outputs import read_log
 
     for size in (1, 7, 50, 10_000):
         parts, offset = b"", 0

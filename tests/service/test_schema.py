@@ -21,7 +21,7 @@ from schemathesis.checks import ignored_auth, negative_data_rejection, positive_
 from schemathesis.config import ChecksConfig, GenerationConfig, ProjectConfig, ProjectsConfig, SchemathesisConfig
 from schemathesis.schemas import BaseSchema
 
-from llmprune.service.api.recipes import EXAMPLE
+from llmprune.service.api.jobs.recipes import EXAMPLE
 from llmprune.service.planner.planner import Planner
 
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "6"))

@@ -12,7 +12,7 @@ import pytest
 from helpers.service import RECIPE, YAML, ServiceHarness, recipe
 
 from llmprune.common.errors import RecipeError
-from llmprune.service.api.outputs import read_log
+from llmprune.service.api.files.outputs import read_log
 from llmprune.service.server import require_token
 from llmprune.service.supervisor.processes import processes_of_job
 

@@ -10,7 +10,7 @@ import pytest
 from helpers.service import RECIPE, YAML, ServiceHarness
 from helpers.team import HTML, Team
 
-from llmprune.service.api.route_scopes import ROUTES, scope_of
+from llmprune.service.api.access.route_scopes import ROUTES, scope_of
 from llmprune.service.users.tokens import SCOPES_OF, digest_of
 from llmprune.service.users.users import ROLES
 

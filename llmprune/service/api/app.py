@@ -11,34 +11,22 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from llmprune import __version__
 from llmprune.recipe.recipe import Recipe
-from llmprune.service.api import (
-    account,
-    archives,
-    audit,
-    compare,
-    error_responses,
-    follow_ups,
-    live,
-    models,
-    notifications,
-    outputs,
-    recipes,
-    sharing,
-    status,
-    sweeps,
-    uploads,
-    users,
-)
-from llmprune.service.api import jobs as job_routes
-from llmprune.service.api.auth import AuthMiddleware
+from llmprune.service.api import error_responses
+from llmprune.service.api.access.auth import AuthMiddleware
+from llmprune.service.api.access.large_bodies import ProblemsOfLargeBodies
+from llmprune.service.api.access.requests_log import RequestsLogMiddleware
+from llmprune.service.api.access.server_paths import ServerPaths
+from llmprune.service.api.accounts import account, audit, users
 from llmprune.service.api.dependencies import Service
-from llmprune.service.api.large_bodies import ProblemsOfLargeBodies
-from llmprune.service.api.machine_metrics import MachineCollector
-from llmprune.service.api.metrics import Metrics, MetricsMiddleware
-from llmprune.service.api.recipe_queue import RecipeQueue
-from llmprune.service.api.requests_log import RequestsLogMiddleware
-from llmprune.service.api.server_paths import ServerPaths
-from llmprune.service.api.stored_files import StoredFiles
+from llmprune.service.api.files import archives, outputs
+from llmprune.service.api.files.stored_files import StoredFiles
+from llmprune.service.api.jobs import follow_ups, live, notifications, recipes, sharing, sweeps
+from llmprune.service.api.jobs import jobs as job_routes
+from llmprune.service.api.jobs.recipe_queue import RecipeQueue
+from llmprune.service.api.library import compare, models, uploads
+from llmprune.service.api.monitoring import status
+from llmprune.service.api.monitoring.machine_metrics import MachineCollector
+from llmprune.service.api.monitoring.metrics import Metrics, MetricsMiddleware
 from llmprune.service.database.open_database import open_database
 from llmprune.service.environment import hub_variables, inherited
 from llmprune.service.jobs.store import JobStore

@@ -13,11 +13,11 @@ from fastapi import Path as InPath
 
 from llmprune.common.errors import LLMPruneError
 from llmprune.recipe.recipe import Recipe
+from llmprune.service.api.access.server_paths import ServerPaths
 from llmprune.service.api.error_responses import Refused
-from llmprune.service.api.recipe_queue import RecipeQueue
-from llmprune.service.api.server_paths import ServerPaths
-from llmprune.service.api.stored_files import StoredFiles
-from llmprune.service.api.stored_models import Outline, outline_for
+from llmprune.service.api.files.stored_files import StoredFiles
+from llmprune.service.api.jobs.recipe_queue import RecipeQueue
+from llmprune.service.api.jobs.stored_models import Outline, outline_for
 from llmprune.service.database.database import Database
 from llmprune.service.jobs.job import JOB_ID, J, Job
 from llmprune.service.jobs.library.job_models import JobModels

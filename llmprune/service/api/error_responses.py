@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from llmprune.common.errors import MOST_PROBLEMS, LLMPruneError, RecipeError, shortened
-from llmprune.service.api.server_paths import ServerPaths
+from llmprune.service.api.access.server_paths import ServerPaths
 from llmprune.service.database.database import DatabaseUnavailable
 from llmprune.service.jobs.job import JOB_ID
 from llmprune.service.jobs.library.library import NoSuchPage

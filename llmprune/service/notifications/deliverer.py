@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
-from llmprune.service.api.server_paths import ServerPaths
+from llmprune.service.api.access.server_paths import ServerPaths
 from llmprune.service.database.database import DatabaseError
 from llmprune.service.database.open_database import open_database
 from llmprune.service.notifications.cipher import KeyLost, TargetCipher

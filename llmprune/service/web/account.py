@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size
-from llmprune.service.api.account import TokenId, account_of, make_own_token, require_user, revoke_of
-from llmprune.service.api.account_values import NewToken
-from llmprune.service.api.auth import COOKIE
+from llmprune.service.api.access.auth import COOKIE
+from llmprune.service.api.accounts.account import TokenId, account_of, make_own_token, require_user, revoke_of
+from llmprune.service.api.accounts.values import NewToken
 from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
 from llmprune.service.users.quotas import LABELS, Quotas, Usage
 from llmprune.service.users.tokens import LOCAL, SCOPE_MEANINGS, SCOPES, SCOPES_OF, Caller, Scope

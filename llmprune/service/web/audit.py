@@ -8,8 +8,8 @@ from urllib.parse import urlencode
 from fastapi import Query, Request
 from fastapi.responses import Response
 
-from llmprune.service.api.account_values import AuditEntry
-from llmprune.service.api.audit import entries_of
+from llmprune.service.api.accounts.audit import entries_of
+from llmprune.service.api.accounts.values import AuditEntry
 from llmprune.service.api.dependencies import TheCaller, TheService
 from llmprune.service.audit_log import AuditQuery, read_audit
 from llmprune.service.web.responses import page, page_router

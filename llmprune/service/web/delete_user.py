@@ -8,9 +8,9 @@ from fastapi import Form, Request
 from fastapi.responses import RedirectResponse, Response
 
 from llmprune.common.errors import RecipeError
+from llmprune.service.api.accounts.users import UserName, delete, known_user
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused
-from llmprune.service.api.users import UserName, delete, known_user
 from llmprune.service.users.deleted_users import owned_by
 from llmprune.service.users.tokens import Caller
 from llmprune.service.web.responses import page, page_router

@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from llmprune.service.api.auth import HEADERS
+from llmprune.service.api.access.auth import HEADERS
 from llmprune.service.api.dependencies import TheService
 from llmprune.service.api.error_responses import Refused
 from llmprune.service.web.responses import page

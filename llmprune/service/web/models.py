@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from llmprune.common.errors import RecipeError
 from llmprune.service.api.dependencies import JobId, TheCaller, TheService, audit_details
 from llmprune.service.api.error_responses import Refused
-from llmprune.service.api.models import (
+from llmprune.service.api.library.models import (
     BaseFilter,
     Cursor,
     OwnerFilter,
@@ -21,7 +21,7 @@ from llmprune.service.api.models import (
     TagFilter,
     label,
 )
-from llmprune.service.api.models import delete as delete_jobs
+from llmprune.service.api.library.models import delete as delete_jobs
 from llmprune.service.jobs.library.library import Library
 from llmprune.service.jobs.library.models import STAGES, Labels, ModelQuery, Order, Sort, Stage, tags_of
 from llmprune.service.web.form_body import many

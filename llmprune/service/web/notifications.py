@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from llmprune.common.errors import RecipeError
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
-from llmprune.service.api.notifications import notifications_for, send_test
+from llmprune.service.api.jobs.notifications import notifications_for, send_test
 from llmprune.service.notifications.outbox import SavedTargets
 from llmprune.service.notifications.targets import Target, checked_targets, split_lines, unmasked
 from llmprune.service.users.tokens import Caller

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from fastapi import Query, Request
 from fastapi.responses import Response
 
-from llmprune.service.api.compare import compared
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused
-from llmprune.service.api.outputs import artifacts, read_log
-from llmprune.service.api.status import queue_of
+from llmprune.service.api.files.outputs import artifacts, read_log
+from llmprune.service.api.library.compare import compared
+from llmprune.service.api.monitoring.status import queue_of
 from llmprune.service.jobs.comparison import MOST_COMPARED, bytes_on_disk, compare_reports
 from llmprune.service.jobs.follow_ups.reevaluation import can_reevaluate
 from llmprune.service.jobs.job import ACTIVE, ENDED, FINISHED, Job, JobQuery, State

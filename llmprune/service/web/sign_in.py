@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
-from llmprune.service.api.auth import CALLBACK, COOKIE, FLOW_COOKIE, cookie_of, session_of
+from llmprune.service.api.access.auth import CALLBACK, COOKIE, FLOW_COOKIE, cookie_of, session_of
 from llmprune.service.api.dependencies import TheService
 from llmprune.service.api.error_responses import Refused
 from llmprune.service.oidc.accounts import user_of

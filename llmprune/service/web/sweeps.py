@@ -13,7 +13,7 @@ from fastapi.responses import RedirectResponse, Response
 from llmprune.common.errors import RecipeError
 from llmprune.recipe.recipe import Recipe
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
-from llmprune.service.api.sweeps import SweepId, own_sweep, readable_sweep, shown
+from llmprune.service.api.jobs.sweeps import SweepId, own_sweep, readable_sweep, shown
 from llmprune.service.jobs.comparison import compare_reports
 from llmprune.service.jobs.store_reads import Conflict, QueueFull
 from llmprune.service.jobs.submission import Submission

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from llmprune.common.errors import RecipeError
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused
-from llmprune.service.api.uploads import refuse_over_quota
+from llmprune.service.api.library.uploads import refuse_over_quota
 from llmprune.service.jobs.job import Job
 from llmprune.service.jobs.library.models import tags_of
 from llmprune.service.jobs.store_reads import Conflict, QueueFull

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict
 
 from llmprune.common.errors import RecipeError
 from llmprune.common.schema import format_size, parse_size
-from llmprune.service.api.account import TokenId, require_user, revoke_of
+from llmprune.service.api.accounts.account import TokenId, require_user, revoke_of
+from llmprune.service.api.accounts.users import UserName, details_of, known_user
 from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
-from llmprune.service.api.users import UserName, details_of, known_user
 from llmprune.service.jobs.sharing import transfer
 from llmprune.service.users.quotas import LABELS, OwnQuotas, QuotaName, audited, default_quotas, set_own_quotas
 from llmprune.service.users.tokens import LOCAL, SCOPES, SCOPES_OF

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Unpack
 from urllib.parse import quote
 
-from llmprune.service.api.account_values import (
+from llmprune.service.api.accounts.values import (
     AuditEntries,
     AuditEntry,
     MadeToken,

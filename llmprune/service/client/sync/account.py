@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from llmprune.service.api.account_values import Account, MadeToken, ShownSession, ShownToken
+from llmprune.service.api.accounts.values import Account, MadeToken, ShownSession, ShownToken
 from llmprune.service.client.calls import Call, new_token
 from llmprune.service.client.sync.connection import Connection
 from llmprune.service.users.tokens import Scope

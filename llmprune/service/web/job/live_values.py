@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from llmprune.service.api.dependencies import Service
-from llmprune.service.api.live import live_progress, live_use
-from llmprune.service.api.notifications import notifications_of
+from llmprune.service.api.jobs.live import live_progress, live_use
+from llmprune.service.api.jobs.notifications import notifications_of
 from llmprune.service.jobs.job import Job, JobSummary
 from llmprune.service.monitoring.queue_estimate import QueuePlace
 from llmprune.service.monitoring.run_progress import RunProgress

@@ -10,7 +10,7 @@ from fastapi import Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
-from llmprune.service.api.outputs import LOG_PART, read_log
+from llmprune.service.api.files.outputs import LOG_PART, read_log
 from llmprune.service.monitoring.log_lines import Log, LogFilter
 from llmprune.service.web.responses import page, page_router
 

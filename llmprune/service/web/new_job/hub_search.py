@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from llmprune.service.api.rate_limit import RateLimit
+from llmprune.service.api.access.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmprune.service import logs
-from llmprune.service.api.auth import CALLBACK
-from llmprune.service.api.metrics import METHODS
-from llmprune.service.api.rate_limit import RateLimit, network_of
+from llmprune.service.api.access.auth import CALLBACK
+from llmprune.service.api.access.rate_limit import RateLimit, network_of
+from llmprune.service.api.monitoring.metrics import METHODS
 
 _PROBES = ("/v1/health", "/v1/ready")
 _SAFE = ("GET", "HEAD", "OPTIONS", "other")  # other: a method without a route

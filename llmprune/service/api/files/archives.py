@@ -18,8 +18,8 @@ from starlette.types import Receive, Scope, Send
 from llmprune.common.files import read_json, write_text
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
-from llmprune.service.api.outputs import artifacts, shown_content
-from llmprune.service.api.tar_stream import FileChanged, Member, TarStream
+from llmprune.service.api.files.outputs import artifacts, shown_content
+from llmprune.service.api.files.tar_stream import FileChanged, Member, TarStream
 from llmprune.service.jobs.job import Job
 from llmprune.service.jobs.store_reads import Conflict
 

@@ -10,8 +10,8 @@ from starlette.concurrency import run_in_threadpool
 
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
-from llmprune.service.api.jobs import HubToken, IdempotencyKey
-from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
+from llmprune.service.api.jobs.jobs import HubToken, IdempotencyKey
+from llmprune.service.api.jobs.recipes import RECIPE_BODY, Overrides, RecipeText
 from llmprune.service.api.values import CancelledSweep
 from llmprune.service.jobs.job import JOB_ID
 from llmprune.service.jobs.submission import Submission

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from llmprune import __version__
 from llmprune.service.api.dependencies import Service
-from llmprune.service.api.status import queue_of
+from llmprune.service.api.monitoring.status import queue_of
 from llmprune.service.users.tokens import LOCAL
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as InPath
 
-from llmprune.service.api.account import TokenId, require_user, revoke_of
-from llmprune.service.api.account_values import (
+from llmprune.service.api.accounts.account import TokenId, require_user, revoke_of
+from llmprune.service.api.accounts.values import (
     MadeToken,
     Moved,
     NewToken,

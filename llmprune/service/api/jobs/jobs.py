@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from llmprune.recipe.hub import Hub
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import documented
-from llmprune.service.api.recipes import RECIPE_BODY, Overrides, RecipeText
+from llmprune.service.api.jobs.recipes import RECIPE_BODY, Overrides, RecipeText
 from llmprune.service.api.values import JobPage
 from llmprune.service.jobs.follow_ups.reevaluation import reevaluate
 from llmprune.service.jobs.job import Job, JobQuery, State

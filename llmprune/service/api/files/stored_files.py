@@ -11,7 +11,7 @@ from urllib.parse import quote
 from fastapi.responses import Response, StreamingResponse
 
 from llmprune.service.api.error_responses import Refused
-from llmprune.service.api.tar_stream import FileChanged
+from llmprune.service.api.files.tar_stream import FileChanged
 from llmprune.service.artifacts.manifest import StoredFile, local_manifest
 from llmprune.service.artifacts.mirror import is_copied
 from llmprune.service.artifacts.store import ArtifactStore, StoreUnreachable

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from llmprune.service.api.dependencies import JobId, Service, TheCaller, TheService
 from llmprune.service.api.error_responses import documented
-from llmprune.service.api.jobs import HubToken, IdempotencyKey, queued_job
+from llmprune.service.api.jobs.jobs import HubToken, IdempotencyKey, queued_job
 from llmprune.service.api.values import FollowUps, Offered
 from llmprune.service.jobs.follow_ups.follow_ups import FollowUp, offers_of, submit_follow_up
 from llmprune.service.jobs.follow_ups.work import Work

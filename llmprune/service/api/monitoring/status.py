@@ -10,7 +10,7 @@ from starlette.responses import Response
 from llmprune import __version__
 from llmprune.service.api.dependencies import Service, TheCaller, TheService
 from llmprune.service.api.error_responses import Refused, documented
-from llmprune.service.api.metrics import Metrics
+from llmprune.service.api.monitoring.metrics import Metrics
 from llmprune.service.api.values import Device, Health, Queue
 from llmprune.service.jobs.job import ACTIVE
 from llmprune.service.supervisor.devices import uses_this_machine

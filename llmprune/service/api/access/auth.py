@@ -23,9 +23,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmprune.service.api.access.rate_limit import ConcurrencyLimit, RateLimit, network_of
+from llmprune.service.api.access.route_scopes import PUBLIC, refusal_of
 from llmprune.service.api.error_responses import Failure, problem_response, respond, table_failure
-from llmprune.service.api.rate_limit import ConcurrencyLimit, RateLimit, network_of
-from llmprune.service.api.route_scopes import PUBLIC, refusal_of
 from llmprune.service.database.database import DatabaseError, DatabaseUnavailable
 from llmprune.service.settings import LOOPBACK, Settings, is_loopback
 from llmprune.service.users.sessions import Sessions

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi import Path as InPath
 
 from llmprune.common.errors import RecipeError
-from llmprune.service.api.account_values import Account, MadeToken, NewToken, ShownSession, ShownToken
+from llmprune.service.api.accounts.values import Account, MadeToken, NewToken, ShownSession, ShownToken
 from llmprune.service.api.dependencies import Service, TheCaller, TheService, audit_details
 from llmprune.service.api.error_responses import Refused, documented
 from llmprune.service.users.quotas import default_quotas, quotas_of, usage_of

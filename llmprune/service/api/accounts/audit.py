@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from llmprune.service.api.account_values import AuditEntries, AuditEntry
+from llmprune.service.api.accounts.values import AuditEntries, AuditEntry
 from llmprune.service.api.dependencies import TheCaller, TheService
 from llmprune.service.api.error_responses import documented
 from llmprune.service.audit_log import AuditPage, AuditQuery, read_audit
