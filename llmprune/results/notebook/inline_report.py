@@ -15,7 +15,8 @@ from llmprune.results.figures.evaluation import (
     TaskFigures,
 )
 from llmprune.results.figures.model_size import Size
-from llmprune.results.formatting import byte_size, change, count, metric_name, number, percent, plural, span, speedup
+from llmprune.results.formatting import change, metric_name, number, percent, plural, span, speedup
+from llmprune.results.tables.sizes import size_rows
 
 _CELL = "padding:.15em 1em .15em 0;text-align:{};border:0"
 _VERDICTS = {"pass": "Gate passed", "fail": "Gate not passed"}
@@ -58,19 +59,7 @@ def _verdict(gate: GateFigures | None) -> str:
 
 def rows_of_sizes(dense: Size, pruned: Size) -> list[Row]:
     """Return the sizes of both models."""
-    before, after = dense, pruned
-    rows = [
-        ("Parameters", count(before.parameters), count(after.parameters), change(before.parameters, after.parameters)),
-        ("Weights", byte_size(before.bytes), byte_size(after.bytes), change(before.bytes, after.bytes)),
-        ("Layers", number(before.layers), number(after.layers), change(before.layers, after.layers)),
-    ]
-    for field, width in before.widths.items():
-        kept = after.widths.get(field, width)
-        name = "MLP width" if len(before.widths) == 1 else field
-        rows.append((name, number(width), number(kept), change(width, kept)))
-    if before.experts and after.experts:
-        rows.append(("Experts", number(before.experts), number(after.experts), change(before.experts, after.experts)))
-    return rows
+    return [(row.label, row.dense, row.pruned, row.change) for row in size_rows(dense, pruned)]
 
 
 def rows_of_quality(
@@ -84,13 +73,13 @@ def rows_of_quality(
     rows = []
     if perplexity:
         dense, pruned = perplexity.dense, perplexity.pruned
-        rows.append(("Perplexity", number(dense), number(pruned), change(dense, pruned)))
+        rows.append(("perplexity", number(dense), number(pruned), change(dense, pruned)))
     if speed:
         dense, pruned = speed.dense, speed.pruned
-        rows.append(("Tokens per second", number(dense), number(pruned), f"{number(speedup(speed))}×"))
+        rows.append(("tokens per second", number(dense), number(pruned), f"{number(speedup(speed))}×"))
     if mean is not None:
         interval = f" ({span(retention.interval)})" if retention else ""
-        rows.append(("Mean retention", "", "", f"{percent(mean)}{interval}"))
+        rows.append(("mean retention", "", "", f"{percent(mean)}{interval}"))
     return rows
 
 
