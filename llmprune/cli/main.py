@@ -18,6 +18,7 @@ from llmprune.cli.check_command import check
 from llmprune.cli.hub_commands import inspect, push
 from llmprune.cli.model_commands import anatomy, bench, evaluate
 from llmprune.cli.options import CommandLine
+from llmprune.cli.path_errors import path_problem
 from llmprune.cli.recover_commands import recover
 from llmprune.cli.report_commands import compare, report
 from llmprune.cli.run_commands import plan, reevaluate, run
@@ -135,3 +136,9 @@ def main() -> None:
     except LLMPruneError as error:
         typer.echo(f"llmprune: {printable_message(redact(str(error)))}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        problem = path_problem(error)
+        if problem is None:
+            raise
+        typer.echo(f"llmprune: {printable_message(redact(problem))}", err=True)
+        sys.exit(2)

@@ -18,7 +18,9 @@ _LEFT_OUT = ("budget", "depth", "width", "experts", "hidden", "vocabulary", "spa
 
 
 def recover(
-    checkpoint: Annotated[str, typer.Argument(help="Folder or hub id of the pruned model.", show_default=False)],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Folder or hub id of the pruned model.", show_default=False)
+    ],
     against: Annotated[
         str, typer.Option("--against", metavar="BASE", help="Folder or hub id of the dense model.", show_default=False)
     ],

@@ -18,7 +18,7 @@ from llmprune.anatomy.meta_model import auto_class
 from llmprune.checkpoint.copied_files import is_tokenizer
 from llmprune.checkpoint.loading import load_config
 from llmprune.checkpoint.location import folder_of
-from llmprune.common.errors import CheckpointError, HubError, LLMPruneError, OutputError
+from llmprune.common.errors import CheckpointError, HubError, LLMPruneError, OutputError, RecipeError
 from llmprune.common.files import write_text
 from llmprune.common.hub.explanations import endpoint
 from llmprune.common.versions import now
@@ -75,6 +75,8 @@ def push_run(path: Path, settings: Mapping[str, object]) -> Published:
         report = load_report(path)
         recipe = Recipe.parse(report.recipe_text, report.overrides, source=str(path / "recipe.yaml"))
         given = {name: value for name, value in settings.items() if value is not None}
+        if recipe.hub is None and "repo_id" not in given:
+            raise RecipeError(f"the recipe of {path} names no repository to push to; give --repo-id, such as org/name")
         hub = validate_arguments(Hub, (recipe.hub.model_dump() if recipe.hub else {}) | given)
         return publish_run(folder, recipe, hub=hub, report=report)
     finally:
@@ -158,7 +160,13 @@ def refuse_fewer_samples(path: Path, evaluation: Evaluation) -> None:
     written = path / "report.json"
     if not written.is_file() or written.stat().st_mtime < _made_at(path):
         return
-    report = load_report(path)
+    try:
+        report = load_report(path)
+    except OutputError as error:
+        raise OutputError(
+            f"{written} is damaged or of another version of llmprune, so the samples it is based on are not known; "
+            "delete it, and this run writes it anew, or give another --output"
+        ) from error
     if not any(step.name == MORE_SAMPLES for step in report.steps):
         return
     earlier = recorded_tasks(report.recipe["evaluation"])

@@ -120,6 +120,10 @@ def test_reevaluate_asks_more_samples_and_prunes_nothing(
         assert [sample["doc_id"] for sample in samples] == list(range(12))
     fewer = command("run", recipe, "--output", out)
     assert (fewer.code, "add --set evaluation.limit=12" in fewer.err, report_in(out)) == (2, True, after), fewer.err
+    (out / "report.json").write_text("{}")  # as by another version
+    unknown = command("run", recipe, "--output", out)
+    assert (unknown.code, "delete it, and this run writes it anew" in unknown.err) == (2, True), unknown.err
+    (out / "report.json").write_text(json.dumps(after))
     refused = command("reevaluate", out, "--limit", 12)
     assert (refused.code, "12 samples per task are evaluated already" in refused.err) == (2, True)
     for text in ("{", None):

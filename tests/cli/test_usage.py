@@ -35,6 +35,7 @@ pytestmark = pytest.mark.usefixtures("in_one_process")
         (["inspect", "text.txt"], 2, "text.txt is a file; give the hub id of a model pushed by llmprune"),
         (["inspect", "missing.gguf"], 2, "the GGUF file missing.gguf does not exist"),
         (["inspect", "../absent/recipe.yaml"], 2, "the recipe ../absent/recipe.yaml does not exist"),
+        (["inspect", "x" * 300], 2, "cannot be used (File name too long); give a shorter path"),
         (["inspect", "."], 1, "has no llmprune.json: it does not hold a model pushed by llmprune"),
         (["anatomy", "package://nowhere/x.gguf"], 2, "no package 'nowhere' is installed"),
     ],

@@ -56,7 +56,9 @@ def test_damaged_products_are_made_again(
 
 
 def test_journal_that_cannot_be_read(workspace: Path, tmp_path: Path, finished: Path) -> None:
-    """A damaged journal is refused with the remedy, and the remedy works."""
+    """A damaged journal, and one of another version, is refused with the remedy, and the remedy works."""
+    (finished / "run.json").write_text('{"format": 99}')
+    assert_refused(prune_workspace(workspace, tmp_path), 2, "another version of llmprune", "format 99", "--fresh")
     (finished / "run.json").write_text("{")
     assert_refused(prune_workspace(workspace, tmp_path), 2, "run.json cannot be read", "--fresh")
     assert command("run", tmp_path / "recipe.yaml", "--output", finished, "--fresh").code == 0

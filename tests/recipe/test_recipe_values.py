@@ -42,6 +42,13 @@ def test_quickstart_keeps_its_texts_apart() -> None:
     assert not calibrated & held_out
 
 
+def test_a_name_that_no_path_can_have() -> None:
+    """It is refused before a file of that name is looked for, which the system answers with an error."""
+    (said,) = problems(f"model: {{id: {'x' * 256}}}")
+    assert said.startswith("model.id: a path has at most 4095 bytes, and 255 between two slashes; shorten it")
+    assert Recipe.parse(f"model: {{id: org/{'x' * 255}}}").model.id.startswith("org/")
+
+
 def test_anchors_and_merge_keys() -> None:
     """A section may repeat another one by YAML merge keys, and its own keys take precedence."""
     recipe = Recipe.parse(

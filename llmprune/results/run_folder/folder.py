@@ -221,7 +221,11 @@ class RunFolder:
         try:
             journal = json.loads(path.read_text(encoding="utf-8"))
             if journal["format"] != _FORMAT:
-                raise ValueError(f"format {journal['format']}")
+                raise OutputError(
+                    f"{self.path} holds a run of another version of llmprune ({JOURNAL} has format "
+                    f"{str(journal['format'])[:20]}, and this version reads {_FORMAT}); continue it with that version, "
+                    "choose another --output, or run with --fresh to start over"
+                )
             self._recipe, self._origin = dict(journal["recipe"]), str(journal["origin"])
             products: dict[str, dict[str, Any]] = journal["products"]
             return products
