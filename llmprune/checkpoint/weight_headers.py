@@ -107,6 +107,10 @@ def _read(folder: Path, file: str, *, shown: str) -> dict[str, StoredTensor]:
         raise CheckpointError(
             f"a weights file of {shown} cannot be read ({file}: {error}); it is damaged or cut short: fetch it again"
         ) from error
+    except OSError as error:  # safetensors says of a file without permission that it does not exist
+        raise CheckpointError(
+            f"a weights file of {shown} cannot be read ({file}); check its permissions, or fetch it again"
+        ) from error
 
 
 def headers_of_repository(model_id: str, commit: str, *, files: tuple[str, ...]) -> Headers:

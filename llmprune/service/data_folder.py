@@ -19,7 +19,9 @@ def usable(settings: Settings) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"the data folder {settings.data_dir} cannot be made: {error}; give another") from error
+        raise OutputError(
+            f"the data folder {settings.data_dir} cannot be used: {error}; give another --data-dir"
+        ) from error
     except DatabaseError as error:
         raise OutputError(_unusable(settings, error)) from error
 
@@ -31,6 +33,8 @@ def _unusable(settings: Settings, error: DatabaseError) -> str:
         remedy = "start its server, or give another --database"
         return f"the {open_database(settings).place} cannot be used: {reason}; {remedy}"
     remedy = "give another --data-dir, or the file as it was last saved"
+    if "readonly" in str(reason) or "unable to open" in str(reason):
+        remedy = "check the permissions of the file, its -wal and -shm files and its folder, or give another --data-dir"
     return f"the job table {settings.database} cannot be used: {reason}; {remedy}"
 
 

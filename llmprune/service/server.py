@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from llmprune.common.errors import OutputError, RecipeError
 from llmprune.service.data_folder import locked, usable
-from llmprune.service.database.open_database import open_database
+from llmprune.service.database.open_database import is_absent, open_database
 from llmprune.service.listening import listening
 from llmprune.service.logs import audit_command, kept, log_with_time
 from llmprune.service.settings import Settings, is_loopback
@@ -125,6 +125,8 @@ def serve(
             database = open_database(settings)
             held.enter_context(database.only_service())
             bring_up_to_date(database, settings)
+            with database.write() as connection:  # a table that may only be read is refused now, not job by job
+                connection.execute("DELETE FROM jobs WHERE 1 = 0")
         require_token(settings, Tokens(database))
         with listening(settings.host, settings.port, backlog=BACKLOG) as sockets:
             log_with_time()
@@ -135,14 +137,17 @@ def serve(
                 supervisor.stop(settings.keep_jobs)
 
 
-def open_tokens(settings: Settings) -> Tokens:
+def open_tokens(settings: Settings, *, make: bool = True) -> Tokens:
     """Return the tokens of a data folder, whether or not a service runs on it.
 
-    The job table is made or migrated only while no service uses it. Raises OutputError where it cannot be used.
+    The job table is made or migrated only while no service uses it. Raises OutputError where it cannot be used, and,
+    without ``make``, where there is none.
     """
     with usable(settings):
-        settings.prepare()
         database = open_database(settings)
+        if not make and is_absent(database):
+            raise OutputError(f"{database.place} has no job table; give the --data-dir or --database of a service")
+        settings.prepare()
         if not database.is_current():
             with locked(settings.data_dir), database.only_service():
                 database.migrate()

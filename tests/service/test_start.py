@@ -20,7 +20,10 @@ from helpers.service import settings_in
 from llmprune.common.errors import RecipeError
 from llmprune.service import server
 from llmprune.service.data_folder import locked
+from llmprune.service.database.database import DatabaseUnavailable
+from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.listening import listening
+from llmprune.service.server import open_tokens
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor import devices
 
@@ -112,7 +115,7 @@ def test_an_app_that_cannot_be_made_shows_why(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("verb", [("serve", "--gpus", "none"), ("token", "list")])
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "cannot be made"), (b"no table at all, just text" * 99, "cannot be used")]
+    ("content", "said"), [(None, "--data-dir"), (b"no table at all, just text" * 99, "cannot be used")]
 )
 @pytest.mark.usefixtures("no_jobs")
 def test_a_data_folder_that_cannot_be_used(
@@ -127,6 +130,33 @@ def test_a_data_folder_that_cannot_be_used(
         (folder / "service.sqlite3").write_bytes(content)
     outcome = command(*verb, "--data-dir", folder)
     assert (outcome.code, said in outcome.err, len(outcome.err.splitlines())) == (2, True, 1), outcome.err
+
+
+@pytest.mark.parametrize(
+    "verb", [("serve", "--gpus", "none"), ("token", "create", "--name", "new"), ("user", "disable", "ann")]
+)
+@pytest.mark.usefixtures("no_jobs")
+def test_a_job_table_that_may_only_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]
+) -> None:
+    """It is refused with the remedy before a service starts, and by the commands that write."""
+    open_tokens(settings_in(tmp_path)).create("ann", "admin")
+    reason = "attempt to write a readonly database"
+
+    def write(_: SqliteDatabase) -> None:
+        raise DatabaseUnavailable(f"the job table cannot be written: {reason}", reason=reason)
+
+    monkeypatch.setattr(SqliteDatabase, "write", write)
+    outcome = command(*verb, "--data-dir", settings_in(tmp_path).data_dir)
+    assert (outcome.code, "check the permissions of the file" in outcome.err) == (2, True), outcome.err
+
+
+@pytest.mark.parametrize("verb", [("token", "list"), ("token", "revoke", "--name", "ann"), ("user", "list")])
+def test_a_mistyped_data_folder_is_not_made(tmp_path: Path, verb: tuple[str, ...]) -> None:
+    """Commands about what a service has name the folder that has none."""
+    outcome = command(*verb, "--data-dir", tmp_path / "typo")
+    assert (outcome.code, "has no job table; give the --data-dir" in outcome.err) == (2, True), outcome.err
+    assert not (tmp_path / "typo").exists()
 
 
 @pytest.mark.parametrize("verb", [("serve", "--gpus", "none"), ("token", "list")])

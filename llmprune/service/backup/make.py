@@ -17,6 +17,7 @@ from llmprune.common.errors import OutputError
 from llmprune.common.files import sha256_of
 from llmprune.service.backup.archive import DATABASE, JOB_FILE, MANIFEST, MAX_JOB_FILE, Manifest, row_counts
 from llmprune.service.database.database import Database
+from llmprune.service.database.open_database import is_absent
 from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.settings import Settings
 
@@ -28,8 +29,7 @@ def back_up(settings: Settings, database: Database, *, output: Path, with_report
     """Write a backup, readable only for this user. Raises OutputError."""
     if output.exists():
         raise OutputError(f"{output} exists; give another name for the backup")
-    is_absent = isinstance(database, SqliteDatabase) and not database.path.exists()
-    if is_absent or database.version() == 0:
+    if is_absent(database):
         raise OutputError(f"{database.place} has no job table; give the --data-dir or --database of a service")
     try:
         with tempfile.TemporaryDirectory(prefix=".llmprune-backup-", dir=output.parent) as folder:

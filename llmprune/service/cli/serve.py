@@ -57,12 +57,12 @@ def settings_of(options: ServeOptions) -> Settings:
         torchrun_options=_words(options.torchrun_options or ""),
         artifacts=_store(options.artifacts) if options.artifacts else None,
         time_limit=options.time_limit or None,
-        disk_quota=_size(options.disk_quota) if options.disk_quota else None,
-        user_disk=_size(options.user_disk) if options.user_disk else None,
-        upload_limit=_size(options.upload_limit) or 0,
+        disk_quota=_size("--disk-quota", options.disk_quota) if options.disk_quota else None,
+        user_disk=_size("--user-disk", options.user_disk) if options.user_disk else None,
+        upload_limit=_size("--upload-limit", options.upload_limit) or 0,
         oidc=_sign_in(options),
         notifications=_notifications(options),
-        **({} if options.memory_limit is None else {"memory_limit": _size(options.memory_limit)}),
+        **({} if options.memory_limit is None else {"memory_limit": _size("--memory-limit", options.memory_limit)}),
     )
 
 
@@ -119,14 +119,14 @@ def _words(options: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(options))
     except ValueError as error:
-        raise RecipeError(f"arguments: {error}") from None
+        raise RecipeError(f"--torchrun-options {options!r}: {error}; write them as for a shell") from None
 
 
-def _size(text: str) -> int | None:
+def _size(option: str, text: str) -> int | None:
     """Return a size in bytes; None for 0, which means no limit. Raises RecipeError."""
     from llmprune.common.schema import parse_size
 
     try:
         return None if text.strip() == "0" else parse_size(text)
     except ValueError as error:
-        raise RecipeError(f"arguments: {error}") from None
+        raise RecipeError(f"{option} {text!r}: {error}") from None

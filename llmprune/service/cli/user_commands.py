@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, cast
 
@@ -16,7 +17,7 @@ from llmprune.service.cli.serve_options import DataDir
 if TYPE_CHECKING:
     from llmprune.service.users.quotas import QuotaName
     from llmprune.service.users.tokens import Scope, Tokens
-    from llmprune.service.users.users import Role
+    from llmprune.service.users.users import Role, Users
 
 RoleOption = Annotated[
     Literal["viewer", "user", "approver", "admin"] | None,
@@ -45,26 +46,30 @@ def token(
 ) -> None:
     """Make, list or revoke the service's tokens. A new one is printed once; only its digest is stored."""
     from llmprune.service.logs import audit_command
-
-    tokens = _tokens(data_dir, database)
-    if action == "list":
-        for known in tokens.records(name):
-            ends = f"expires {_day(known.expires)}" if known.expires else "never expires"
-            words = (known.owner, known.role, known.name, ",".join(known.scopes), _day(known.created), ends)
-            typer.echo(printable("  ".join(words)))
-        return
-    if name is None:
-        raise RecipeError(f"token {action} needs --name")
-    if action == "revoke":
-        tokens.revoke(name, label)
-        audit_command(data_dir, action="token revoke", token=name, details={"token": label or "all"})
-        return
     from llmprune.service.users.tokens import SCOPES
 
-    chosen = _scopes(scopes) if scopes else list(SCOPES)
-    new_role = role or ("user" if tokens.owner_role(name) is None else None)
-    typer.echo(tokens.create(name, new_role, name=label or "first", scopes=chosen, days=expires))
-    audit_command(data_dir, action="token create", token=name, role=role, details={"token": label or "first"})
+    with _open_tokens(data_dir, database, make=action == "create") as tokens:
+        if action == "list":
+            _list_tokens(tokens, name)
+            return
+        if name is None:
+            raise RecipeError(f"token {action} needs --name")
+        if action == "revoke":
+            tokens.revoke(name, label)
+            audit_command(data_dir, action="token revoke", token=name, details={"token": label or "all"})
+            return
+        chosen = _scopes(scopes) if scopes else list(SCOPES)
+        new_role = role or ("user" if tokens.owner_role(name) is None else None)
+        typer.echo(tokens.create(name, new_role, name=label or "first", scopes=chosen, days=expires))
+        audit_command(data_dir, action="token create", token=name, role=role, details={"token": label or "first"})
+
+
+def _list_tokens(tokens: Tokens, name: str | None) -> None:
+    """Print the tokens of a user, or of all."""
+    for known in tokens.records(name):
+        ends = f"expires {_day(known.expires)}" if known.expires else "never expires"
+        words = (known.owner, known.role, known.name, ",".join(known.scopes), _day(known.created), ends)
+        typer.echo(printable("  ".join(words)))
 
 
 def user(
@@ -95,24 +100,29 @@ def user(
     from llmprune.service.logs import audit_command
     from llmprune.service.users.users import Users
 
-    tokens = _tokens(data_dir, database)
-    if action == "list":
-        for one in Users(tokens.database).all():
-            words = (one.name, one.role, one.email or "-", "disabled" if one.disabled else "enabled", _day(one.created))
-            typer.echo(printable("  ".join(words)))
-        return
     quotas = {"running": running, "queued": queued, "gpus": gpus, "disk": disk, "per_day": per_day, "kept": kept}
     options = {"role": role, "email": email, "to": to, "hand_over_to": hand_over_to} | quotas
     _require_options(action, [option for option, value in options.items() if value is not None])
-    chosen = _needed(user_name or name, action, option="a name, such as ann")
-    if name is not None and chosen != name:
+    if name is not None and user_name not in (None, name):
         raise RecipeError(f"two names, {user_name!r} and {name!r}; give one")
-    if action == "set-quota":
-        _set_quotas(tokens, chosen, given=quotas)
-        details: dict[str, object] = {key: value for key, value in quotas.items() if value is not None}
-    else:
-        details = _changed(tokens, chosen, action=action, options=options, data_dir=data_dir)
-    audit_command(data_dir, action=f"user {action}", user=chosen, details=details)
+    with _open_tokens(data_dir, database, make=action == "create") as tokens:
+        if action == "list":
+            _list_users(Users(tokens.database))
+            return
+        chosen = _needed(user_name or name, action, option="a name, such as ann")
+        if action == "set-quota":
+            _set_quotas(tokens, chosen, given=quotas)
+            details: dict[str, object] = {key: value for key, value in quotas.items() if value is not None}
+        else:
+            details = _changed(tokens, chosen, action=action, options=options, data_dir=data_dir)
+        audit_command(data_dir, action=f"user {action}", user=chosen, details=details)
+
+
+def _list_users(users: Users) -> None:
+    """Print all users."""
+    for one in users.all():
+        words = (one.name, one.role, one.email or "-", "disabled" if one.disabled else "enabled", _day(one.created))
+        typer.echo(printable("  ".join(words)))
 
 
 _OPTIONS: dict[str, tuple[str, ...]] = {
@@ -229,11 +239,16 @@ def _needed(value: T | None, action: str, *, option: str) -> T:
     return value
 
 
-def _tokens(data_dir: Path, database: str | None) -> Tokens:
+@contextmanager
+def _open_tokens(data_dir: Path, database: str | None, *, make: bool) -> Iterator[Tokens]:
+    """Open the tokens of a service. ``make``: also where there is none yet. Raises OutputError, and for each write."""
+    from llmprune.service.data_folder import usable
     from llmprune.service.server import open_tokens
     from llmprune.service.settings import Settings
 
-    return open_tokens(Settings(data_dir=data_dir, database_url=database_url(database)))
+    settings = Settings(data_dir=data_dir, database_url=database_url(database))
+    with usable(settings):
+        yield open_tokens(settings, make=make)
 
 
 def _day(moment: float) -> str:

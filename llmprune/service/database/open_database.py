@@ -14,3 +14,10 @@ def open_database(settings: Settings) -> Database:
     from llmprune.service.database.postgresql import PostgresqlDatabase
 
     return PostgresqlDatabase(settings.database_url)
+
+
+def is_absent(database: Database) -> bool:
+    """Return whether a database has no tables; a file is not made."""
+    if isinstance(database, SqliteDatabase) and not database.path.exists():
+        return True
+    return database.version() == 0
