@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("in_one_process")
         (["anatomy", "text.txt"], 2, "text.txt is a file"),
         (["anatomy", "./nowhere"], 2, "does not exist"),
         (["anatomy", "."], 2, "has no config.json"),
+        (["anatomy", "org/name@v1"], 2, "it is no hub id: that is org/name"),
         (["anatomy", "missing.gguf"], 2, "the GGUF file missing.gguf does not exist"),
         (["inspect", "text.txt"], 2, "text.txt is a file; give the hub id of a model pushed by llmprune"),
         (["inspect", "missing.gguf"], 2, "the GGUF file missing.gguf does not exist"),

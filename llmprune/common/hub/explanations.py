@@ -31,6 +31,8 @@ def _known(error: BaseException) -> str:
 
     if isinstance(error, errors.LocalTokenNotFoundError):
         return "no token was found; set HF_TOKEN, or log in with: hf auth login"
+    if isinstance(error, errors.HFValidationError):
+        return "it is no hub id: that is org/name, of at most 96 letters, digits, -, _ and ., without a revision"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so only the cache was looked at: unset it, or give a folder"
     if isinstance(error, errors.IncompleteSnapshotError):
