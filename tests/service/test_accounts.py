@@ -65,7 +65,9 @@ def test_the_pages_of_account_and_users(team: Team) -> None:
     assert (found.role, found.email, found.disabled) == ("user", None, True)
     assert team.ask("admin", "POST", "/users/new/quotas", data={"disk": "2GB", "gpus": "none"}).status_code == 303
     page = team.ask("admin", "GET", "/users/new", headers=HTML).text
-    assert 'value="2 GB"' in page
+    assert ('value="2 GB"' in page, 'name="gpus" value="none"' in page, 'name="running" value=""' in page) == (
+        True,
+    ) * 3
     wrong = team.ask("admin", "POST", "/users/new/quotas", data={"running": "many"}, headers=HTML)
     assert (wrong.status_code, "is no limit" in wrong.text) == (422, True)
     shown = team.ask("admin", "POST", "/users/new/tokens", data={"name": "t", "read": "on"}, headers=HTML)
