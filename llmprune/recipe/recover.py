@@ -173,7 +173,7 @@ class Recover(Section):
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     batch_tokens: Count | Literal["auto"] = Field(
         "auto",
-        description="Tokens of an optimiser step; auto: a 250th of all tokens, from 2,048 to 262,144, in whole "
+        description="Tokens of an optimiser step; auto: a 250th of all tokens, from 1,024 to 262,144, in whole "
         "windows.",
     )
     check_every: int | Literal["auto"] = Field(
@@ -236,7 +236,7 @@ class Recover(Section):
 
     def windows_of_step(self, tokens: int, length: int) -> int:
         """Return the windows of an optimiser step, for a training on ``tokens`` in windows of ``length``."""
-        wanted = min(max(tokens // 250, 2048), 262_144) if self.batch_tokens == "auto" else self.batch_tokens
+        wanted = min(max(tokens // 250, 1024), 262_144) if self.batch_tokens == "auto" else self.batch_tokens
         return max(wanted // length, 1)
 
     def windows_at_once(self, length: int, *, on_gpu: bool) -> int:

@@ -205,7 +205,7 @@ def test_a_base_that_is_not_found_or_not_allowed_is_refused(bases: Path, adapter
         (ModelSource(id=str(adapter)), "followed only to the hub; set model.base"),
         (
             ModelSource(id=str(adapter), base=str(tmp_path / "none")),
-            "cannot be used: the model folder .* does not exist",
+            "cannot be used: the folder .* does not exist",
         ),
         (ModelSource(id=str(adapter), base=str(adapter)), "cannot be used: it is an adapter too"),
         (ModelSource(id=str(bases / "base"), base="org/base"), "is no adapter"),

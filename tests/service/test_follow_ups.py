@@ -230,7 +230,7 @@ def test_unfinished_and_damaged_parents(harness: ServiceHarness) -> None:
 
 def test_a_follow_up_continues_after_a_restart(harness: ServiceHarness) -> None:
     """A supervisor that ends queues it again, and the next one starts the same command."""
-    parent = finished(harness, more_pause=0.2)
+    parent = finished(harness, more_pause=1.5)
     job = made(harness, parent, "evaluate", tasks=["arc_easy"])["id"]
     harness.until(job, lambda found: found["state"] == "running")
     before = command_of(harness, job)
