@@ -4,7 +4,7 @@ A criterion is a frozen section of the recipe: its parameters. It makes one accu
 unit that it scores. To add a criterion, add a file to ``depth``, ``width`` or ``experts`` with a subclass that
 declares its ``kind``; nothing else changes.
 
-Shapes: B batch, L sequence length, D hidden size, V vocabulary, F neurons of a unit, E experts.
+Shapes: D hidden size, F neurons of a unit, E experts.
 """
 
 from __future__ import annotations
@@ -12,12 +12,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field
-
-from llmprune.common.errors import CalibrationError
 from llmprune.common.variants import Variant
 
 if TYPE_CHECKING:
@@ -54,20 +50,19 @@ class ScoringSize:
 
 @dataclass(frozen=True)
 class AblationCost:
-    """Time that ablation takes; ``forward_passes``: in forward passes over all calibration tokens."""
+    """Time that ablation takes; ``forward_passes``: in forward passes over all calibration tokens.
+
+    ``windows``: that models without a layer are evaluated on, of ``length`` tokens each; the last ``predicted`` of each
+    are predicted. ``models``: those that predict them, in all rounds together, the dense one included.
+    """
 
     rounds: int
     windows: int
+    length: int
+    predicted: int
+    models: int
     forward_passes: float
     refits: bool = False
-
-
-@dataclass(frozen=True)
-class AblationRefit:
-    """Refit of the layer before an ablated one: calibration windows that it is solved on, and its ridge."""
-
-    windows: int
-    ridge: float
 
 
 class DepthCriterion(Variant, ABC):
@@ -100,8 +95,11 @@ class DepthCriterion(Variant, ABC):
         """Return the bytes of sums and factors, where they are many."""
         return 0
 
-    def ablation_cost(self, layers: int, *, remove: int, samples: int) -> AblationCost | None:
-        """Return the time that ablation takes in addition to pass 1; None without ablation."""
+    def ablation_cost(self, layers: int, *, remove: int, windows: int, length: int) -> AblationCost | None:
+        """Return the time that ablation takes in addition to pass 1; None without ablation.
+
+        ``windows``: of the calibration, of ``length`` tokens each.
+        """
         return None
 
 
@@ -128,70 +126,6 @@ class HiddenStateCriterion(DepthCriterion):
     @abstractmethod
     def make_accumulator(self, device: torch.device) -> LayerAccumulator:
         """Return the empty accumulator of one span of layers, the last of which is computed on this device."""
-
-
-class AblationCriterion(DepthCriterion):
-    """Scores layers by what the model predicts without them, on some of the calibration windows."""
-
-    windows: int = Field(8, gt=0, description="Calibration windows that models without a layer are evaluated on.")
-    greedy: bool = Field(
-        True,
-        description="Remove layers one by one and score the others anew after each; false: score every layer once.",
-    )
-
-    @property
-    def refit(self) -> AblationRefit | None:
-        """Refit of the layer before each ablated layer; None: the others stay unchanged."""
-        return None
-
-    def horizon(self, remove: int) -> int:
-        """Return the number of rounds, in each of which every remaining layer is ablated in turn."""
-        return remove if self.greedy else 1
-
-    def scaled(self, part: int, whole: int) -> Self:
-        """Return the criterion with as large a share of ``part`` windows as it has of ``whole``."""
-        return self.model_copy(update={"windows": scaled(self.windows, part, whole=whole)})
-
-    def require_sources(self, windows: Sequence[int]) -> None:
-        """Raise CalibrationError where the windows that models are evaluated on lack a source.
-
-        They are evenly spaced over all windows, of which those of a source are together.
-        """
-        judged = set(evenly_spaced(min(self.windows, sum(windows)), sum(windows)))
-        missing = sum(judged.isdisjoint(range(*ends)) for ends in pairwise([0, *accumulate(windows)]))
-        if missing:
-            raise CalibrationError(
-                f"depth.criterion evaluates on {len(judged)} of {sum(windows)} calibration windows, which have none of "
-                f"{missing} of its {len(windows)} sources; raise depth.criterion.windows, or set calibration.combine "
-                "to pooled"
-            )
-
-    def hidden_state_bytes(self, size: ScoringSize) -> int:
-        """Return the bytes of the hidden states of all ablated models, which advance together."""
-        return (size.layers + 2) * min(self.windows, size.samples) * size.window_bytes
-
-    def ablation_cost(self, layers: int, *, remove: int, samples: int) -> AblationCost:
-        """Return the time that the rounds take."""
-        windows, rounds = min(self.windows, samples), self.horizon(remove)
-        passes = sum((layers - done) / 2 + 1 for done in range(rounds)) * windows / samples
-        return AblationCost(rounds, windows, passes)
-
-    @abstractmethod
-    def token_costs(self, logits_BPV: Tensor, dense_BPV: Tensor, *, targets_BP: Tensor) -> Tensor:
-        """Return the cost of the prediction of each token in ``targets_BP``, float32 [B, P].
-
-        ``dense_BPV``: the dense model's logits.
-        """
-
-
-def evenly_spaced(number: int, samples: int) -> list[int]:
-    """Return the indices of ``number`` of the samples, evenly spaced."""
-    return [index * samples // number for index in range(number)]
-
-
-def scaled(windows: int, part: int, *, whole: int) -> int:
-    """Return as large a share of ``part`` windows as ``windows`` are of ``whole``; at least 1."""
-    return max(1, windows * part // whole)
 
 
 class WidthCriterion(Variant, ABC):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmprune.common.distributed import is_first_process
 from llmprune.common.files import write_atomically
-from llmprune.criteria.base import AblationCriterion
+from llmprune.criteria.ablation import AblationCriterion
 from llmprune.criteria.combine import Combine
 from llmprune.cut.decision import Cut
 from llmprune.pipeline.context import RunContext

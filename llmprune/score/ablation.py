@@ -10,17 +10,18 @@ Shapes: N windows or layers, L sequence length, S sources, M models, C candidate
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from llmprune.anatomy.types import Anatomy
-from llmprune.common.distributed import broadcast_from_first
+from llmprune.common.distributed import broadcast_from_first, world_size
 from llmprune.common.errors import CalibrationError, NumericalError
 from llmprune.common.progress import track
-from llmprune.criteria.base import AblationCriterion, evenly_spaced
+from llmprune.criteria.ablation import AblationCriterion, evenly_spaced, first_predicted
 from llmprune.criteria.combine import Combine, combine_scores
 from llmprune.cut.layer_choice import may_remain, required_kinds
 from llmprune.layerwise.decoder import Decoder
@@ -63,7 +64,7 @@ def layer_ablation_scores(
     CalibrationError where the criterion cannot refit: for want of windows, or of layers that can be refit.
     """
     spread_N = _spread_over_sources(calibration)
-    judged_N, rest_N = evenly_spaced_subset(spread_N, criterion.windows)
+    judged_N, rest_N = evenly_spaced_subset(spread_N, max(criterion.windows, world_size()))
     repair = None
     if criterion.refit:
         criterion.require_samples(len(spread_N))
@@ -71,42 +72,80 @@ def layer_ablation_scores(
         repair = AblationRepair(decoder, anatomy, calibration=calibration.at(solved_N), ridge=criterion.refit.ridge)
     if calibration.sources_N is not None:
         criterion.require_sources(calibration.sources_N.bincount().tolist())
-    costs = AblatedModels(decoder, criterion, calibration=calibration.at(judged_N), repair=repair)
+    judged = _shortened(calibration.at(judged_N), criterion.tokens)
+    costs = AblatedModels(decoder, criterion, calibration=judged, repair=repair)
     rounds = criterion.horizon(target.remove)
     kinds = required_kinds(anatomy, keep_pattern=target.keep_pattern) if rounds == target.remove else ()
     may_keep = may_remain(anatomy, target.remove, kinds=kinds)
-    return rank_by_cost(costs, len(decoder), rounds=rounds, may_keep=may_keep, kind=criterion.kind)
+    choice = RemovalCandidates(len(decoder), may_keep, number=criterion.candidates)
+    return rank_by_cost(costs, choice, rounds=rounds, kind=criterion.kind)
 
 
-def rank_by_cost(
-    costs: LayerCosts, layers: int, *, rounds: int, may_keep: Callable[[set[int]], bool], kind: str
-) -> Tensor:
+def _shortened(calibration: CalibrationBatches, tokens: int | None) -> CalibrationBatches:
+    """Return the batches of the beginnings of windows, of which the second half counts; None: of whole windows."""
+    if tokens is None:
+        return calibration
+    windows_NL = calibration.windows_NL[:, :tokens]
+    first = first_predicted(windows_NL.shape[1], is_short=True)
+    return replace(calibration, windows_NL=windows_NL, first_target=first)
+
+
+@dataclass(frozen=True)
+class RemovalCandidates:
+    """Layers that each round of a greedy removal ablates, of ``layers`` layers.
+
+    The first round ablates all that may go, each later one the ``number`` of them that the first found cheapest, or all
+    where it is None. ``may_keep``: True for layers that a model may consist of.
+    """
+
+    layers: int
+    may_keep: Callable[[set[int]], bool]
+    number: int | None = None
+
+    def of_round(self, kept: Sequence[int], first: Mapping[int, float]) -> list[int]:
+        """Return the candidates among the ``kept`` layers. ``first``: costs of the first round; empty before it."""
+        allowed = [layer for layer in kept if self.may_keep(set(kept) - {layer})]
+        if not first or self.number is None:
+            return allowed
+        return sorted(sorted(allowed, key=lambda layer: (_known(first.get(layer)), layer))[: self.number])
+
+
+def _known(cost: float | None) -> float:
+    """Return a cost; infinity where it is unknown or not finite."""
+    return math.inf if cost is None or not math.isfinite(cost) else cost
+
+
+def rank_by_cost(costs: LayerCosts, choice: RemovalCandidates, *, rounds: int, kind: str) -> Tensor:
     """Return scores of layers [N] that rise in the order of greedy removal; those of all kept layers are above them.
 
-    In each round the layer whose removal costs least is removed. ``may_keep``: True for layers that a model may
-    consist of. ``kind`` names the criterion in errors. Raises NumericalError where no cost of a round is finite, or
-    that of a kept layer is not.
+    In each round the candidate whose removal costs least is removed. ``kind`` names the criterion in errors. Raises
+    NumericalError where no cost of a round is finite, or that of a kept layer is not.
     """
-    kept, scores_N = list(range(layers)), torch.zeros(layers)
+    kept, scores_N = list(range(choice.layers)), torch.zeros(choice.layers)
+    first: dict[int, float] = {}
     reached = -math.inf
     for _ in range(rounds):
-        candidates = [layer for layer in kept if may_keep(set(kept) - {layer})]
-        found = costs.without_each(kept, candidates)
+        found = costs.without_each(kept, choice.of_round(kept, first))
+        first = first or found
         finite = {layer: cost for layer, cost in found.items() if math.isfinite(cost)}
         if not finite:
             raise _no_cost(kind, list(found))
         cheapest = min(finite, key=finite.__getitem__)
-        reached = max(finite[cheapest], reached)  # not below the scores of the layers removed before
-        above = float(torch.tensor(reached).nextafter(torch.tensor(math.inf)))
+        reached = max(finite[cheapest], _above(reached))  # above the scores of the layers removed before
         for layer in kept:
-            unknown = math.inf if layer in found else max(finite.values())
-            scores_N[layer] = max(finite.get(layer, unknown), above)
+            score = found.get(layer, max(first.get(layer, -math.inf), *finite.values()))
+            scores_N[layer] = max(score, _above(reached)) if math.isfinite(score) else math.inf
         scores_N[cheapest] = reached
         kept.remove(cheapest)
         costs.remove(cheapest)
     if without_cost := [layer for layer in kept if not math.isfinite(scores_N[layer])]:
         raise _no_cost(kind, without_cost)
     return scores_N
+
+
+def _above(score: float) -> float:
+    """Return the next float32 above a score."""
+    return float(torch.tensor(score).nextafter(torch.tensor(math.inf)))
 
 
 def _no_cost(kind: str, layers: list[int]) -> NumericalError:

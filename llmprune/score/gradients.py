@@ -20,7 +20,8 @@ from llmprune.anatomy.types import Anatomy
 from llmprune.common.distributed import sum_over_processes, world_size
 from llmprune.common.errors import CalibrationError, DeviceMemoryError
 from llmprune.common.progress import track
-from llmprune.criteria.base import WidthCriterion, evenly_spaced
+from llmprune.criteria.ablation import evenly_spaced
+from llmprune.criteria.base import WidthCriterion
 from llmprune.layerwise.backward import Effects, LayerwiseBackward, NotDifferentiableError
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward

@@ -21,7 +21,8 @@ from llmprune.anatomy.layer_kinds import kinds_of
 from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.anatomy.types import Anatomy
 from llmprune.common.errors import RecipeError
-from llmprune.criteria.base import AblationCriterion, DepthCriterion
+from llmprune.criteria.ablation import AblationCriterion
+from llmprune.criteria.base import DepthCriterion
 from llmprune.criteria.depth.angular import Angular
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.depth.divergence import Divergence

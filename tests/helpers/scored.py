@@ -10,7 +10,8 @@ from torch import Tensor
 
 from helpers.decoders import dense_decoder
 from llmprune.anatomy.discovery import discover
-from llmprune.criteria.base import AblationCriterion, WidthCriterion
+from llmprune.criteria.ablation import AblationCriterion
+from llmprune.criteria.base import WidthCriterion
 from llmprune.layerwise.hidden_states.cache import HiddenStateCache
 from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.recipe.recipe import Recipe

@@ -19,7 +19,7 @@ from helpers.scored import store_in
 from torch import Tensor
 
 from llmprune.checkpoint.open_decoder import open_decoder
-from llmprune.criteria.base import AblationCriterion
+from llmprune.criteria.ablation import AblationCriterion
 from llmprune.criteria.depth.angular import Angular
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.depth.perplexity import Perplexity

@@ -16,7 +16,8 @@ from helpers.scored import store_in
 from torch import Tensor
 
 from llmprune.checkpoint.open_decoder import open_decoder
-from llmprune.criteria.base import AblationCriterion, ExpertCriterion, HiddenStateCriterion, WidthCriterion
+from llmprune.criteria.ablation import AblationCriterion
+from llmprune.criteria.base import ExpertCriterion, HiddenStateCriterion, WidthCriterion
 from llmprune.criteria.depth.block_influence import BlockInfluence
 from llmprune.criteria.width.activation import Activation
 from llmprune.cut.apply import cut_decoder

@@ -96,9 +96,18 @@ def test_of_a_mixture_only_active_experts_are_counted(tmp_path: Path) -> None:
 
 def test_ablation_counts_its_rounds(tmp_path: Path) -> None:
     """Two rounds over 4 and 3 layers on 3 of 6 windows, in each the logits of every model and of the dense one."""
-    plan = _plan(tmp_path, "depth: {remove: 2, criterion: {kind: divergence, windows: 3}}")
+    plan = _plan(tmp_path, "depth: {remove: 2, criterion: {kind: perplexity, windows: 3}}")
     passes = (4 / 2 + 1 + 3 / 2 + 1) * 3 / 6
-    head = 2 * 32 * 128 * (3 * 32) * (5 + 4)
+    head = 2 * 32 * 128 * (3 * 31) * (5 + 4)
+    assert _work(plan, "ablation: leaving layers out").products == passes * plan.work.forward.products + head
+
+
+def test_ablation_of_few_candidates_on_short_windows(tmp_path: Path) -> None:
+    """Two layers are left out again, on half of each window, of which the last 7 tokens are predicted."""
+    criterion = "{kind: divergence, windows: 3, tokens: 16, candidates: 2}"
+    plan = _plan(tmp_path, f"depth: {{remove: 2, criterion: {criterion}}}")
+    passes = (4 / 2 + 1 + 2 / 2 + 1) * 3 / 6 / 2
+    head = 2 * 32 * 128 * (3 * 7) * (5 + 3)
     assert _work(plan, "ablation: leaving layers out").products == passes * plan.work.forward.products + head
 
 

@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.discovery import discover
 from llmprune.common.errors import NumericalError
-from llmprune.criteria.base import AblationCriterion
+from llmprune.criteria.ablation import AblationCriterion
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.perplexity import Perplexity
 from llmprune.cut.decision import choose_layers
 from llmprune.layerwise import logits
-from llmprune.score.ablation import AblatedModels, evenly_spaced_subset, rank_by_cost
+from llmprune.score.ablation import AblatedModels, RemovalCandidates, evenly_spaced_subset, rank_by_cost
 from llmprune.score.inputs import CalibrationBatches
 
 
@@ -53,11 +53,14 @@ class GivenCosts:
     def __init__(self, *rounds: dict[int, float]) -> None:
         self.rounds = iter(rounds)
         self.removed: list[int] = []
+        self.asked: list[list[int]] = []
 
     def without_each(self, kept: Sequence[int], candidates: Collection[int], *, size: int = 1) -> dict[int, float]:
         """Return the costs of the next round."""
         assert set(kept).isdisjoint(self.removed)
-        return next(self.rounds)
+        self.asked.append(list(candidates))
+        costs = next(self.rounds)
+        return {layer: cost for layer, cost in costs.items() if layer in candidates}
 
     def remove(self, layer: int) -> None:
         """Note the layer."""
@@ -66,7 +69,7 @@ class GivenCosts:
 
 def ranked(*rounds: dict[int, float], kind: str = "divergence") -> Tensor:
     """Scores of four layers whose ablations cost this, round by round."""
-    return rank_by_cost(GivenCosts(*rounds), 4, rounds=len(rounds), may_keep=lambda _: True, kind=kind)
+    return rank_by_cost(GivenCosts(*rounds), RemovalCandidates(4, lambda _: True), rounds=len(rounds), kind=kind)
 
 
 @pytest.mark.parametrize("kind", [Perplexity, Divergence])
@@ -74,7 +77,7 @@ def test_one_shot_ablation_equals_whole_forward_passes(
     kind: type[AblationCriterion], model: PreTrainedModel, windows: Tensor
 ) -> None:
     """Ablated models that share the dense prefix cost what models without the layer cost, whatever the batches."""
-    criterion = kind(windows=4, greedy=False)
+    criterion = kind(windows=4, greedy=False, tokens=None)
     scores_N = ablation_scores(model, criterion, windows, remove=2, batch_size=3)
     judged, rest = evenly_spaced_subset(windows, 4)
     assert len(rest) == 2
@@ -100,7 +103,7 @@ def test_greedy_ablation_chooses_one_layer_after_the_other(
     kind: type[AblationCriterion], model: PreTrainedModel, windows: Tensor
 ) -> None:
     """Each round removes the layer that costs least without those removed before, even if less than they did."""
-    criterion = kind(windows=6)
+    criterion = kind(windows=6, candidates=None, tokens=None)
     scores_N = ablation_scores(model, criterion, windows, remove=3)
     layers = range(len(scores_N))
     removed: set[int] = set()
@@ -113,6 +116,17 @@ def test_greedy_ablation_chooses_one_layer_after_the_other(
         assert float(scores_N[list(removed)].max()) == pytest.approx(cost, rel=1e-3)
 
 
+def test_short_windows_are_judged_on_their_second_half(model: PreTrainedModel, windows: Tensor) -> None:
+    """Of each window the beginning is passed through the models, and its first half is context."""
+    criterion, half = Divergence(windows=4, greedy=False, tokens=8), 4
+    scores_N = ablation_scores(model, criterion, windows, remove=1, batch_size=3)
+    judged_NL = evenly_spaced_subset(windows, 4)[0][:, :8]
+    for layer, score in enumerate(scores_N.tolist()):
+        dense_NLV, other_NLV = (logits_without(model, without, judged_NL) for without in (set[int](), {layer}))
+        costs_NP = criterion.token_costs(other_NLV[:, half:-1], dense_NLV[:, half:-1], targets_BP=judged_NL[:, 5:])
+        assert score == pytest.approx(float(costs_NP.mean()), rel=1e-4)
+
+
 def test_a_layer_that_gets_cheaper_by_the_loss_of_another_is_removed_after_it() -> None:
     """Scores rise in the order of removal, and those of all kept layers are above them."""
     scores_N = ranked({0: 3.0, 1: 1.0, 2: 2.0, 3: 2.5}, {0: 0.5, 2: 0.7, 3: 0.6})
@@ -122,8 +136,19 @@ def test_a_layer_that_gets_cheaper_by_the_loss_of_another_is_removed_after_it() 
 def test_costs_are_told_which_layers_are_removed() -> None:
     """The next round is one of the model without them."""
     costs = GivenCosts({0: 3.0, 1: 1.0, 2: 2.0}, {0: 0.5, 2: 0.7})
-    rank_by_cost(costs, 3, rounds=2, may_keep=lambda _: True, kind="divergence")
+    rank_by_cost(costs, RemovalCandidates(3, lambda _: True), rounds=2, kind="divergence")
     assert costs.removed == [1, 0]
+
+
+def test_later_rounds_ablate_the_cheapest_of_the_first() -> None:
+    """As many as asked for, of layers that may still go; those that are not ablated again score above those that go."""
+    costs = GivenCosts({0: 4.0, 1: 1.0, 2: 2.0, 3: 3.0}, {2: 9.0, 3: 5.0}, {0: 7.0, 2: 9.0})
+    choice = RemovalCandidates(4, lambda kept: 2 in kept or 3 in kept, number=2)
+    scores_N = rank_by_cost(costs, choice, rounds=3, kind="divergence")
+    assert costs.asked == [[0, 1, 2, 3], [2, 3], [0]]
+    assert costs.removed == [1, 3, 0]
+    assert choose_layers(scores_N, 1) == (2,)
+    assert choose_layers(scores_N, 2) == (0, 2)
 
 
 @pytest.mark.parametrize("cost", [math.nan, math.inf, -math.inf])

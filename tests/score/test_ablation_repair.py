@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.discovery import discover
 from llmprune.common.errors import CalibrationError
-from llmprune.criteria.base import AblationCriterion
+from llmprune.criteria.ablation import AblationCriterion
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.residual import Residual
 from llmprune.layerwise.hidden_states.store import HiddenStateStore
@@ -50,7 +50,7 @@ def test_refits_lower_the_divergence() -> None:
             layer.mlp.down_proj.weight.mul_(20)
     windows_NL = torch.randint(0, 16, (40, 12), generator=torch.Generator().manual_seed(5))
     kinds: list[AblationCriterion] = [
-        Divergence(windows=8, greedy=False),
+        Divergence(windows=8, greedy=False, tokens=None),
         Residual(windows=8, refit_windows=32, ridge=0.1, greedy=False),
     ]
     without, repaired = (ablation_scores(model, kind, windows_NL, remove=1, batch_size=8) for kind in kinds)

@@ -14,7 +14,8 @@ from helpers.scored import store_in
 from torch import Tensor
 
 from llmprune.anatomy.discovery import discover
-from llmprune.criteria.base import AblationCriterion, WidthCriterion
+from llmprune.criteria.ablation import AblationCriterion
+from llmprune.criteria.base import WidthCriterion
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.perplexity import Perplexity
 from llmprune.criteria.width.taylor import Taylor

@@ -15,7 +15,8 @@ from torch import Tensor
 from llmprune.anatomy.discovery import discover
 from llmprune.anatomy.types import Anatomy
 from llmprune.common.errors import CalibrationError
-from llmprune.criteria.base import AblationCriterion, DepthCriterion, HiddenStateCriterion, WidthCriterion
+from llmprune.criteria.ablation import AblationCriterion
+from llmprune.criteria.base import DepthCriterion, HiddenStateCriterion, WidthCriterion
 from llmprune.criteria.combine import combine_scores
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.experts.reap import Reap

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from llmprune.criteria.base import AblationCriterion
+from llmprune.criteria.ablation import AblationCriterion
 
 if TYPE_CHECKING:
     from torch import Tensor

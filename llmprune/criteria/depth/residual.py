@@ -16,7 +16,8 @@ from pydantic import Field
 
 from llmprune.common.errors import CalibrationError
 from llmprune.common.linalg.kl_divergence import kl_divergence
-from llmprune.criteria.base import AblationCost, AblationCriterion, AblationRefit, ScoringSize, scaled
+from llmprune.criteria.ablation import AblationCriterion, AblationRefit, scaled
+from llmprune.criteria.base import AblationCost, ScoringSize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,12 +58,12 @@ class Residual(AblationCriterion):
         """Return the bytes of one refit's sums and factor, and of the solutions that a round keeps for all layers."""
         return 4 * size.inputs * (2 * size.inputs + size.hidden * (size.layers + 2))
 
-    def ablation_cost(self, layers: int, *, remove: int, samples: int) -> AblationCost:
-        """Return the time that the rounds take, with a refit of every layer in each."""
-        cost = super().ablation_cost(layers, remove=remove, samples=samples)
-        refits = sum((layers - done) / layers for done in range(cost.rounds))
-        _, solved = self._windows_of_each(samples)
-        return replace(cost, forward_passes=cost.forward_passes + refits * solved / samples, refits=True)
+    def ablation_cost(self, layers: int, *, remove: int, windows: int, length: int) -> AblationCost:
+        """Return the time that the rounds take, with a refit for every ablated layer in each."""
+        cost = super().ablation_cost(layers, remove=remove, windows=windows, length=length)
+        refits = (cost.models - cost.rounds) / layers
+        _, solved = self._windows_of_each(windows)
+        return replace(cost, forward_passes=cost.forward_passes + refits * solved / windows, refits=True)
 
     def _windows_of_each(self, samples: int) -> tuple[int, int]:
         """Return the number of windows that the divergence is measured on, and of those that refits are solved on."""

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from llmprune.anatomy.meta_model import text_config
 from llmprune.anatomy.types import Unit
-from llmprune.criteria.base import AblationCriterion, HiddenStateCriterion, WidthCriterion
+from llmprune.criteria.ablation import AblationCriterion
+from llmprune.criteria.base import HiddenStateCriterion, WidthCriterion
 from llmprune.data.window_sources import sources_of_windows
 from llmprune.planning.duration.operations import Work, head_operations, refit_work
 from llmprune.planning.duration.parts import (
@@ -123,19 +124,18 @@ def _scoring_of(criterion: WidthCriterion, unit: Unit, *, hidden: int) -> Work:
 def _ablation(criterion: AblationCriterion, models: PlannedModels, *, tokens: Tokens, remove: int) -> Work:
     """Return the work of all rounds of ablation: layer passes, logits of every model, and refits."""
     layers = models.anatomy.num_layers
-    cost = criterion.ablation_cost(layers, remove=remove, samples=tokens.windows)
+    cost = criterion.ablation_cost(layers, remove=remove, windows=tokens.windows, length=tokens.length)
     costs = models.dense_costs(tokens.length)
-    judged, vocabulary = cost.windows * tokens.length, text_config(models.dense.config).vocab_size
-    compared = sum(layers - done + 1 for done in range(cost.rounds))  # models, and the dense one
+    judged, vocabulary = cost.windows * cost.predicted, text_config(models.dense.config).vocab_size
     work = forward_work(costs, tokens) * cost.forward_passes + visited(costs) * cost.rounds
     work += Work(
-        products=compared * judged * head_operations(models.dense),
-        stream=compared * judged * vocabulary * 4 * 8,
+        products=cost.models * judged * head_operations(models.dense),
+        stream=cost.models * judged * vocabulary * 4 * 8,
     )
     if criterion.refit:
-        windows = min(criterion.refit.windows, tokens.windows - cost.windows)
+        windows = min(criterion.refit.windows, max(tokens.windows - criterion.windows, 0))
         units = [next((unit for unit in units if unit.refit), None) for units in models.anatomy.units]
-        rounds = sum((layers - done) / layers for done in range(cost.rounds))
+        rounds = (cost.models - cost.rounds) / layers
         refit, solved = Refit(ridge=criterion.refit.ridge), windows * tokens.length
         refits = (
             refit_work(unit.width, models.hidden, tokens=solved, refit=refit, folds=1) for unit in filter(None, units)

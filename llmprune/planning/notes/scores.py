@@ -19,8 +19,9 @@ def about_scores(recipe: Recipe, anatomy: Anatomy, *, keep: Sequence[int]) -> li
     notes = []
     if recipe.depth:
         if recipe.depth.layers is None:
-            criterion, (samples, _) = recipe.depth.criterion, recipe.calibration.shape()
-            cost = criterion.ablation_cost(anatomy.num_layers, remove=anatomy.num_layers - len(keep), samples=samples)
+            criterion, (windows, length) = recipe.depth.criterion, recipe.calibration.shape()
+            remove = anatomy.num_layers - len(keep)
+            cost = criterion.ablation_cost(anatomy.num_layers, remove=remove, windows=windows, length=length)
             notes += _about_ablation(criterion, cost) if cost else []
         named, kept = recipe.depth.layers is not None, recipe.depth.keep_pattern
         notes += about_index_kinds(recipe.depth, anatomy, keep=keep)
@@ -33,8 +34,8 @@ def _about_ablation(criterion: DepthCriterion, cost: AblationCost) -> list[str]:
     refit = ", and a refit of every layer in each round" if cost.refits else ""
     return [
         f"depth.criterion {criterion.kind}: {plural(cost.rounds, 'round')} of ablation on "
-        f"{plural(cost.windows, 'window')} cost about {cost.forward_passes:.1f} forward passes over the calibration "
-        f"tokens{refit}"
+        f"{plural(cost.windows, 'window')} of {cost.length:,} tokens cost about {cost.forward_passes:.1f} forward "
+        f"passes over the calibration tokens{refit}"
     ]
 
 
