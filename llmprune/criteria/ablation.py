@@ -112,7 +112,7 @@ def first_predicted(length: int, *, is_short: bool) -> int:
 
     ``is_short``: the window was cut short, and its first half is the context of the second.
     """
-    return length // 2 + 1 if is_short else 1
+    return min(length // 2 + 1, length - 1) if is_short else 1
 
 
 def evenly_spaced(number: int, samples: int) -> list[int]:

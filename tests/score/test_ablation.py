@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.discovery import discover
 from llmprune.common.errors import NumericalError
-from llmprune.criteria.ablation import AblationCriterion
+from llmprune.criteria.ablation import AblationCriterion, first_predicted
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.perplexity import Perplexity
 from llmprune.cut.decision import choose_layers
@@ -125,6 +125,12 @@ def test_short_windows_are_judged_on_their_second_half(model: PreTrainedModel, w
         dense_NLV, other_NLV = (logits_without(model, without, judged_NL) for without in (set[int](), {layer}))
         costs_NP = criterion.token_costs(other_NLV[:, half:-1], dense_NLV[:, half:-1], targets_BP=judged_NL[:, 5:])
         assert score == pytest.approx(float(costs_NP.mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("length", "first"), [(2, 1), (3, 2), (4, 3), (8, 5), (256, 129)])
+def test_a_short_window_has_a_token_to_predict(length: int, first: int) -> None:
+    """It is in the second half, however short the window."""
+    assert first_predicted(length, is_short=True) == first < length
 
 
 def test_a_layer_that_gets_cheaper_by_the_loss_of_another_is_removed_after_it() -> None:
