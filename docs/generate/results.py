@@ -231,10 +231,10 @@ def model_support() -> str:
 def _find(target: str, settings: Sequence[str]) -> Row | None:
     """The recorded row of a target on the peers' tokens, without generated windows.
 
-    Neither that nor numbers of windows count as settings.
+    Neither that nor what a depth criterion judges on counts as a setting.
     """
     for row in figures("quality")["rows"]:
-        left_out = ("depth.criterion.windows=", NO_WINDOWS)
+        left_out = (NO_WINDOWS, *(f"depth.criterion.{name}=" for name in ("windows", "tokens", "candidates")))
         told = [setting for setting in row["settings"] if not setting.startswith(left_out)]
         if NO_WINDOWS not in row["settings"]:
             continue

@@ -64,7 +64,7 @@ def layer_ablation_scores(
     CalibrationError where the criterion cannot refit: for want of windows, or of layers that can be refit.
     """
     spread_N = _spread_over_sources(calibration)
-    judged_N, rest_N = evenly_spaced_subset(spread_N, max(criterion.windows, world_size()))
+    judged_N, rest_N = evenly_spaced_subset(spread_N, max(criterion.windows, world_size()))  # one for each process
     repair = None
     if criterion.refit:
         criterion.require_samples(len(spread_N))
