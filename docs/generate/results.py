@@ -27,6 +27,7 @@ MODEL_TARGETS = {
 }
 ONE_KIND = "the peers', 32 x 512"
 NO_WINDOWS = "calibration.self_generated=0"  # of most rows; the pages say so once
+RECORDED_CRITERION = "depth.criterion.kind=block_influence"  # of layers, where a page says so once
 Row = dict[str, Any]
 
 
@@ -231,10 +232,11 @@ def model_support() -> str:
 def _find(target: str, settings: Sequence[str]) -> Row | None:
     """The recorded row of a target on the peers' tokens, without generated windows.
 
-    Neither that nor what a depth criterion judges on counts as a setting.
+    Neither that nor what a depth criterion judges counts as a setting, nor the criterion that was the default once.
     """
     for row in figures("quality")["rows"]:
-        left_out = (NO_WINDOWS, *(f"depth.criterion.{name}=" for name in ("windows", "tokens", "candidates")))
+        judged = (f"depth.criterion.{name}=" for name in ("windows", "tokens", "candidates", "spans"))
+        left_out = (NO_WINDOWS, RECORDED_CRITERION, *judged)
         told = [setting for setting in row["settings"] if not setting.startswith(left_out)]
         if NO_WINDOWS not in row["settings"]:
             continue

@@ -39,8 +39,8 @@ class AblationCriterion(DepthCriterion):
     tokens: int | None = Field(
         None,
         gt=1,
-        description="Tokens of each of these windows, from its beginning, of which the second half is predicted; null: "
-        "whole windows, of which every token is.",
+        description="Tokens of each of these windows, from its beginning, of which the last quarter is predicted; "
+        "null: whole windows, of which every token is.",
     )
 
     @property
@@ -49,8 +49,16 @@ class AblationCriterion(DepthCriterion):
         return None
 
     def horizon(self, remove: int) -> int:
+        """Return the number of removed layers that the scores depend on."""
+        return remove if self.greedy or self.judges_spans(remove) else 1
+
+    def rounds(self, remove: int) -> int:
         """Return the number of rounds, in each of which the remaining candidates are ablated in turn."""
         return remove if self.greedy else 1
+
+    def judges_spans(self, remove: int) -> bool:
+        """Return True where all spans of ``remove`` consecutive layers are judged too, each removed together."""
+        return False
 
     def scaled(self, part: int, whole: int) -> Self:
         """Return the criterion with as large a share of ``part`` windows as it has of ``whole``."""
@@ -80,15 +88,20 @@ class AblationCriterion(DepthCriterion):
 
         A model without a layer shares what comes before that layer, on average half of the passes.
         """
-        judged, own, rounds = min(self.windows, windows), self.judged_length(length), self.horizon(remove)
+        judged, own, rounds = min(self.windows, windows), self.judged_length(length), self.rounds(remove)
         ablated = [self.ablated(layers - done, is_first=not done) for done in range(rounds)]
+        passes = sum(number / 2 + 1 for number in ablated)
+        if self.judges_spans(remove):
+            rounds += 1
+            ablated.append(layers - remove + 2)  # all spans, and the layers with the lowest scores
+            passes += spans_passes(layers, remove=remove)
         return AblationCost(
             rounds,
             judged,
             own,
             predicted=own - first_predicted(own, is_short=self.tokens is not None),
             models=sum(number + 1 for number in ablated),
-            forward_passes=sum(number / 2 + 1 for number in ablated) * judged * own / (windows * length),
+            forward_passes=passes * judged * own / (windows * length),
         )
 
     def judged_length(self, length: int) -> int:
@@ -110,9 +123,18 @@ class AblationCriterion(DepthCriterion):
 def first_predicted(length: int, *, is_short: bool) -> int:
     """Return the position of the first token that is predicted in a window of ``length`` tokens.
 
-    ``is_short``: the window was cut short, and its first half is the context of the second.
+    ``is_short``: the window was cut short, and all before its last quarter is context.
     """
-    return min(length // 2 + 1, length - 1) if is_short else 1
+    return min(length - length // 4, length - 1) if is_short else 1
+
+
+def spans_passes(layers: int, *, remove: int) -> float:
+    """Return the forward passes of a round that judges all spans of ``remove`` layers, and as many others.
+
+    A model without a span shares what comes before it, on average half of its passes.
+    """
+    left = layers - remove
+    return left * (left + 1) / (2 * layers) + left / layers + 1
 
 
 def evenly_spaced(number: int, samples: int) -> list[int]:

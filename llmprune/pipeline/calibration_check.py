@@ -10,7 +10,8 @@ from llmprune.common.distributed import world_size
 from llmprune.common.errors import CalibrationError
 from llmprune.cut.decision import Cut
 from llmprune.pipeline.context import RunContext
-from llmprune.pipeline.score_and_select import compute_scores, origin_of_scores, planned_sizes, scored_windows
+from llmprune.pipeline.score_and_select import compute_scores, origin_of_scores, scored_windows
+from llmprune.pipeline.scored_sizes import planned_sizes
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures.stability import StabilityFigures

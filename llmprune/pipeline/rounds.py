@@ -25,7 +25,7 @@ from llmprune.pipeline.batches import Batches
 from llmprune.pipeline.context import AmongRounds, EarlierRounds, RunContext
 from llmprune.pipeline.inputs import RunInputs
 from llmprune.pipeline.report.composed_layers import compose_layers, layers_left
-from llmprune.pipeline.score_and_select import criteria_of
+from llmprune.pipeline.scored_sizes import criteria_of
 from llmprune.planning.checks import ErrorCollector
 from llmprune.planning.plan import PlanningOutcome, plan_structure
 from llmprune.planning.rounds.recipes import round_recipes
@@ -42,6 +42,7 @@ from llmprune.results.run_folder.products import (
     RECOVERY_WINDOWS,
     REPAIRED,
     ROUNDS,
+    SCORES,
 )
 from llmprune.results.run_folder.replacing import is_same_recipe, recipe_of_model, remove
 
@@ -56,7 +57,7 @@ class RunRound(Protocol):
         ...
 
 
-_LARGE = (REPAIRED, "scores.safetensors")  # that no later round reads
+_LARGE = (REPAIRED, SCORES)  # that no later round reads
 _WEIGHTS, _MOST_ROUNDS = "*.safetensors", 10
 
 

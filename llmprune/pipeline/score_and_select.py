@@ -18,17 +18,17 @@ from llmprune.criteria.ablation import AblationCriterion
 from llmprune.criteria.combine import Combine
 from llmprune.cut.decision import Cut
 from llmprune.pipeline.context import RunContext
+from llmprune.pipeline.scored_sizes import ablates, criteria_in, depth_target, keeps_pattern, planned_sizes
 from llmprune.pipeline.step_costs import measure_step
-from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures.provenance import Step
 from llmprune.results.run_folder.fingerprints import file_fingerprint, fingerprint
-from llmprune.results.run_folder.products import HIDDEN_STATES
+from llmprune.results.run_folder.products import HIDDEN_STATES, LAYER_SCORES, SCORES
 from llmprune.score.ablation import layer_ablation_scores
 from llmprune.score.forward_pass import score
 from llmprune.score.gradients import windows_for_gradients
-from llmprune.score.inputs import CalibrationBatches, DepthTarget, RunOnBatches, ScoringCriteria
+from llmprune.score.inputs import CalibrationBatches, RunOnBatches
 from llmprune.score.scores import Scores
-from llmprune.score.select import PlannedSizes, choose_cut
+from llmprune.score.select import choose_cut
 
 T = TypeVar("T")
 
@@ -42,9 +42,12 @@ class ChosenCut:
 
 
 def find_scores(context: RunContext) -> Scores | None:
-    """Return the scores, from the run folder or computed now; None where the recipe names all that is removed."""
-    origin = origin_of_scores(context)
-    if origin is None:
+    """Return the scores, from the run folder or computed now; None where the recipe names all that is removed.
+
+    Those of layers by ablation are a product of their own: they depend on how many layers go, and the others do not.
+    """
+    origin, of_pass1 = origin_of_scores(context), origin_of_scores(context, in_pass1=True)
+    if origin is None or of_pass1 is None:
         return None
     if context.search is not None and context.search.scores is not None:
         return context.search.scores
@@ -52,15 +55,24 @@ def find_scores(context: RunContext) -> Scores | None:
 
     def make(path: Path) -> Scores:
         if is_first_process():
-            shutil.rmtree(
-                folder.path / HIDDEN_STATES, ignore_errors=True
-            )  # left by a killed run; pass 1 writes it anew
-        scores = compute_scores(context, scored_windows(context), steps=folder.steps)
-        if is_first_process():
-            write_atomically(path, scores.save)
-        return scores
+            shutil.rmtree(folder.path / HIDDEN_STATES, ignore_errors=True)  # of a killed run; pass 1 writes it anew
+        return _saved(compute_pass1(context, scored_windows(context), steps=folder.steps), path)
 
-    return folder.produce("scores", origin, file="scores.safetensors", load=Scores.load, make=make, together=True)
+    def ablate(path: Path) -> Scores:
+        layers_N = _ablate(context, scored_windows(context), steps=folder.steps)
+        return _saved(Scores(layers_N, {}), path)
+
+    scores = folder.produce("scores", of_pass1, file=SCORES, load=Scores.load, make=make, together=True)
+    if not ablates(context):
+        return scores
+    layers = folder.produce("layer scores", origin, file=LAYER_SCORES, load=Scores.load, make=ablate, together=True)
+    return replace(scores, layers=layers.layers)
+
+
+def _saved(scores: Scores, path: Path) -> Scores:
+    if is_first_process():
+        write_atomically(path, scores.save)
+    return scores
 
 
 def find_cut(context: RunContext, scores: Scores | None) -> ChosenCut:
@@ -78,8 +90,9 @@ def find_cut(context: RunContext, scores: Scores | None) -> ChosenCut:
         chosen.save(path, reason=context.search.reason if context.search else None)
         return chosen
 
+    files = (SCORES, LAYER_SCORES) if ablates(context) else (SCORES,)
     origin = fingerprint(
-        file_fingerprint(folder.path / "scores.safetensors") if context.search is None else origin_of_scores(context),
+        *([origin_of_scores(context)] if context.search else [file_fingerprint(folder.path / name) for name in files]),
         chosen.widths,
         chosen.num_experts,
         chosen.kv_groups,
@@ -148,10 +161,14 @@ def compute_scores(context: RunContext, scored: ScoredWindows, *, steps: list[St
 
     Where a device runs out of memory, a step is repeated with half the batch.
     """
-    inputs, depth, target = context.inputs, _criteria_of(context).depth, _depth_target(context)
     scores = compute_pass1(context, scored, steps=steps)
-    if not isinstance(depth, AblationCriterion):
-        return scores
+    return replace(scores, layers=_ablate(context, scored, steps=steps)) if ablates(context) else scores
+
+
+def _ablate(context: RunContext, scored: ScoredWindows, *, steps: list[Step]) -> Tensor:
+    """Score layers by ablation, float32 [N]."""
+    inputs, depth, target = context.inputs, criteria_in(context).depth, depth_target(context)
+    assert isinstance(depth, AblationCriterion), "only such a criterion ablates"
     apart = replace(scored, sources_N=None) if scored.combine == "pooled" else scored
 
     def run_ablation(batch_size: int) -> Tensor:
@@ -161,13 +178,12 @@ def compute_scores(context: RunContext, scored: ScoredWindows, *, steps: list[St
             )
 
     with measure_step(steps, "ablation", tokens=scored.windows_NL.numel(), decoder=inputs.dense):
-        layers_N = context.batches.calibration.run("ablation", run_ablation, release=inputs.evict)
-    return replace(scores, layers=layers_N)
+        return context.batches.calibration.run("ablation", run_ablation, release=inputs.evict)
 
 
 def compute_pass1(context: RunContext, scored: ScoredWindows, *, steps: list[Step]) -> Scores:
     """Score in pass 1 as ``compute_scores`` does; layers have no scores where their criterion ablates them."""
-    inputs, criteria, target = context.inputs, _criteria_of(context), _depth_target(context)
+    inputs, criteria, target = context.inputs, criteria_in(context), depth_target(context)
     own_N = windows_for_gradients(criteria, len(scored.windows_NL), generated_N=scored.generated_N)
     if not len(own_N):
         criteria = criteria.in_forward
@@ -183,7 +199,7 @@ def compute_pass1(context: RunContext, scored: ScoredWindows, *, steps: list[Ste
 
 def is_scored_in_pass1(context: RunContext) -> bool:
     """Check whether pass 1 scores anything: layers that are not ablated, neurons, heads or experts."""
-    criteria = _criteria_of(context)
+    criteria = criteria_in(context)
     depth = None if isinstance(criteria.depth, AblationCriterion) else criteria.depth
     return bool(replace(criteria, depth=depth))
 
@@ -225,62 +241,19 @@ def _on_own_windows(context: RunContext, scored: ScoredWindows, *, numbers_N: Te
     return run
 
 
-def origin_of_scores(context: RunContext) -> str | None:
-    """Fingerprint of everything that the scores depend on; None where nothing is scored."""
+def origin_of_scores(context: RunContext, *, in_pass1: bool = False) -> str | None:
+    """Fingerprint of everything that the scores depend on, or those of pass 1; None where nothing is scored."""
     recipe, plan, inputs = context.recipe, context.plan, context.inputs
-    criteria = _criteria_of(context)
-    parts = (criteria.depth, criteria.width, criteria.heads, criteria.experts)
+    criteria = criteria_in(context)
     if not criteria:
         return None
-    horizon = criteria.depth.horizon(plan.dense.layers - plan.keep_layers) if criteria.depth else None
+    depth = None if in_pass1 and ablates(context) else criteria.depth
+    parts = (depth, criteria.width, criteria.heads, criteria.experts)
+    horizon = depth.horizon(plan.dense.layers - plan.keep_layers) if depth else None
     scored, text = scored_windows(context), inputs.windows_fingerprint
     by_source = () if scored.sources_N is None else (scored.combine, scored.sources_N.tolist())
     hidden = ("hidden",) if criteria.hidden else ()
     unseen = () if context.search is None else (context.search.judged_N.tolist(),)
     merges = ("merge",) if criteria.merges_experts else ()
     own = (*parts, *hidden, *by_source, *unseen, *merges)
-    return fingerprint(inputs.identity, text, horizon, _keeps_pattern(recipe), *own)
-
-
-def planned_sizes(context: RunContext) -> PlannedSizes:
-    """Return the sizes that the plan sets for the cut."""
-    plan = context.plan
-    return PlannedSizes(
-        removed_layers=plan.removed_layers,
-        keep_layers=plan.keep_layers,
-        widths=plan.keep_widths,
-        num_experts=plan.keep_experts,
-        kv_groups=plan.keep_kv_groups,
-        hidden_size=plan.keep_hidden,
-        merge_experts=_merges_experts(context.recipe),
-        keep_pattern=_keeps_pattern(context.recipe),
-    )
-
-
-def _criteria_of(context: RunContext) -> ScoringCriteria:
-    return criteria_of(context.recipe) if context.search is None else context.search.criteria
-
-
-def criteria_of(recipe: Recipe) -> ScoringCriteria:
-    """Return the criteria of all that a recipe cuts by scores."""
-    width = recipe.width
-    return ScoringCriteria(
-        depth=recipe.layer_criterion,
-        width=width.neuron_criterion if width and width.cuts_mlp else None,
-        heads=width.head_criterion if width and width.heads is not None else None,
-        experts=recipe.experts.criterion if recipe.experts else None,
-        hidden=recipe.hidden is not None,
-        merges_experts=_merges_experts(recipe),
-    )
-
-
-def _depth_target(context: RunContext) -> DepthTarget:
-    return DepthTarget(context.plan.dense.layers - context.plan.keep_layers, _keeps_pattern(context.recipe))
-
-
-def _merges_experts(recipe: Recipe) -> bool:
-    return recipe.experts is not None and recipe.experts.method == "merge"
-
-
-def _keeps_pattern(recipe: Recipe) -> bool:
-    return bool(recipe.depth and recipe.depth.keep_pattern)
+    return fingerprint(inputs.identity, text, horizon, keeps_pattern(recipe), *own)

@@ -10,9 +10,9 @@ from llmprune.pipeline.score_and_select import (
     compute_pass1,
     is_scored_in_pass1,
     origin_of_scores,
-    planned_sizes,
     windows_by_source,
 )
+from llmprune.pipeline.scored_sizes import planned_sizes
 from llmprune.pipeline.step_costs import measure_step
 from llmprune.results.figures.stability import SourceFigures
 from llmprune.results.run_folder.fingerprints import fingerprint

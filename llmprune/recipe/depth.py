@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from llmprune.common.schema import Section, exactly_one
 from llmprune.criteria.base import DepthCriterion
-from llmprune.criteria.depth.block_influence import BlockInfluence
+from llmprune.criteria.depth.divergence import Divergence
 
 
 class Depth(Section):
@@ -19,7 +19,7 @@ class Depth(Section):
     layers: tuple[int, ...] | None = Field(
         None, strict=False, min_length=1, description="Indices of the layers to remove, from 0."
     )
-    criterion: DepthCriterion = Field(BlockInfluence(), description="How layers are scored.")
+    criterion: DepthCriterion = Field(Divergence(), description="How layers are scored.")
     keep_pattern: bool = Field(
         False,
         description="Remove only layers whose removal preserves the period in which kinds of layers repeat, such as "

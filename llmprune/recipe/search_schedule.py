@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from llmprune.criteria.ablation import spans_passes
 from llmprune.recipe.refit import Refit
 
 _JUDGED_PART, _LEAST_OF_SOURCE, _MOST_OF_SOURCE = 8, 3, 8  # windows of a source that judge: every eighth
@@ -21,7 +22,7 @@ _REPAIRED, _LAST = 4, 2  # shapes of the second and of the last round, for each 
 _ORDER_PART, _LEAST_TO_ORDER, _MOST_TO_ORDER = 8, 3, 6  # windows that the order of the layers is found on
 ORDER_TOKENS = 256  # of each of them; the second half of these counts
 REPEATED_TO_ORDER = 3  # every third of them is there once more, repeated
-TRIED_LAYERS = 6  # that are judged in each round of that order
+TRIED_LAYERS = 3  # that are judged in each round of that order but the first
 _PASSES_OF_REPAIR = 4.0  # that a repair takes over its own windows, its solves included
 _PASSES_OF_UP_REFIT = 5.0  # that it takes more with ``refit.up``
 
@@ -79,15 +80,17 @@ class Schedule:
         return max(min(wanted, self.windows - self.judged), 1)
 
     def order_passes(self, layers: int, *, removed: int) -> float:
-        """Return the cost of the order in which as many of a model's layers or groups are removed, in the same unit.
+        """Return the most that the order costs in which as many of a model's layers or groups go, in the same unit.
 
-        A model without a layer shares what comes before that layer, on average half of the passes.
+        Each is judged alone, then some in each round, then all spans, and some of the best span in each round. A model
+        without a layer shares what comes before that layer, on average half of the passes.
         """
         if self.quick:
             return 0.0
         windows = self.ordering + ceil(self.ordering / REPEATED_TO_ORDER)
         part = windows * min(ORDER_TOKENS, self.length) / (self.windows * self.length)
-        return part * removed * (1 + min(TRIED_LAYERS, layers) / 2)
+        alone, rounds = 1 + layers / 2, (removed - 1) * (1 + min(TRIED_LAYERS, layers) / 2)
+        return part * (alone + (2 * rounds + spans_passes(layers, remove=removed) if removed > 1 else 0))
 
     def forward_passes(self, tried: Sequence[int], *, further: int, refit: Refit | None) -> float:
         """Return the cost in plain forward passes of the dense model over all calibration tokens.

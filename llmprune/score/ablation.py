@@ -23,7 +23,7 @@ from llmprune.common.errors import CalibrationError, NumericalError
 from llmprune.common.progress import track
 from llmprune.criteria.ablation import AblationCriterion, evenly_spaced, first_predicted
 from llmprune.criteria.combine import Combine, combine_scores
-from llmprune.cut.layer_choice import may_remain, required_kinds
+from llmprune.cut.layer_choice import choose_in_pattern, may_remain, required_kinds
 from llmprune.layerwise.decoder import Decoder
 from llmprune.layerwise.forward import LayerwiseForward
 from llmprune.layerwise.hidden_states.buffers import HiddenStates
@@ -33,14 +33,16 @@ from llmprune.score.ablation_repair import AblationRepair
 from llmprune.score.inputs import CalibrationBatches, DepthTarget
 from llmprune.score.mean_costs import MeanCosts
 
+Layers = tuple[int, ...]
+
 
 class LayerCosts(Protocol):
-    """Costs of removing one more layer from a model."""
+    """Costs of removing layers from a model."""
 
-    def without_each(self, kept: Sequence[int], candidates: Collection[int], *, size: int = 1) -> dict[int, float]:
+    def without_each(self, kept: Sequence[int], candidates: Collection[Layers]) -> dict[Layers, float]:
         """Return the cost of the model of the ``kept`` layers without each of the candidates in turn.
 
-        ``size``: layers that are left out together, a candidate and the kept ones behind it.
+        A candidate is one or more of these layers, ascending, that are left out together.
         """
 
     def remove(self, layer: int) -> None:
@@ -57,8 +59,9 @@ def layer_ablation_scores(
 ) -> Tensor:
     """Return the score of every layer, float32 [N]; the lowest are removed first.
 
-    A score is the mean cost of a token without the layer and all layers with lower scores, less that of the dense
-    model; where sources are told apart, the layers' ranks by each of them in a round are combined. Layers without
+    A score is the mean cost of a token without the layer, less that of the dense model; with greedy removal without all
+    layers with lower scores too. Those of a span that is cheaper than the layers with the lowest scores become the
+    lowest. Where sources are told apart, the layers' ranks by each of them in a round are combined. Layers without
     which no allowed choice is left are not ablated.
     Raises NumericalError where the cost without a kept layer is not finite: such a layer is never chosen. Raises
     CalibrationError where the criterion cannot refit: for want of windows, or of layers that can be refit.
@@ -74,15 +77,20 @@ def layer_ablation_scores(
         criterion.require_sources(calibration.sources_N.bincount().tolist())
     judged = _shortened(calibration.at(judged_N), criterion.tokens)
     costs = AblatedModels(decoder, criterion, calibration=judged, repair=repair)
-    rounds = criterion.horizon(target.remove)
-    kinds = required_kinds(anatomy, keep_pattern=target.keep_pattern) if rounds == target.remove else ()
+    rounds, layers = criterion.rounds(target.remove), len(decoder)
+    kinds = required_kinds(anatomy, keep_pattern=target.keep_pattern)
+    may_keep = may_remain(anatomy, target.remove, kinds=kinds if rounds == target.remove else ())
+    choice = RemovalCandidates(layers, may_keep, number=criterion.candidates)
+    scores_N = rank_by_cost(costs, choice, rounds=rounds, kind=criterion.kind)
+    if not criterion.judges_spans(target.remove):
+        return scores_N
+    kept = choose_in_pattern(scores_N, layers - target.remove, anatomy=anatomy, keep_pattern=target.keep_pattern)
     may_keep = may_remain(anatomy, target.remove, kinds=kinds)
-    choice = RemovalCandidates(len(decoder), may_keep, number=criterion.candidates)
-    return rank_by_cost(costs, choice, rounds=rounds, kind=criterion.kind)
+    return with_cheapest_span(scores_N, costs, kept=kept, may_keep=may_keep)
 
 
 def _shortened(calibration: CalibrationBatches, tokens: int | None) -> CalibrationBatches:
-    """Return the batches of the beginnings of windows, of which the second half counts; None: of whole windows."""
+    """Return the batches of the beginnings of windows, of which the last quarter counts; None: of whole windows."""
     if tokens is None:
         return calibration
     windows_NL = calibration.windows_NL[:, :tokens]
@@ -107,10 +115,10 @@ class RemovalCandidates:
         allowed = [layer for layer in kept if self.may_keep(set(kept) - {layer})]
         if not first or self.number is None:
             return allowed
-        return sorted(sorted(allowed, key=lambda layer: (_known(first.get(layer)), layer))[: self.number])
+        return sorted(sorted(allowed, key=lambda layer: (known(first.get(layer)), layer))[: self.number])
 
 
-def _known(cost: float | None) -> float:
+def known(cost: float | None) -> float:
     """Return a cost; infinity where it is unknown or not finite."""
     return math.inf if cost is None or not math.isfinite(cost) else cost
 
@@ -125,7 +133,8 @@ def rank_by_cost(costs: LayerCosts, choice: RemovalCandidates, *, rounds: int, k
     first: dict[int, float] = {}
     reached = -math.inf
     for _ in range(rounds):
-        found = costs.without_each(kept, choice.of_round(kept, first))
+        ablated = costs.without_each(kept, [(layer,) for layer in choice.of_round(kept, first)])
+        found = {layer: cost for (layer,), cost in ablated.items()}
         first = first or found
         finite = {layer: cost for layer, cost in found.items() if math.isfinite(cost)}
         if not finite:
@@ -141,6 +150,37 @@ def rank_by_cost(costs: LayerCosts, choice: RemovalCandidates, *, rounds: int, k
     if without_cost := [layer for layer in kept if not math.isfinite(scores_N[layer])]:
         raise _no_cost(kind, without_cost)
     return scores_N
+
+
+def with_cheapest_span(
+    scores_N: Tensor, costs: LayerCosts, *, kept: Collection[int], may_keep: Callable[[set[int]], bool]
+) -> Tensor:
+    """Return the scores [N], or such that the lowest are those of consecutive layers where their removal is cheaper.
+
+    ``kept``: layers that the scores keep. All spans of as many layers as the others are judged beside these, each
+    removed together.
+    """
+    lowest = tuple(layer for layer in range(len(scores_N)) if layer not in kept)
+    best, cost = cheapest_together(costs, lowest, layers=len(scores_N), may_keep=may_keep)
+    if best == lowest:
+        return scores_N
+    is_best_N = torch.zeros(len(scores_N), dtype=torch.bool).index_fill_(0, torch.tensor(best), True)
+    return torch.where(is_best_N, scores_N.clamp(max=cost), scores_N.clamp(min=_above(cost)))
+
+
+def cheapest_together(
+    costs: LayerCosts, chosen: Layers, *, layers: int, may_keep: Callable[[set[int]], bool]
+) -> tuple[Layers, float]:
+    """Return the cheapest of the ``chosen`` layers and all spans of as many, of a model's ``layers``; and its cost.
+
+    What a span leaves of the model must pass ``may_keep``. The chosen layers are returned where no other is cheaper.
+    """
+    kept = range(layers)
+    spans = [tuple(kept[start : start + len(chosen)]) for start in range(layers - len(chosen) + 1)]
+    allowed = [span for span in spans if may_keep(set(kept) - set(span))]
+    found = costs.without_each(kept, list(dict.fromkeys([chosen, *allowed])))
+    best = min(found, key=lambda one: (known(found[one]), one != chosen))
+    return best, found[best]
 
 
 def _above(score: float) -> float:
@@ -205,11 +245,10 @@ class AblatedModels:
         self._costs = MeanCosts(self._start, criterion.token_costs, groups)
 
     @torch.no_grad()
-    def without_each(self, kept: Sequence[int], candidates: Collection[int], *, size: int = 1) -> dict[int, float]:
+    def without_each(self, kept: Sequence[int], candidates: Collection[Layers]) -> dict[Layers, float]:
         """Return the mean cost of a token without each of the candidates, less that of the dense model."""
-        assert size == 1 or self.repair is None, "the layer before a group is not refit"
-        together = {layer: kept[position : position + size] for position, layer in enumerate(kept)}
-        ablated: dict[int, LayerwiseForward] = {}
+        assert self.repair is None or all(len(one) == 1 for one in candidates), "only one layer is replaced by a refit"
+        ablated: dict[Layers, LayerwiseForward] = {}
         current = self._start.on(self._start.copy())
         if self.repair:
             self.repair.start_round()
@@ -217,19 +256,23 @@ class AblatedModels:
             with self.decoder.layer(index) as layer:
                 if self.repair:
                     self.repair.apply(index, layer)
-                for first, without in ablated.items():
-                    if index not in together[first]:
+                for layers, without in ablated.items():
+                    if index not in layers:
                         without.pass_through(index, layer)
-                if index in candidates:
-                    ablated[index] = current.on(current.copy())
+                ablated |= {one: current.on(current.copy()) for one in candidates if one[0] == index}
                 if self.repair:
-                    skipped = ablated[index].hidden_states if index in ablated else None
+                    skipped = ablated[(index,)].hidden_states if (index,) in ablated else None
                     self.repair.follow(index, layer, judged=current, ablated=skipped)
                 else:
                     current.pass_through(index, layer)
         self._dense = self._dense or current.hidden_states
         models = [*(without.hidden_states for without in ablated.values()), self._dense]
         costs_SM = self._costs.of(models, self._dense)
+        if not costs_SM[:, -1].isfinite().all():
+            raise NumericalError(
+                f"depth.criterion {self.criterion.kind}: there was NaN or infinity in the logits of the dense model, "
+                "though not in its layers; look at its norm and head, or try model.dtype: float32"
+            )
         costs_C = _combined(costs_SM[:, :-1] - costs_SM[:, -1:], self._combine)
         return broadcast_from_first(dict(zip(ablated, costs_C.tolist(), strict=True)))
 

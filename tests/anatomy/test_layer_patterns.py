@@ -158,7 +158,7 @@ def test_the_best_layers_in_the_pattern_stay(family: str) -> None:
         Angular(),
         Perplexity(windows=2),
         Divergence(windows=2, greedy=False),
-        Divergence(windows=2),
+        Divergence(windows=2, greedy=True, candidates=None),
         Residual(windows=2, refit_windows=2),
     ],
     ids=["passing", "contiguous", "greedy", "at-once", "greedy-divergence", "greedy-refit"],

@@ -28,12 +28,12 @@ pytestmark = pytest.mark.usefixtures("in_one_process")
 
 
 PRODUCTS = {
-    "recipe.yaml", "plan.json", "scores.safetensors", "cut.json", "cut.safetensors", "pruning.json", "evaluation.json",
-    "report.json", "report.html", "run.json", "batch-sizes.json", "model", ".lock",
+    "recipe.yaml", "plan.json", "scores.safetensors", "layer-scores.safetensors", "cut.json", "cut.safetensors",
+    "pruning.json", "evaluation.json", "report.json", "report.html", "run.json", "batch-sizes.json", "model", ".lock",
 }  # fmt: skip
 
 
-STEPS = ("pass 1", "pass 2", "saving", "verification", "evaluation")
+STEPS = ("pass 1", "ablation", "pass 2", "saving", "verification", "evaluation")
 
 
 def test_run_folder_has_every_product(done: Path) -> None:
@@ -129,7 +129,7 @@ def test_another_width_keeps_the_scores(done: Path, tmp_path: Path) -> None:
     folder = copy_of(done, tmp_path)
     shutil.rmtree(folder / "model")
     assert command("run", done.parent / "recipe.yaml", "--output", folder, "--set", "width.neurons=32").code == 0
-    assert reused_steps(folder) == {step: step == "pass 1" for step in STEPS}
+    assert reused_steps(folder) == {step: step in {"pass 1", "ablation"} for step in STEPS}
     assert json.loads((folder / "model" / "config.json").read_text())["intermediate_size"] == 32
 
 
@@ -141,7 +141,7 @@ def test_edited_cut_is_replayed(done: Path, tmp_path: Path) -> None:
     (folder / "cut.json").write_text(json.dumps(cut | {"keep_layers": keep}))
     assert command("run", done.parent / "recipe.yaml", "--output", folder).code == 0
     report = report_in(folder)
-    assert reused_steps(folder) == {step: step == "pass 1" for step in STEPS}
+    assert reused_steps(folder) == {step: step in {"pass 1", "ablation"} for step in STEPS}
     assert [layer["layer"] for layer in report["layers"] if not layer["removed"]] == keep
     assert json.loads((folder / "model" / "config.json").read_text())["num_hidden_layers"] == 1
     assert any("cut.json was edited" in warning for warning in report["warnings"])

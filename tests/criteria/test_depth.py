@@ -44,7 +44,7 @@ def test_the_plan_counts_what_criteria_keep(tmp_path: Path) -> None:
             {"kind": "block_influence"},
             {"kind": "angular"},
             {"kind": "angular", "tokens": "all"},
-            {"kind": "divergence", "windows": 8, "tokens": 8},
+            {"kind": "divergence", "windows": 8, "tokens": 8, "greedy": True},
             {"kind": "residual", "windows": 8, "refit_windows": 16},
         )
     )
@@ -56,16 +56,19 @@ def test_the_plan_counts_what_criteria_keep(tmp_path: Path) -> None:
     without_refit = plan_of(tmp_path, {"kind": "residual"}, refit=False).memory.statistics
     assert without_refit >= 4 * 96 * (2 * 96 + LAYERS * 32)  # sums, their factor, and a solution for each layer
     costs = [next(note for note in plan.notes if "depth.criterion" in note) for plan in (ablation, repaired)]
-    rounds = 5 / 2 + 1 + 4 / 2 + 1
-    assert f"2 rounds of ablation on 8 windows of 8 tokens cost about {rounds * 8 / 32 / 2:.1f} forward" in costs[0]
-    passes = rounds * 8 / 32 + (1 + 4 / 5) * 16 / 32
+    rounds = 5 / 2 + 1 + 3 / 2 + 1  # of the three cheapest in the second
+    spans = 4 * (3 / 2) / 5 + 3 / 5 + 1  # and the two layers that were chosen one by one, and the whole model
+    cost = f"{(rounds + spans) * 8 / 32 / 2:.1f}"
+    assert f"3 rounds of ablation on 8 windows of 8 tokens cost about {cost} forward" in costs[0]
+    passes = (5 / 2 + 1 + 4 / 2 + 1) * 8 / 32 + (1 + 4 / 5) * 16 / 32
     assert f"cost about {passes:.1f} forward passes over the calibration tokens, and a refit" in costs[1]
 
 
 def test_scores_depend_on_the_number_only_where_they_say_so() -> None:
     """A change of depth.remove keeps the scores of criteria that score layers one by one."""
     assert BlockInfluence().horizon(6) == Perplexity(greedy=False).horizon(6) == 1
-    assert Angular().horizon(6) == Divergence().horizon(6) == 6
+    assert Angular().horizon(6) == Divergence().horizon(6) == Divergence(greedy=True, spans=False).horizon(6) == 6
+    assert Divergence(spans=False).horizon(6) == Divergence().horizon(1) == 1
 
 
 @pytest.mark.parametrize("kind", DepthCriterion.kinds())
@@ -76,7 +79,7 @@ def test_every_criterion_is_read_by_its_kind(kind: type[DepthCriterion]) -> None
 
 @pytest.mark.parametrize(
     ("keys", "kind"),
-    [({}, BlockInfluence), ({"tokens": "all"}, Angular), ({"windows": 4}, Perplexity), ({"ridge": 0.1}, Residual)],
+    [({}, Divergence), ({"tokens": "all"}, Angular), ({"windows": 4}, Divergence), ({"ridge": 0.1}, Residual)],
 )
 def test_a_kind_that_is_left_out_is_the_first_with_all_keys(
     keys: dict[str, object], kind: type[DepthCriterion]

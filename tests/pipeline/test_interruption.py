@@ -101,5 +101,5 @@ def test_interrupted_run_continues(workspace: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "model").exists()
     assert command(*arguments).code == 0
     steps = json.loads((tmp_path / "out" / "report.json").read_text())["steps"]
-    assert {step["name"] for step in steps if step["reused"]} == {"pass 1"}
+    assert {step["name"] for step in steps if step["reused"]} == {"pass 1", "ablation"}
     assert (tmp_path / "out" / "model" / "config.json").is_file()

@@ -69,8 +69,9 @@ def test_pinned_memory_is_returned_and_its_lack_is_not_the_gpus(tmp_path: Path) 
 
 
 # What fills the device first: pass 2 by its refit, pass 1 where it has a backward pass.
+BLOCK_INFLUENCE = {"remove": 2, "criterion": {"kind": "block_influence"}}
 FIRST_FULL = {
-    "pass 2": {},
+    "pass 2": {"depth": BLOCK_INFLUENCE},
     "pass 1": {"width": {"mlp": 0.5, "criterion": {"kind": "taylor"}}, "refit": False},
 }
 

@@ -98,5 +98,5 @@ def test_disk_that_fills_up(workspace: Path, tmp_path: Path, monkeypatch: pytest
     assert not list((tmp_path / "out").rglob("config.json"))
     assert prune_workspace(workspace, tmp_path).code == 0
     steps = json.loads((tmp_path / "out" / "report.json").read_text())["steps"]
-    assert {step["name"] for step in steps if step["reused"]} == {"pass 1"}
+    assert {step["name"] for step in steps if step["reused"]} == {"pass 1", "ablation"}
     assert not (tmp_path / "out" / "model.partial").exists()

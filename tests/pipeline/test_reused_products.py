@@ -75,7 +75,9 @@ def recipe(folder: Path, layers: int) -> Path:
 
 
 def test_another_size_from_the_same_scores(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model is that of a run from scratch to the byte, nothing is scored again, and the log says so.
+    """The model is that of a run from scratch to the byte, pass 1 is not made again, and the log says so.
+
+    Layers are judged anew, because those that go together depend on their number.
 
     The scores are copies: the same command continues on the folder although the parent is gone.
     """
@@ -87,7 +89,8 @@ def test_another_size_from_the_same_scores(workspace: Path, tmp_path: Path, monk
     assert reused.code == 0, reused.err
     assert states(tmp_path / "reused" / "model") == states(tmp_path / "scratch" / "model")
     assert states(parent / "model") != states(tmp_path / "scratch" / "model")
-    assert reused_steps(tmp_path / "reused")["pass 1"]
+    steps = reused_steps(tmp_path / "reused")
+    assert (steps["pass 1"], steps["ablation"]) == (True, False)
     assert not reused_steps(tmp_path / "scratch")["pass 1"]
     assert "pass 1: reused" in reused.err
     shutil.rmtree(parent)
@@ -115,10 +118,10 @@ def test_scores_that_cannot_be_reused(workspace: Path, tmp_path: Path) -> None:
         (parent / "run.json").write_text(json.dumps(journal))
     assert (busy.code, "another run is using" in busy.err) == (2, True), busy.err
     names = sorted(path.name for path in (tmp_path / "early").iterdir())
-    assert names == ["plan.json", "run.json", "scores.safetensors"]
+    assert names == ["layer-scores.safetensors", "plan.json", "run.json", "scores.safetensors"]
     assert (tmp_path / "early" / "scores.safetensors").read_bytes() == (parent / "scores.safetensors").read_bytes()
     early = json.loads((tmp_path / "early" / "run.json").read_text())
-    assert early["products"] == {"scores": journal["products"]["scores"]}
+    assert early["products"] == {name: journal["products"][name] for name in ("scores", "layer scores")}
     shutil.rmtree(tmp_path / "early")
     (parent / "scores.safetensors").unlink()
     without = command("run", smaller, "-o", tmp_path / "c", "--scores-of", parent)

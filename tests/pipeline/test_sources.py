@@ -20,7 +20,10 @@ from llmprune.results.sentences.stability import describe_sources
 from llmprune.score.scores import Scores
 from llmprune.testing import VOCABULARY
 
-CUTS: dict[str, Any] = {"depth": {"remove": 1}, "width": {"neurons": 64}}
+CUTS: dict[str, Any] = {
+    "depth": {"remove": 1, "criterion": {"kind": "block_influence"}},
+    "width": {"neurons": 64},
+}
 
 
 @pytest.fixture(scope="module")

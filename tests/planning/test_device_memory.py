@@ -22,7 +22,7 @@ def _plan(folder: Path, *overrides: str, **options: Any) -> Plan:
     (folder / "config.json").write_text(json.dumps(LLAMA_31_8B))
     text = (
         f"model: {{id: '{folder}'}}\ncalibration: {{dataset: text.txt, self_generated: 0}}\n"
-        "depth: {remove: 4}\nwidth: {mlp: 0.75}\n"
+        "depth: {remove: 4, criterion: {kind: block_influence}}\nwidth: {mlp: 0.75}\n"
     )
     return structure_of(Recipe.parse(text, overrides), **options)
 

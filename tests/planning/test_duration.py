@@ -103,11 +103,12 @@ def test_ablation_counts_its_rounds(tmp_path: Path) -> None:
 
 
 def test_ablation_of_few_candidates_on_short_windows(tmp_path: Path) -> None:
-    """Two layers are left out again, on half of each window, of which the last 7 tokens are predicted."""
-    criterion = "{kind: divergence, windows: 3, tokens: 16, candidates: 2}"
+    """Two layers are left out again, then each span of two, on half of each window; the last 4 tokens are predicted."""
+    criterion = "{kind: divergence, windows: 3, tokens: 16, greedy: true, candidates: 2}"
     plan = _plan(tmp_path, f"depth: {{remove: 2, criterion: {criterion}}}")
-    passes = (4 / 2 + 1 + 2 / 2 + 1) * 3 / 6 / 2
-    head = 2 * 32 * 128 * (3 * 7) * (5 + 3)
+    spans = 3 * (2 / 4) / 2 + 2 / 4 + 1  # also the layers that were chosen one by one, and the whole model
+    passes = (4 / 2 + 1 + 2 / 2 + 1 + spans) * 3 / 6 / 2
+    head = 2 * 32 * 128 * (3 * 4) * (5 + 3 + 5)
     assert _work(plan, "ablation: leaving layers out").products == passes * plan.work.forward.products + head
 
 
@@ -173,7 +174,7 @@ def test_tasks_have_no_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[st
     plan = _plan(tmp_path, f"depth: {{remove: 1}}\nevaluation: {sections}")
     found = _timed(plan)
     assert found.unknown == ("tasks: dense", "tasks: pruned")
-    assert found.by_step().keys() == {"pass 1", "pass 2", "saving", "verification", "evaluation"}
+    assert found.by_step().keys() == {"pass 1", "ablation", "pass 2", "saving", "verification", "evaluation"}
     assert [part.name for part in found.parts if part.step == "evaluation"] == [
         *("held-out text: cut", "held-out text: dense", "held-out text: pruned"),
         *("tasks: dense", "free generation: dense", "tasks: pruned", "free generation: pruned", "speed"),
@@ -191,9 +192,10 @@ def test_options_of_the_command_add_parts(tmp_path: Path) -> None:
     """The calibration check takes as long as scoring, and plain forward passes run before and after pruning."""
     plan = _plan(tmp_path, "depth: {remove: 1}\nevaluation: {generation: false}")
     found = _timed(plan, measures_forward=True, checks_calibration=True)
-    order = ["plain forward pass", "pass 1", "calibration check", "pass 2", "saving", "verification"]
+    order = ["plain forward pass", "pass 1", "ablation", "calibration check", "pass 2", "saving", "verification"]
     assert [part.step for part in found.parts] == [*order, "plain forward pass"]
-    assert found.by_step()["calibration check"] == found.by_step()["pass 1"]
+    scoring = found.by_step()["pass 1"] + found.by_step()["ablation"]
+    assert found.by_step()["calibration check"] == pytest.approx(scoring, abs=0.002)  # each is rounded
 
 
 def test_the_calibration_check_scores_each_source(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ depth: {}
 depth: {remove: 1, keep: 2}
     depth: needs exactly one of remove, keep, layers; remove and keep given
 depth: {remove: 1, criterion: {kind: x}}
-    depth.criterion.kind: must be 'block_influence' or 'angular' or 'perplexity' or 'divergence' or 'residual', not 'x'
+    depth.criterion.kind: must be 'divergence' or 'block_influence' or 'angular' or 'perplexity' or 'residual', not 'x'
 depth: {remove: 1, criterion: angular}
     depth.criterion: must be a mapping of keys, not 'angular'; write {kind: angular} (How layers are scored)
 depth: 3
@@ -195,7 +195,7 @@ calibration: {sources: [{dataset: x}, {dataset: x}]}
     ("criterion", "message"),
     [
         ("angular", "not 'angular'; write {kind: angular} (How layers are scored)"),
-        ("angula", "not 'angula'; write {kind: NAME} with one of block_influence, angular, perplexity"),
+        ("angula", "not 'angula'; write {kind: NAME} with one of divergence, block_influence, angular"),
         ("angula", "; did you mean 'angular'? (How"),
         (
             "activation",
@@ -203,7 +203,7 @@ calibration: {sources: [{dataset: x}, {dataset: x}]}
         ),
         ("{kind: angula}", "not 'angula'; did you mean 'angular'?"),
         ("{kind: reap}", "not 'reap'; reap belongs in experts.criterion"),
-        ("3", "not 3; write {kind: NAME} with one of block_influence, angular"),
+        ("3", "not 3; write {kind: NAME} with one of divergence, block_influence"),
     ],
 )
 def test_a_criterion_that_is_written_wrongly(criterion: str, message: str) -> None:

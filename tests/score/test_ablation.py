@@ -20,7 +20,14 @@ from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.perplexity import Perplexity
 from llmprune.cut.decision import choose_layers
 from llmprune.layerwise import logits
-from llmprune.score.ablation import AblatedModels, RemovalCandidates, evenly_spaced_subset, rank_by_cost
+from llmprune.score.ablation import (
+    AblatedModels,
+    Layers,
+    RemovalCandidates,
+    evenly_spaced_subset,
+    rank_by_cost,
+    with_cheapest_span,
+)
 from llmprune.score.inputs import CalibrationBatches
 
 
@@ -55,12 +62,12 @@ class GivenCosts:
         self.removed: list[int] = []
         self.asked: list[list[int]] = []
 
-    def without_each(self, kept: Sequence[int], candidates: Collection[int], *, size: int = 1) -> dict[int, float]:
+    def without_each(self, kept: Sequence[int], candidates: Collection[Layers]) -> dict[Layers, float]:
         """Return the costs of the next round."""
         assert set(kept).isdisjoint(self.removed)
-        self.asked.append(list(candidates))
+        self.asked.append([layer for (layer,) in candidates])
         costs = next(self.rounds)
-        return {layer: cost for layer, cost in costs.items() if layer in candidates}
+        return {(layer,): cost for layer, cost in costs.items() if (layer,) in candidates}
 
     def remove(self, layer: int) -> None:
         """Note the layer."""
@@ -78,7 +85,7 @@ def test_one_shot_ablation_equals_whole_forward_passes(
 ) -> None:
     """Ablated models that share the dense prefix cost what models without the layer cost, whatever the batches."""
     criterion = kind(windows=4, greedy=False, tokens=None)
-    scores_N = ablation_scores(model, criterion, windows, remove=2, batch_size=3)
+    scores_N = ablation_scores(model, criterion, windows, remove=1, batch_size=3)
     judged, rest = evenly_spaced_subset(windows, 4)
     assert len(rest) == 2
     expected = [mean_cost(criterion, model, {layer}, judged) for layer in range(len(scores_N))]
@@ -86,15 +93,16 @@ def test_one_shot_ablation_equals_whole_forward_passes(
 
 
 def test_layers_left_out_together_cost_what_models_without_both_do(model: PreTrainedModel, windows: Tensor) -> None:
-    """Two consecutive kept layers, of which the first is the candidate."""
+    """Consecutive or not, from the dense model or from one that lacks a layer."""
     criterion = Divergence(windows=6)
     costs = AblatedModels(dense_decoder(model), criterion, calibration=CalibrationBatches(windows, 4))
-    found = costs.without_each(range(5), [0, 3], size=2)
-    expected = {0: mean_cost(criterion, model, {0, 1}, windows), 3: mean_cost(criterion, model, {3, 4}, windows)}
+    together: list[Layers] = [(0, 1), (0, 3), (3, 4)]
+    found = costs.without_each(range(5), together)
+    expected = {layers: mean_cost(criterion, model, set(layers), windows) for layers in together}
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
     costs.remove(2)
-    found = costs.without_each([0, 1, 3, 4], [1], size=2)
-    expected = {1: mean_cost(criterion, model, {1, 2, 3}, windows)}
+    found = costs.without_each([0, 1, 3, 4], [(1, 3)])
+    expected = {(1, 3): mean_cost(criterion, model, {1, 2, 3}, windows)}
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
@@ -103,7 +111,9 @@ def test_greedy_ablation_chooses_one_layer_after_the_other(
     kind: type[AblationCriterion], model: PreTrainedModel, windows: Tensor
 ) -> None:
     """Each round removes the layer that costs least without those removed before, even if less than they did."""
-    criterion = kind(windows=6, candidates=None, tokens=None)
+    criterion = kind(windows=6, greedy=True, candidates=None, tokens=None)
+    if isinstance(criterion, Divergence):
+        criterion = criterion.model_copy(update={"spans": False})
     scores_N = ablation_scores(model, criterion, windows, remove=3)
     layers = range(len(scores_N))
     removed: set[int] = set()
@@ -116,20 +126,22 @@ def test_greedy_ablation_chooses_one_layer_after_the_other(
         assert float(scores_N[list(removed)].max()) == pytest.approx(cost, rel=1e-3)
 
 
-def test_short_windows_are_judged_on_their_second_half(model: PreTrainedModel, windows: Tensor) -> None:
-    """Of each window the beginning is passed through the models, and its first half is context."""
-    criterion, half = Divergence(windows=4, greedy=False, tokens=8), 4
+def test_short_windows_are_judged_on_their_last_quarter(model: PreTrainedModel, windows: Tensor) -> None:
+    """Of each window the beginning is passed through the models, and the rest of it is context."""
+    criterion, first = Divergence(windows=4, greedy=False, tokens=8), 6
     scores_N = ablation_scores(model, criterion, windows, remove=1, batch_size=3)
     judged_NL = evenly_spaced_subset(windows, 4)[0][:, :8]
     for layer, score in enumerate(scores_N.tolist()):
         dense_NLV, other_NLV = (logits_without(model, without, judged_NL) for without in (set[int](), {layer}))
-        costs_NP = criterion.token_costs(other_NLV[:, half:-1], dense_NLV[:, half:-1], targets_BP=judged_NL[:, 5:])
+        costs_NP = criterion.token_costs(
+            other_NLV[:, first - 1 : -1], dense_NLV[:, first - 1 : -1], targets_BP=judged_NL[:, first:]
+        )
         assert score == pytest.approx(float(costs_NP.mean()), rel=1e-4)
 
 
-@pytest.mark.parametrize(("length", "first"), [(2, 1), (3, 2), (4, 3), (8, 5), (256, 129)])
+@pytest.mark.parametrize(("length", "first"), [(2, 1), (3, 2), (4, 3), (8, 6), (256, 192)])
 def test_a_short_window_has_a_token_to_predict(length: int, first: int) -> None:
-    """It is in the second half, however short the window."""
+    """It is in the last quarter, or the last token of a shorter window."""
     assert first_predicted(length, is_short=True) == first < length
 
 
@@ -155,6 +167,51 @@ def test_later_rounds_ablate_the_cheapest_of_the_first() -> None:
     assert costs.removed == [1, 3, 0]
     assert choose_layers(scores_N, 1) == (2,)
     assert choose_layers(scores_N, 2) == (0, 2)
+
+
+class TogetherCosts(GivenCosts):
+    """Costs of layers that go together."""
+
+    def __init__(self, costs: dict[Layers, float]) -> None:
+        super().__init__()
+        self.costs = costs
+
+    def without_each(self, kept: Sequence[int], candidates: Collection[Layers]) -> dict[Layers, float]:
+        """Return them, infinity where none is given."""
+        return {layers: self.costs.get(layers, math.inf) for layers in candidates}
+
+
+@pytest.mark.parametrize(
+    ("costs", "removed"),
+    [
+        ({(0, 3): 2.0, (1, 2): 1.0}, {1, 2}),
+        ({(0, 3): 2.0, (1, 2): 2.0}, {0, 3}),
+        ({(0, 3): 2.0, (2, 3): 1.0, (1, 2): 1.5}, {1, 2}),
+        ({(0, 3): math.nan, (1, 2): math.inf}, {0, 3}),
+    ],
+    ids=["cheaper", "as cheap", "may not go", "not finite"],
+)
+def test_consecutive_layers_go_where_they_cost_less_than_those_chosen(
+    costs: dict[Layers, float], removed: set[int]
+) -> None:
+    """The lowest scores are then theirs, and the others are above; a span that may not go is not judged."""
+    scores_N = torch.tensor([1.0, 5.0, 6.0, 1.5, 7.0])
+    found_N = with_cheapest_span(
+        scores_N, TogetherCosts(costs), kept=(1, 2, 4), may_keep=lambda left: left != {0, 1, 4}
+    )
+    assert set(range(5)) - set(choose_layers(found_N, 3)) == removed
+    assert found_N.isfinite().all()
+
+
+def test_the_cheapest_span_is_that_of_whole_forward_passes(model: PreTrainedModel, windows: Tensor) -> None:
+    """What is removed costs at most what any consecutive layers do, or those that cost least alone."""
+    criterion = Divergence(windows=6, tokens=None)
+    removed = []
+    for spans in (True, False):
+        scores_N = ablation_scores(model, criterion.model_copy(update={"spans": spans}), windows, remove=2)
+        removed.append(set(range(5)) - set(choose_layers(scores_N, 3)))
+    costs = [mean_cost(criterion, model, layers, windows) for layers in [*removed, *({i, i + 1} for i in range(4))]]
+    assert costs[0] == pytest.approx(min(costs))
 
 
 @pytest.mark.parametrize("cost", [math.nan, math.inf, -math.inf])

@@ -19,7 +19,7 @@ from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.residual import Residual
 from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.layerwise.residual_scale import residual_scale
-from llmprune.score.ablation import AblatedModels, evenly_spaced_subset
+from llmprune.score.ablation import AblatedModels, Layers, evenly_spaced_subset
 from llmprune.score.ablation_repair import AblationRepair
 from llmprune.score.inputs import CalibrationBatches
 from llmprune.testing import tiny_model
@@ -63,11 +63,12 @@ def test_all_processes_refit_the_same_layers(model: PreTrainedModel, windows: Te
     dense, anatomy, layers = dense_decoder(model), discover(model.config), range(model.config.num_hidden_layers)
     judged_NL, solved_NL = evenly_spaced_subset(windows, 2)
 
-    def costs(measure: Any = residual_scale, agree: Any = lambda value: value) -> dict[int, float]:
+    def costs(measure: Any = residual_scale, agree: Any = lambda value: value) -> dict[Layers, float]:
         solved = CalibrationBatches(solved_NL, 2)
         repair = AblationRepair(dense, anatomy, calibration=solved, ridge=0.5, measure=measure, agree=agree)
         criterion, judged = Residual(windows=2), CalibrationBatches(judged_NL, 2)
-        return AblatedModels(dense, criterion, calibration=judged, repair=repair).without_each(layers, layers)
+        models = AblatedModels(dense, criterion, calibration=judged, repair=repair)
+        return models.without_each(layers, [(layer,) for layer in layers])
 
     found: list[float | None] = []
     alone = costs(agree=lambda scale: (found.append(scale), scale)[1])

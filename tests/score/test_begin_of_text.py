@@ -37,7 +37,7 @@ def _batches(windows_NL: Tensor, folder: Path) -> CalibrationBatches:
     return CalibrationBatches(windows_NL, 2, store_in(place), (BEGIN,))
 
 
-@pytest.mark.parametrize("criterion", [Perplexity(), Divergence()], ids=lambda criterion: criterion.kind)
+@pytest.mark.parametrize("criterion", [Perplexity(), Divergence(tokens=None)], ids=lambda criterion: criterion.kind)
 def test_ablation_does_not_judge_the_prediction_of_the_token(criterion: AblationCriterion, tmp_path: Path) -> None:
     """Scores of layers are those of the text alone."""
     model = tiny_model("llama")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from itertools import combinations
 
 import pytest
 import torch
 
 from llmprune.common.errors import NumericalError
-from llmprune.search.layer_order import removal_order, score_order
+from llmprune.score.ablation import Layers
+from llmprune.search.layer_order import MayKeep, removal_order, score_order
 
 
 class Costs:
@@ -17,26 +19,31 @@ class Costs:
 
     def __init__(self, alone: list[float], *, together: dict[tuple[int, int], float]) -> None:
         self.alone, self.together = alone, together
-        self.removed: list[int] = []
-        self.judged: list[list[int]] = []
+        self.judged: list[list[Layers]] = []
 
-    def without_each(self, kept: Sequence[int], candidates: Collection[int], *, size: int = 1) -> dict[int, float]:
-        """Return the cost of each candidate alone, and of each pair with a removed layer."""
+    def without_each(self, kept: Sequence[int], candidates: Collection[Layers]) -> dict[Layers, float]:
+        """Return the costs of all layers that are gone with a candidate, and of all pairs of them."""
         self.judged.append(list(candidates))
-        return {
-            layer: self.alone[layer] + sum(self.together.get((gone, layer), 0.0) for gone in self.removed)
-            for layer in candidates
-        }
+        gone = set(range(len(self.alone))) - set(kept)
+        return {candidate: self._cost(gone | set(candidate)) for candidate in candidates}
 
     def remove(self, layer: int) -> None:
         """Remove a layer."""
-        self.removed.append(layer)
+
+    def _cost(self, removed: set[int]) -> float:
+        pairs = (self.together.get(pair, 0.0) for pair in combinations(sorted(removed), 2))
+        return sum(self.alone[layer] for layer in removed) + sum(pairs)
+
+
+def order_of(costs: Costs, *, rounds: int, tried: int = 9, may_keep: MayKeep = lambda _: True) -> tuple[int, ...]:
+    """Order in which layers of these costs are removed."""
+    return removal_order(costs, layers=len(costs.alone), rounds=rounds, tried=tried, may_keep=may_keep)
 
 
 def test_neighbours_are_judged_together() -> None:
     """Layer 2 is the second cheapest alone, but not once layer 1 is gone."""
     costs = Costs([5, 1, 2, 3, 9], together={(1, 2): 10.0})
-    assert removal_order(costs, torch.zeros(5), rounds=2, tried=4, may_keep=lambda _: True) == (1, 3)
+    assert order_of(costs, rounds=2) == (1, 3)
 
 
 def test_a_quick_order_is_that_of_the_scores() -> None:
@@ -56,31 +63,44 @@ def test_groups_of_layers_are_removed_together() -> None:
 
     assert score_order(scores_N, rounds=3, may_keep=may_keep, size=2) == (3, 4, 1, 2)
     costs = Costs([0, 1, 0, 7, 0, 0], together={})
-    assert removal_order(costs, scores_N, rounds=2, tried=2, may_keep=may_keep, size=2) == (1, 2, 3, 4)
-    assert costs.judged == [[1, 3], [3]]
+    assert removal_order(costs, layers=6, rounds=2, tried=2, may_keep=may_keep, size=2) == (1, 2, 3, 4)
+    assert costs.judged == [[(1, 2), (3, 4)], [(3, 4)], [(1, 2, 3, 4)]]
 
 
 def test_only_the_cheapest_are_judged_again() -> None:
-    """In every round as many layers as asked for are judged, those with the lowest scores of their own."""
-    costs = Costs([1, 5, 2, 3, 9], together={})
-    scores_N = torch.tensor([9.0, 1.0, 2.0, 3.0, 4.0])
-    assert removal_order(costs, scores_N, rounds=3, tried=2, may_keep=lambda _: True) == (2, 3, 1)
-    assert costs.judged == [[1, 2], [1, 3], [1, 4]]
+    """After the first round as many layers as asked for are judged, those that cost least alone."""
+    costs = Costs([9, 1, 2, 3, 9, 4], together={(1, 2): 9.0, (1, 3): 0.5})
+    assert order_of(costs, rounds=3, tried=2) == (1, 3, 5)
+    assert costs.judged[:3] == [[(layer,) for layer in range(6)], [(2,), (3,)], [(2,), (5,)]]
+
+
+def test_layers_of_a_span_go_where_they_cost_less_together() -> None:
+    """As many as all rounds remove are judged together, beside those chosen one by one; then they are ordered."""
+    costs = Costs([9, 1, 4, 1.3, 1.2, 9], together={(1, 3): 5.0, (1, 4): 5.0})
+    assert order_of(costs, rounds=2) == (4, 3)
+    assert costs.judged[2] == [(1, 2), (0, 1), (2, 3), (3, 4), (4, 5)]
+    assert order_of(costs, rounds=1) == (1,)
+
+
+def test_layers_of_a_span_that_may_not_go_are_not_judged() -> None:
+    """The check of what is left holds for them too."""
+    costs = Costs([9, 1, 4, 1.3, 1.2, 9], together={(1, 3): 5.0, (1, 4): 5.0})
+    assert order_of(costs, rounds=2, may_keep=lambda left: bool({3, 4} & left)) == (1, 2)
+    assert (3, 4) not in costs.judged[2]
 
 
 def test_layers_that_must_stay_are_not_judged() -> None:
     """A model that may not consist of the rest is not tried, and the order ends where nothing may go."""
     costs = Costs([1, 2, 3], together={})
-    assert removal_order(
-        costs, torch.zeros(3), rounds=3, tried=3, may_keep=lambda kept: 0 in kept and len(kept) > 1
-    ) == (1,)
-    assert costs.judged[0] == [1, 2]
+    assert order_of(costs, rounds=3, may_keep=lambda kept: 0 in kept and len(kept) > 1) == (1,)
+    assert costs.judged[0] == [(1,), (2,)]
+    assert order_of(costs, rounds=1, may_keep=lambda _: False) == ()
 
 
 def test_no_finite_cost_is_an_error() -> None:
     """Layers whose removal cannot be judged are not removed, and a shape does not keep them in silence either."""
     with pytest.raises(NumericalError, match=r"layers 0, 1, 2 .* is not finite"):
-        removal_order(Costs([math.nan] * 3, together={}), torch.zeros(3), rounds=1, tried=3, may_keep=lambda _: True)
-    second = Costs([1, 2, 3], together={(0, 1): math.nan, (0, 2): math.inf})
+        order_of(Costs([math.nan] * 3, together={}), rounds=1)
+    second = Costs([1, 2, 3], together={(0, 1): math.nan, (0, 2): math.inf, (1, 2): math.nan})
     with pytest.raises(NumericalError, match=r"layers 1, 2 .* is not finite"):
-        removal_order(second, torch.zeros(3), rounds=2, tried=3, may_keep=lambda _: True)
+        order_of(second, rounds=2)

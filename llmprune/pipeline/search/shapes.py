@@ -19,7 +19,8 @@ from llmprune.cut.decision import Cut
 from llmprune.cut.layer_choice import layers_in_group, may_be_left
 from llmprune.cut.shape import Shape
 from llmprune.pipeline.context import RunContext, Search
-from llmprune.pipeline.score_and_select import criteria_of, find_scores, origin_of_scores
+from llmprune.pipeline.score_and_select import find_scores, origin_of_scores
+from llmprune.pipeline.scored_sizes import criteria_of
 from llmprune.pipeline.search.figures import Progress, SearchedMember, SearchRecord, shape_of, shape_of_tried
 from llmprune.pipeline.search.speed import ShapeSpeeds
 from llmprune.pipeline.search.windows import (
@@ -185,7 +186,9 @@ class _Step:
             batches = order_batches(self.context, batch_size=batch_size)
             criterion = Divergence(windows=len(batches.windows_NL))
             costs = AblatedModels(inputs.dense, criterion, calibration=batches, title="layer order: leaving layers out")
-            return removal_order(costs, scores_N, rounds=rounds, tried=TRIED_LAYERS, may_keep=may_keep, size=size)
+            return removal_order(
+                costs, layers=len(inputs.dense), rounds=rounds, tried=TRIED_LAYERS, may_keep=may_keep, size=size
+            )
 
         return folder.produce(
             "layer order",
@@ -195,7 +198,6 @@ class _Step:
                 judged,
                 rounds,
                 ordering,
-                scores_N.tolist(),
             ),
             file=LAYER_ORDER,
             load=lambda path: tuple(json.loads(path.read_text(encoding="utf-8"))),

@@ -36,6 +36,8 @@ def settled(recipe: Recipe, shape: Shape, *, anatomy: Anatomy, removed: tuple[in
         experts=shape.experts if anatomy.experts and shape.experts != anatomy.experts.count else None,
     )
     values = sections_of_shape(kept, axes=_settings(recipe.budget.axes))
+    if removed is None and "depth" in values:  # pass 1 scores them for a quick search; others order them by themselves
+        values["depth"]["criterion"] = {"kind": "block_influence"}
     update = {
         name: section.model_validate(values[name]) if name in values else None for name, section in _SECTIONS.items()
     }

@@ -22,12 +22,14 @@ from llmprune.results.run_folder.products import (
     HIDDEN_STATES,
     JOURNAL,
     LAYER_ORDER,
+    LAYER_SCORES,
     LOCK,
     PLAN,
     PRODUCTS,
     RECOVERY_STATE,
     RECOVERY_WINDOWS,
     RECOVERY_WINDOWS_PARTS,
+    SCORES,
     SEARCH_SO_FAR,
     SEARCH_TRIALS,
     SPEEDS,
@@ -35,12 +37,12 @@ from llmprune.results.run_folder.products import (
 )
 from llmprune.results.run_folder.replacing import remove
 
-SCORES = "scores.safetensors"
 # Files of the products that do not depend on the size alone, by their names in the journal.
 _BEFORE_SIZE = {
     "self-generated windows": GENERATED_WINDOWS,
     "self-generated windows for recover": RECOVERY_WINDOWS,
     "scores": SCORES,
+    "layer scores": LAYER_SCORES,
     "speed table": SPEEDS,
     "layer order": LAYER_ORDER,
 }

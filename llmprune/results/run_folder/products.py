@@ -11,6 +11,7 @@ DENSE_KEPT_TOKENS = "dense-kept-tokens"  # in the tasks' folder: answers of a de
 VOCABULARY_STATE = "vocabulary.partial"  # unfinished checkpoint with fewer tokens
 ROUNDS, PREDICTIONS = "rounds", "predictions.partial"  # earlier rounds; in it, the dense model's predictions
 RECOVERY_WINDOWS_PARTS, RECOVERY_STATE = "recover-generated.partial", "recover.partial"  # unfinished ones
+SCORES, LAYER_SCORES = "scores.safetensors", "layer-scores.safetensors"  # of pass 1, and of ablation
 LAYER_ORDER, SPEEDS = "layer-order.json", "speed-table.json"  # of a run with a budget
 SEARCH, FRONTIER = "search.json", "frontier.html"  # figures of its search, and their page
 SEARCH_TRIALS, SEARCH_SO_FAR = "search.partial", "search-so-far.json"  # trials of an unfinished search, and figures
@@ -20,7 +21,7 @@ GGUF, GGUF_FILES = "gguf.json", "gguf"  # figures of the exported files, and the
 QUANTIZED, QUANTIZED_MODEL = "quantized.json", "quantized"  # figures of the result in its base's format, and its folder
 PRODUCTS = (
     "recipe.yaml", PLAN, BATCH_SIZES, GENERATED_WINDOWS, RECOVERY_WINDOWS, RECOVERY_WINDOWS_PARTS,
-    "scores.safetensors", LAYER_ORDER, SPEEDS, SEARCH, FRONTIER, FAMILY, SEARCH_TRIALS, SEARCH_SO_FAR, "cut.json",
+    SCORES, LAYER_SCORES, LAYER_ORDER, SPEEDS, SEARCH, FRONTIER, FAMILY, SEARCH_TRIALS, SEARCH_SO_FAR, "cut.json",
     "cut.safetensors", "source-check.json", "calibration-check.json", "pruning.json", RECOVERY, "evaluation.json",
     "report.json", "report.html", "published.json", "card", "model", "model.partial", REPAIRED, RECOVERY_LENGTH,
     RECOVERY_STATE, VOCABULARY, FULL_VOCABULARY, VOCABULARY_STATE, HIDDEN_STATES, TASKS, GGUF, GGUF_FILES,
