@@ -21,6 +21,7 @@ from fastapi.testclient import TestClient
 from helpers.postgresql import server
 from llmprune.service.api.app import create_app
 from llmprune.service.client.sync.client import Client
+from llmprune.service.database.database import Database, DatabaseUnavailable
 from llmprune.service.jobs.job import ENDED
 from llmprune.service.planner.planner import Planner
 from llmprune.service.settings import Settings
@@ -41,6 +42,16 @@ def settings_in(folder: Path, **changes: Any) -> Settings:
     if os.environ.get("SERVICE_DATABASE") == "postgresql":
         changes = {"database_url": server().new_database()} | changes
     return Settings(**{"data_dir": folder / "data", "command": FAKE, "grace": 0.5} | changes)
+
+
+def read_only(patch: pytest.MonkeyPatch, database: Database) -> None:
+    """Make every database of this kind refuse to write."""
+
+    def refuse(self: Database) -> None:
+        reason = "attempt to write a readonly database"
+        raise DatabaseUnavailable(f"the job table cannot be written: {reason}", reason=reason)
+
+    patch.setattr(type(database), "write", refuse)
 
 
 def from_address(harness: ServiceHarness, address: str) -> TestClient:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.service import RECIPE, YAML, ServiceHarness, recipe
+from helpers.service import RECIPE, YAML, ServiceHarness, read_only, recipe
 
 from llmprune.service.database.database import DatabaseUnavailable
+from llmprune.service.ongoing_fault import OngoingFault
+from llmprune.service.supervisor.__main__ import attempt_round
 
 
 @pytest.fixture
@@ -66,3 +70,27 @@ def test_a_full_disk_refuses_what_is_new_and_loses_nothing(small_disk: Path) -> 
     assert found >= {done, waiting, *accepted}
     assert len(found) == 3 + len(accepted)
     assert {folder.name for folder in (small_disk / "data" / "jobs").iterdir()} <= found
+
+
+def test_a_job_table_that_cannot_be_written_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged when it begins, each hour while it lasts, and when it is over; running jobs are followed."""
+    harness, now = ServiceHarness(tmp_path, database_url=None), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    fault = OngoingFault(logging.getLogger("service"), "the job table cannot be used")
+
+    def rounds(seconds: int) -> list[str]:
+        caplog.clear()
+        for _ in range(seconds):
+            now[0] += 1.0
+            attempt_round(harness.supervisor, fault)
+        return caplog.messages
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
+        read_only(patch, harness.service.database)
+        assert rounds(60) == ["the job table cannot be used (attempt to write a readonly database); trying again"]
+        now[0] += 3600
+        assert rounds(60) == ["the job table cannot be used for 1.0 hours (attempt to write a readonly database)"]
+    with caplog.at_level(logging.INFO):
+        assert rounds(60) == ["no longer: the job table cannot be used (attempt to write a readonly database)"]

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from helpers.notifying import deliver, end, make_due, states
 from helpers.receivers import Hooks, Mailbox, hook_server, mail_server, make_certificate
-from helpers.service import ServiceHarness, recipe
+from helpers.service import ServiceHarness, read_only, recipe
 
+from llmprune.service.database.database import DatabaseUnavailable
 from llmprune.service.database.sqlite import SqliteDatabase
 from llmprune.service.jobs import store
 from llmprune.service.jobs.job import Outcome
@@ -107,6 +108,21 @@ def test_a_failed_try_is_repeated_with_the_same_id_after_a_restart(harness: Serv
     deliver(harness)
     assert states(harness, job) == [("given up", 4)]
     assert "1 not delivered" in harness.http.get(f"/jobs/{job}", headers={"Accept": "text/html"}).text
+
+
+def test_nothing_is_sent_while_the_outbox_cannot_be_written(
+    harness: ServiceHarness, hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the same notification would be sent in every round."""
+    job = harness.submit(recipe(), headers={"X-Notify-URL": f"http://127.0.0.1:{hooks.port}/"})["id"]
+    end(harness, job)
+    with monkeypatch.context() as patch:
+        read_only(patch, harness.service.database)
+        with pytest.raises(DatabaseUnavailable):
+            deliver(harness)
+    assert (hooks.got, states(harness, job)) == ([], [("pending", 0)])
+    deliver(harness)
+    assert (len(hooks.got), states(harness, job)) == (1, [("delivered", 1)])
 
 
 def test_a_receiver_that_wants_no_more_is_not_called_again(harness: ServiceHarness, hooks: Hooks) -> None:

@@ -16,6 +16,7 @@ from llmprune.service.jobs.store import JobStore
 from llmprune.service.memory import memory_of
 from llmprune.service.monitoring.gpu_use import gpu_use, use_of
 from llmprune.service.monitoring.usage import UsageSample, read_usage, write_usage
+from llmprune.service.ongoing_fault import OngoingFault
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.cleanup import used_bytes
 from llmprune.service.supervisor.processes import processes_by_job
@@ -37,15 +38,14 @@ class Sampler:
 
     def run(self, stop: threading.Event) -> None:
         """Take samples until ``stop`` is set."""
-        said = ""
+        fault = OngoingFault(logger, "the use of the machine cannot be measured")
         while not stop.wait(_ROUND_EVERY):
             try:
                 self.sample()
-                said = ""
             except (OSError, DatabaseError, psutil.Error) as error:
-                if str(error) != said:  # once, not in every round
-                    logger.warning("the use of the machine cannot be measured (%s); trying again", error)
-                said = str(error)
+                fault.occurred(str(error), time.monotonic())
+            else:
+                fault.passed(time.monotonic())
 
     def sample(self) -> None:
         """Take a sample of every running job for which one is due."""

@@ -18,6 +18,7 @@ from llmprune.service.notifications.key_file import secret_of
 from llmprune.service.notifications.mail import send_mail
 from llmprune.service.notifications.outbox import Outbox, Pending
 from llmprune.service.notifications.webhook import DeliveryError, post, signed_headers
+from llmprune.service.ongoing_fault import OngoingFault
 from llmprune.service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -39,15 +40,14 @@ class Deliverer:
     def run(self, stop: threading.Event) -> None:
         """Send until ``stop`` is set."""
         with ThreadPoolExecutor(_AT_A_TIME, "notification") as senders:
-            said = ""
+            fault = OngoingFault(logger, "the outbox cannot be used")
             while not stop.wait(_ROUND_EVERY):
                 try:
                     self.round(senders)
-                    said = ""
                 except (OSError, DatabaseError) as error:  # nothing is lost: the next round tries again
-                    if str(error) != said:  # once, not every second
-                        logger.warning("the outbox cannot be used (%s); trying again", error)
-                    said = str(error)
+                    fault.occurred(str(error), time.monotonic())
+                else:
+                    fault.passed(time.monotonic())
 
     def round(self, senders: ThreadPoolExecutor) -> int:
         """Send the notifications that are due; return their number."""
@@ -59,6 +59,7 @@ class Deliverer:
         return len(due)
 
     def _send(self, pending: Pending) -> None:
+        self.outbox.begin(pending)  # while the outbox cannot be written, a try would be repeated every second
         try:
             self._deliver(pending)
         except DeliveryError as error:

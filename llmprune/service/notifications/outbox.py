@@ -119,6 +119,14 @@ class Outbox:
             chosen.append(Pending(row["id"], owner, account, target, body, row["tries"], row["created"]))
         return chosen
 
+    def begin(self, pending: Pending) -> None:
+        """Count a try before it is made, and delay the next one."""
+        with self.database.write() as connection:
+            connection.execute(
+                "UPDATE outbox SET tries = ?, due = ? WHERE id = ?",
+                (pending.tries + 1, time.time() + _pause(pending), pending.id),
+            )
+
     def delivered(self, pending: Pending) -> None:
         """Record that a notification has arrived."""
         self._write(pending, state="delivered", error=None, now=time.time())
@@ -156,12 +164,17 @@ class Outbox:
         return int(self.database.read(sql, (owner, now - _MAILS_PER))[0]["n"])
 
     def _write(self, pending: Pending, *, state: str, error: str | None, now: float) -> None:
-        pause = _PAUSES[min(pending.tries, len(_PAUSES) - 1)]
+        ended = None if state == "pending" else now
         with self.database.write() as connection:
             connection.execute(
                 "UPDATE outbox SET state = ?, tries = ?, error = ?, due = ?, ended = ? WHERE id = ?",
-                (state, pending.tries + 1, error, now + pause, None if state == "pending" else now, pending.id),
+                (state, pending.tries + 1, error, now + _pause(pending), ended, pending.id),
             )
+
+
+def _pause(pending: Pending) -> int:
+    """Return the seconds between the next try and the one after it."""
+    return _PAUSES[min(pending.tries, len(_PAUSES) - 1)]
 
 
 def write_targets(connection: Transaction, job: str, *, targets: Iterable[StoredTarget]) -> None:

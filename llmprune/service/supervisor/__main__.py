@@ -14,6 +14,7 @@ import os
 import select
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,7 @@ from llmprune.service.jobs.store import JobStore
 from llmprune.service.logs import log_with_time
 from llmprune.service.monitoring.sampler import Sampler
 from llmprune.service.notifications.deliverer import Deliverer
+from llmprune.service.ongoing_fault import OngoingFault
 from llmprune.service.settings import Settings
 from llmprune.service.supervisor.launchers import remote_launchers
 from llmprune.service.supervisor.supervisor import Supervisor
@@ -63,22 +65,25 @@ def _background(settings: Settings) -> Iterator[None]:
 
 def _rounds(supervisor: Supervisor) -> None:
     """Run round after round until standard input says stop or closes."""
-    said = ""
+    fault = OngoingFault(logger, "the job table cannot be used")
     while True:
-        try:
-            supervisor.round()
-            said = ""
-        except (DatabaseUnavailable, OSError) as error:  # a full disk: nothing is lost, the next round tries again
-            reason = str(error.reason if isinstance(error, DatabaseUnavailable) else error)
-            if reason != said:  # once, not twice a second
-                logger.warning("the job table cannot be used (%s); trying again", reason)
-            said = reason
+        attempt_round(supervisor, fault)
         if select.select([sys.stdin], [], [], ROUND_EVERY)[0]:
             command = os.read(sys.stdin.fileno(), 4096)
             if b"stop" in command:
                 return _stop(supervisor)
             if not command:
                 return None
+
+
+def attempt_round(supervisor: Supervisor, fault: OngoingFault) -> None:
+    """Run a round. Nothing is lost where the job table cannot be used: the next round tries again."""
+    try:
+        supervisor.round()
+    except (DatabaseUnavailable, OSError) as error:
+        fault.occurred(str(error.reason if isinstance(error, DatabaseUnavailable) else error), time.monotonic())
+    else:
+        fault.passed(time.monotonic())
 
 
 def _stop(supervisor: Supervisor) -> None:
