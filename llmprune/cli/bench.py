@@ -14,7 +14,7 @@ from llmprune.checkpoint.loading import load_config, load_model
 from llmprune.checkpoint.location import bytes_on_disk
 from llmprune.checkpoint.model_memory import fit_together, memory_for_models, whole_model_bytes
 from llmprune.common.errors import ModelError
-from llmprune.common.files import require_file, write_text
+from llmprune.common.files import write_text
 from llmprune.common.libraries import quiet_libraries
 from llmprune.common.schema import format_size
 from llmprune.evaluation.bench.sparse_kernels import (
@@ -36,8 +36,6 @@ def bench_models(
 ) -> None:
     """Measure, print tables, and write the figures as JSON where a file is given."""
     quiet_libraries()
-    if output is not None:
-        require_file(output, option="--output", example="bench.json")
     for source in (against, model):
         load_config(source)
     _require_memory(against, model)
@@ -48,8 +46,6 @@ def bench_models(
 def bench_sparse(model: ModelSource, *, settings: BenchSettings, output: Path | None, console: Console) -> None:
     """Measure a model with its 2:4 matrices as they are stored, and as sparse tensor cores read them."""
     quiet_libraries()
-    if output is not None:
-        require_file(output, option="--output", example="bench.json")
     require_gpu()
     on_one = model.model_copy(update={"device_map": {"": 0}})  # split over several it could not be copied
     _require_memory(on_one, on_one)

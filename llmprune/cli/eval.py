@@ -59,9 +59,7 @@ def _evaluate(
     model: ModelSource, against: ModelSource | None, *, settings: Evaluation, output: Path | None, console: Console
 ) -> GateFigures | None:
     """Evaluate, print and write; return the verdict, or None without a gate."""
-    if output is not None and output.exists() and not output.is_dir():
-        raise OutputError(f"the output {output} is a file; give a folder")
-    with _errors_with_option_names():
+    with errors_with_option_names():
         check_tasks(settings)
     judged = _subject(model, output)
     base = _subject(against) if against is not None else None
@@ -69,7 +67,7 @@ def _evaluate(
         require_same_tokenizer(against.id, base.tokenizer, model=model.id, other=judged.tokenizer)
     if output is not None:
         _make_folder(output)
-    with _errors_with_option_names():
+    with errors_with_option_names():
         fetch_tasks(settings)
         results = evaluate_tasks(judged, "pruned", evaluation=settings)
     judged.whole.release()
@@ -114,7 +112,7 @@ def _subject(source: ModelSource, output: Path | None = None) -> EvaluatedModel:
 
 
 @contextmanager
-def _errors_with_option_names() -> Iterator[None]:
+def errors_with_option_names() -> Iterator[None]:
     """Raise errors about tasks with option names in place of recipe keys."""
     try:
         yield

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llmprune.cli.options import FinishedFolder, Json, console
+from llmprune.common.files import require_file, write_text
 from llmprune.common.libraries import import_libraries
 from llmprune.common.printing import printable
 
@@ -41,12 +42,11 @@ def push(
     """Push the model of a finished run to the hub, with its card and provenance."""
     settings: dict[str, object] = {"repo_id": repo_id, "private": private, "branch": branch, "create_pr": create_pr}
     settings |= {"when": when, "commit_message": commit_message, "quantized_repo_id": quantized_repo_id}
-    import_libraries(announced=False)
-    from llmprune.common.files import require_file, write_text
-    from llmprune.publish.push import push_run
-
     if save:
         require_file(save, option="--save", example="published.json")
+    import_libraries(announced=False)
+    from llmprune.publish.push import push_run
+
     published = push_run(run, settings)
     if save:
         write_text(save, published.model_dump_json(indent=1) + "\n")

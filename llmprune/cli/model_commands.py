@@ -22,7 +22,9 @@ from llmprune.cli.options import (
     use_gpus,
 )
 from llmprune.common.errors import RecipeError
+from llmprune.common.files import require_file, require_folder
 from llmprune.common.libraries import import_libraries
+from llmprune.common.local_processes import is_first_of_launcher
 from llmprune.common.progress import lines_without_terminal
 
 if TYPE_CHECKING:
@@ -75,6 +77,8 @@ def evaluate(
         gate={"min_retention": min_retention} if min_retention is not None else None,
     )
     judged, base = model_source(model), model_source(against) if against else None
+    if output is not None and is_first_of_launcher():
+        require_folder(output)
     import_libraries(announced=True)
     from llmprune.cli.eval import evaluate_models
     from llmprune.common.distributed import leave_process_group
@@ -118,6 +122,8 @@ def bench(
         raise RecipeError("bench: give a base model with --against, or --sparse to time the model against itself")
     source = model_source(str(Path(model) / "model") if of_run else model, dtype=dtype)
     base = None if against is None else model_source(against, dtype=dtype)
+    if output is not None:
+        require_file(output, option="--output", example="bench.json")
     import_libraries(announced=True)
     if of_run and base is None and not sparse:
         from llmprune.pipeline.reevaluate import base_of

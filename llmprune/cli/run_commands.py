@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,7 @@ from llmprune.common.errors import RecipeError
 from llmprune.common.libraries import import_libraries, seconds_of_imports
 from llmprune.common.printing import printable
 from llmprune.common.progress import lines_without_terminal
+from llmprune.results.run_folder.output_path import require_run_folder
 
 if TYPE_CHECKING:
     from llmprune.pipeline.finish import FinishedRun
@@ -95,6 +97,7 @@ def run(
         raise RecipeError("--fresh makes everything anew, and --scores-of reuses scores; give one of the two")
     parsed, record = load_recipe(recipe, overrides)
     folder = output or default_folder(recipe)
+    require_run_folder(folder)
     import_libraries(announced=True)
     if context.obj is not None and run_on_every_gpu(context.obj, parsed, halves=calibration_check):
         return
@@ -120,6 +123,7 @@ def run(
 
 def run_recipe(context: typer.Context, recipe: Recipe, *, folder: Path, fresh: bool, end_recovery: bool) -> None:
     """Run a recipe that a command has composed, in a process for each chosen GPU."""
+    require_run_folder(folder)
     import_libraries(announced=True)
     if context.obj is not None and run_on_every_gpu(context.obj, recipe, halves=False):
         return
@@ -217,11 +221,14 @@ def reevaluate(
     names = task_names(tasks) if tasks is not None else []
     if include_path is not None and not names:
         raise RecipeError("--include-path belongs to further tasks; name them with --tasks")
+    if output is not None:
+        require_run_folder(output)
     import_libraries(announced=True)
+    from llmprune.cli.eval import errors_with_option_names
     from llmprune.common.distributed import leave_process_group
     from llmprune.pipeline.reevaluate import reevaluate as evaluate_again
 
-    with lines_without_terminal():
+    with lines_without_terminal(), errors_with_option_names() if names else nullcontext():
         finished = evaluate_again(run, limit, tasks=names, include_path=include_path, output=output, base=base)
     _show_and_require_gate(finished)
     leave_process_group()

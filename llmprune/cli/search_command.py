@@ -13,6 +13,7 @@ from llmprune.cli.run_commands import default_folder, load_recipe, run_on_every_
 from llmprune.common.errors import RecipeError
 from llmprune.common.libraries import import_libraries
 from llmprune.common.progress import lines_without_terminal
+from llmprune.results.run_folder.output_path import require_run_folder
 
 if TYPE_CHECKING:
     from llmprune.results.figures.search import SearchFigures
@@ -35,6 +36,7 @@ def search(
             recipe,
         )
     folder = output or default_folder(recipe)
+    require_run_folder(folder)
     import_libraries(announced=not as_json)
     if context.obj is not None and run_on_every_gpu(context.obj, parsed, halves=False):
         return

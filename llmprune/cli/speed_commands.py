@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llmprune.cli.options import Dtype, Gpus, console, model_source, use_gpus
+from llmprune.common.files import require_file
 from llmprune.common.libraries import import_libraries, quiet_libraries
 from llmprune.common.progress import lines_without_terminal
 
@@ -35,9 +36,9 @@ def speed(
     table without the file.
     """
     source = model_source(model, dtype=dtype)
+    require_file(output, option="--output", example="table.json")
     import_libraries(announced=True)
     from llmprune.common.device_errors import device_errors
-    from llmprune.common.files import require_file
     from llmprune.evaluation.bench.generation_speed import require_positions
     from llmprune.evaluation.bench.speed_prediction import dense_shape, predict
     from llmprune.evaluation.bench.speed_subject import SpeedSubject
@@ -46,7 +47,6 @@ def speed(
     from llmprune.report.speed_table import print_speed_table
 
     quiet_libraries()
-    require_file(output, option="--output", example="table.json")
     use_gpus(devices)
     settings = Speed(batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats)
     with (

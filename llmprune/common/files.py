@@ -32,6 +32,29 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         fsync(path.parent)
 
 
+def require_folder(path: Path) -> None:
+    """Check, without changing anything, that files can be written in a folder, or that it can be made.
+
+    Raises OutputError.
+    """
+    try:
+        existing = path.absolute()
+        while not existing.exists() and not existing.is_symlink():
+            existing = existing.parent
+        if not existing.is_dir():
+            what = "a file" if existing.exists() else "a link to nothing"
+            raise OutputError(
+                f"the output {path} is {what}; give a folder"
+                if existing == path.absolute()
+                else f"the output folder {path} cannot be used: {existing} is {what}; choose another --output"
+            )
+        if not os.access(existing, os.W_OK | os.X_OK):
+            reason = f"no permission to write in {existing}"
+            raise OutputError(f"the output folder {path} cannot be used: {reason}; choose another --output")
+    except OSError as error:
+        raise OutputError(f"the output folder {path} cannot be used: {error}; choose another --output") from error
+
+
 def require_file(path: Path, *, option: str, example: str) -> None:
     """Check that a file can be written at ``path``, and create its folder. Raises OutputError.
 

@@ -26,7 +26,9 @@ def load_report(folder: Path) -> Report:
         text = path.read_text(encoding="utf-8")
         return parse_report(json.loads(text), str(path))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise OutputError(f"{path} cannot be read ({error}); run the recipe again") from error
+        raise OutputError(
+            f"{path} cannot be read as a report ({error}); give the folder of a run, or run the recipe again"
+        ) from error
 
 
 def parse_report(found: Any, source: str, *, extra: Literal["forbid", "ignore"] = "forbid") -> Report:

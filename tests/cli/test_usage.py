@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from helpers.commands import (
     command,
 )
+
+from llmprune.cli import recover_commands
+from llmprune.recipe.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("in_one_process")
 
@@ -27,6 +31,20 @@ pytestmark = pytest.mark.usefixtures("in_one_process")
         (["eval", "base", "--tasks", "a", "--include-path", "nowhere"], 2, "nowhere is not a folder"),
         (["eval", "", "--tasks", "a"], 2, "id: must be text of at least 1 character"),
         (["eval", "base", "--tasks", "a", "--output", "text.txt"], 2, "text.txt is a file"),
+        (
+            ["recover", "text.yaml", "--against", "base", "--tokens", "1K"],
+            2,
+            "CHECKPOINT: the recipe text.yaml does",
+        ),
+        (
+            ["recover", "base", "--against", "./none", "--tokens", "1K"],
+            2,
+            "--against: the folder ./none does not",
+        ),
+        (["recover", " ", "--against", "base", "--tokens", "1K"], 2, "CHECKPOINT is empty; give the folder of a check"),
+        (["recover", "base", "--against", "base"], 2, "say how long to train: give one of --tokens"),
+        (["recover", "base", "--against", "base", "--hours", "0"], 2, "hours: must be above 0"),
+        (["report", "text.txt"], 2, "text.txt cannot be read as a report"),
         (["anatomy", ""], 2, "id: must be text of at least 1 character"),
         (["anatomy", "text.txt"], 2, "text.txt is a file"),
         (["anatomy", "./nowhere"], 2, "does not exist"),
@@ -50,6 +68,52 @@ def test_wrong_arguments(
     assert (outcome.code, said in outcome.err) == (code, True), outcome.err
     assert outcome.out == ""
     assert "Traceback" not in outcome.err
+
+
+_RECIPE = "model: {id: base}\ncalibration: {dataset: text.txt}\ndepth: {remove: 1}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "recipe.yaml", "--output"],
+        ["search", "recipe.yaml", "--set", "depth=null", "--set", "budget.parameters=0.5", "--output"],
+        ["recover", "base", "--against", "base", "--tokens", "1K", "--output"],
+        ["reevaluate", "run", "--output"],
+        ["eval", "base", "--tasks", "arc_easy", "--output"],
+        ["bench", "base", "--against", "base", "--output"],
+        ["speed", "base", "--output"],
+        ["push", "run", "--save"],
+    ],
+    ids=lambda arguments: arguments[0],
+)  # fmt: skip
+def test_a_place_that_cannot_be_written_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """No command that writes imports the large libraries before it refuses; nothing is made."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(_RECIPE)
+    Path("text.txt").write_text("text")
+    Path("base").mkdir()
+    for module in ("run_commands", "search_command", "model_commands", "speed_commands", "hub_commands"):
+        monkeypatch.setattr(f"llmprune.cli.{module}.import_libraries", lambda announced: pytest.fail("too late"))
+    outcome = command(*arguments, "text.txt/deeper/place")
+    assert (outcome.code, "text.txt/deeper" in outcome.err) == (2, True), outcome.err
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    outcome = command(*arguments, "place")
+    assert (outcome.code, "no permission to write in" in outcome.err) == (2, True), outcome.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "recipe.yaml", "text.txt"]
+
+
+@pytest.mark.parametrize("name", ["123", "null", "my model: v2 #3", "{x", "'quoted\"", "a=b"])
+def test_a_model_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The names that ``recover`` is given reach the recipe as they are: they are no YAML."""
+    monkeypatch.chdir(tmp_path)
+    given: list[Recipe] = []
+    monkeypatch.setattr(recover_commands, "run_recipe", lambda _, recipe, **others: given.append(recipe))
+    assert command("recover", name, "--against", f"dense {name}", "--tokens", "20M").code == 0
+    assert given[0].recover is not None
+    assert (given[0].model.id, given[0].recover.against) == (name, f"dense {name}")
 
 
 def test_no_arguments_show_the_help() -> None:

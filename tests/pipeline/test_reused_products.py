@@ -185,3 +185,12 @@ def test_a_run_is_timed_against_the_base_of_its_report(workspace: Path, tmp_path
     done = command("bench", workspace / "parent", *options, "--output", tmp_path / "bench.json")
     assert done.code == 0, done.err
     assert f'"base": "{workspace / "base"}"' in (tmp_path / "bench.json").read_text()
+
+
+def test_scores_that_are_not_there_are_noted_where_a_run_continues(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run has its own; a mistyped folder is named all the same."""
+    (tmp_path / "run.json").write_text("{}")
+    take_scores(tmp_path / "nowhere", tmp_path)
+    assert "nowhere: it is not the folder of a run" in caplog.text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Container, Iterable, Iterator
@@ -36,6 +37,8 @@ from llmprune.results.run_folder.products import (
     VOCABULARY_STATE,
 )
 from llmprune.results.run_folder.replacing import remove
+
+logger = logging.getLogger(__name__)
 
 # Files of the products that do not depend on the size alone, by their names in the journal.
 _BEFORE_SIZE = {
@@ -66,6 +69,8 @@ def take_scores(source: Path, folder: Path) -> None:
     Raises OutputError where ``source`` is not the folder of a run, or has no scores.
     """
     if _holds_run(folder):
+        if not _holds_run(source):
+            logger.warning("--scores-of %s: it is not the folder of a run, and %s holds a run already", source, folder)
         return
     try:
         with _reading(source):

@@ -19,12 +19,12 @@ from llmprune.common.files import folder_size, write_text
 from llmprune.common.progress import report_reused
 from llmprune.results.figures.base import Figures
 from llmprune.results.figures.provenance import Step
+from llmprune.results.run_folder.output_path import is_run, require_run_folder
 from llmprune.results.run_folder.products import JOURNAL, LOCK, PRODUCTS, ROUNDS
 from llmprune.results.run_folder.replacing import (
     NEXT,
     complete_swap,
     has_model,
-    is_swapping,
     refuse_other_recipe,
     remove,
     take_over,
@@ -65,7 +65,7 @@ class RunFolder:
         if not is_first_process():
             return cls(path, None)
         try:
-            _refuse_foreign(path)
+            require_run_folder(path)
             _refuse_own_result(path, model)
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
@@ -81,7 +81,7 @@ class RunFolder:
     @classmethod
     def open_finished(cls, path: Path) -> RunFolder:
         """Open the folder of a run to work on its result. Raises OutputError if it is not a run's folder, or in use."""
-        if is_first_process() and not _is_run(path):
+        if is_first_process() and not is_run(path):
             raise OutputError(f"{path} is not the folder of a run; give the folder that llmprune run wrote to")
         return cls.open(path)
 
@@ -242,21 +242,6 @@ def bytes_at_hand(home: Path, *, fresh: bool) -> int:
     if not fresh:
         return sum(folder_size(folder / name) for folder in (home, home / NEXT) for name in ("model", "model.partial"))
     return folder_size(home / NEXT) + (0 if has_model(home) else sum(folder_size(home / name) for name in PRODUCTS))
-
-
-def _refuse_foreign(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"the output {path} is a file; give a folder")
-    filled = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
-    if filled and not _is_run(path):
-        raise OutputError(
-            f"the output folder {path} is not empty and is not the folder of a run; give a new or empty folder"
-        )
-
-
-def _is_run(path: Path) -> bool:
-    """Check that a folder is a run's; in the middle of a swap the journal is not in it."""
-    return (path / JOURNAL).is_file() or is_swapping(path)
 
 
 def _refuse_own_result(path: Path, model: str | None) -> None:
