@@ -115,8 +115,18 @@ def _windows_in_hours(context: RunContext, source: ModelSource, *, before: str) 
     hours, length = settings.hours, inputs.texts.recovery_settings.sequence_length or 0
     sample_NL = inputs.texts.text_windows[:, :length]
 
+    plan = context.plan.recovery
+    assert plan is not None, "the plan of a recipe with recover has it too"
+
     def make(path: Path) -> int:
-        number = windows_in(hours, source, settings=settings, arithmetic=_arithmetic(context), sample_NL=sample_NL)
+        number = windows_in(
+            hours,
+            source,
+            settings=settings,
+            arithmetic=_arithmetic(context),
+            sample_NL=sample_NL,
+            dense_pass=plan.dense_pass,
+        )
         context.folder.write(path.name, f"{number}\n")
         return number
 

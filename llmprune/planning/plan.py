@@ -189,6 +189,7 @@ def _plan_with_rounds(recipe: Recipe, base: Base, *, planned: PlannedCut, machin
 def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) -> Plan:
     """Return the plan of a cut. Raises ModelError and RecipeError where the cut is not possible."""
     dense, anatomy, dtype = base.dense, base.anatomy, base.dense.dtype
+    reference = base.size if recipe.reference == recipe.model else size_of_reference(recipe)
     widths = planned.widths.kept
     pruned = pruned_meta_model(recipe, base, planned=planned)
     sparsity = planned_sparsity(recipe, pruned, anatomy=anatomy, planned=planned)
@@ -202,14 +203,15 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
     evaluation = recipe.evaluation
     planner = memory_planner(recipe, dense, pruned=pruned, anatomy=anatomy, memory=memory, machine=machine)
     batches = planner.batch_sizes()
-    models = PlannedModels(dense, pruned, anatomy, planned, size.bytes, batches)
+    compared = reference.parameters / base.size.parameters
+    models = PlannedModels(dense, pruned, anatomy, planned, size.bytes, batches, reference=compared)
     recovery = plan_recovery(recipe, models, machine=machine)
     training = recovery_parts(recipe.recover, recovery, models=models, on_gpu=machine.has_gpu)
     return Plan(
         model=recipe.model.id,
         model_type=base.config.model_type,
         dtype=dtype_name(dtype),
-        dense=base.size if recipe.reference == recipe.model else size_of_reference(recipe),
+        dense=reference,
         pruned=size,
         lineage=lineage,
         parameters_exact=is_exact(recipe.depth, base),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmprune.anatomy.meta_model import text_config
 from llmprune.checkpoint.loading import load_config, load_tokenizer
-from llmprune.common.errors import RecipeError
+from llmprune.common.errors import ModelError, RecipeError
 from llmprune.data.vocabulary.counterparts import ModelTokens, counterparts
 from llmprune.planning.base import describe_base
 from llmprune.recipe.recipe import Recipe
@@ -27,7 +27,10 @@ def key_of_reference(recipe: Recipe) -> str:
 def size_of_reference(recipe: Recipe) -> Size:
     """Return the sizes of the model ``against``. Raises ModelError where it cannot be read."""
     other = recipe.model_copy(update={"model": recipe.reference})
-    return describe_base(other, load_config(other.model)).size
+    try:
+        return describe_base(other, load_config(other.model)).size
+    except ModelError as error:
+        raise ModelError(f"{key_of_reference(recipe)}: {error}") from error
 
 
 def ids_in_reference(recipe: Recipe) -> list[int] | None:

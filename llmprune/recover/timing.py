@@ -19,15 +19,21 @@ from llmprune.recover.lessons import Lessons
 from llmprune.recover.student import Student
 
 _TIMED = 3  # windows, after one that is not
-_OF_TEACHER = 1 / 3  # of a training step: a forward pass of the dense model
 
 
 def windows_in(
-    hours: float, repaired: ModelSource, *, settings: Recover, arithmetic: Arithmetic, sample_NL: Tensor
+    hours: float,
+    repaired: ModelSource,
+    *,
+    settings: Recover,
+    arithmetic: Arithmetic,
+    sample_NL: Tensor,
+    dense_pass: float,
 ) -> int:
     """Return the number of windows of ``sample_NL``'s length that all processes together can train on in so many hours.
 
-    The dense model's predictions are counted in. Nothing is trained.
+    The dense model's predictions are counted in. Nothing is trained. ``dense_pass``: operations of its forward pass,
+    relative to the repaired model's.
     """
     student = Student(open_decoder(repaired), settings, arithmetic=arithmetic)
     lessons = Lessons(sample_NL[: _TIMED + 1], torch.arange(min(_TIMED + 1, len(sample_NL)))[None], None)
@@ -41,5 +47,15 @@ def windows_in(
     each = (time.perf_counter() - begin) / max(len(lessons.windows_NL) - 1, 1)
     seconds = torch.tensor([each], dtype=torch.float64)
     sum_over_processes([seconds])
-    of_teacher = _OF_TEACHER * ((settings.loss == "distillation") + (settings.hidden_states > 0))
-    return max(int(hours * 3600 * world_size() ** 2 / (float(seconds) * (1 + of_teacher))), 1)
+    of_dense = _dense_share(settings, dense_pass, checkpointing=arithmetic.save_memory)
+    return max(int(hours * 3600 * world_size() ** 2 / (float(seconds) * (1 + of_dense))), 1)
+
+
+def _dense_share(settings: Recover, dense_pass: float, *, checkpointing: bool) -> float:
+    """Return the time of the dense model's forward passes for a window, relative to that of a training step.
+
+    A step is worth a forward pass, the gradients of activations, those of the weights unless adapters are trained, and
+    with checkpointing another forward pass.
+    """
+    passes = (settings.loss == "distillation") + (settings.hidden_states > 0)
+    return dense_pass * passes / (2 + (settings.method != "lora") + checkpointing)

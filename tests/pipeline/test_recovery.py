@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers.commands import command, report_in, save_model, verify_here, write_recipe, write_text
 from safetensors.torch import load_file
+
+from llmprune.recipe.model import ModelSource
+from llmprune.recipe.recover import Recover
+from llmprune.recover import timing
+from llmprune.recover.arithmetic import Arithmetic
 
 
 def recipe_of(folder: Path, *, hidden_size: int = 32, **sections: Any) -> Path:
@@ -103,6 +110,30 @@ def test_hours_become_tokens_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert trained == int((run / "recover-windows.txt").read_text()) // 2 * 2 * 32
     assert command("run", recipe, "--output", run).code == 0
     assert report_in(run)["recovery"]["tokens"] == trained
+
+
+def test_fewer_windows_fit_beside_a_larger_dense_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its forward pass counts by its size; without its predictions it is not run."""
+    seconds = itertools.count(0.0, 30.0)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    source = ModelSource(id=str(save_model(tmp_path / "base")))
+    sample_NL = torch.zeros(4, 32, dtype=torch.int64)
+
+    def windows(dense_pass: float, *, save_memory: bool = False, **settings: Any) -> int:
+        return timing.windows_in(
+            1.0,
+            source,
+            settings=Recover(hours=1.0, **settings),
+            arithmetic=Arithmetic(torch.device("cpu"), False, save_memory),
+            sample_NL=sample_NL,
+            dense_pass=dense_pass,
+        )
+
+    assert windows(1.0, loss="language_model") == 360  # 10 seconds for each
+    assert windows(1.0) == int(360 / (1 + 1 / 3))
+    assert windows(3.0) == 180
+    assert windows(3.0, save_memory=True) == int(360 / (1 + 3 / 4))
+    assert windows(3.0, method="lora", hidden_states=1.0) == int(360 / (1 + 2 * 3 / 2))
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

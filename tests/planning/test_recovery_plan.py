@@ -144,11 +144,26 @@ def test_time_follows_from_passes(shared: Path) -> None:
     assert _of(hours).tokens is None
 
 
+def test_the_size_of_the_dense_model_counts(shared: Path, tmp_path: Path) -> None:
+    """Its pass is worth more passes of a model with fewer layers, and most where another, larger model predicts."""
+    save_model(tmp_path / "large", num_hidden_layers=12)
+    half = _plan(shared, lambda data, _: data.update(depth={"remove": 2}))
+    one = _plan(shared)
+    larger = _plan(shared, lambda data, _: data["recover"].update(against=str(tmp_path / "large")))
+    attention, mlp, head = 2 * (2 * 32 * 32 + 2 * 32 * 16) + 4 * 32 * 32, 2 * 3 * 32 * 96, 2 * 32 * 257
+    passes = [(4 * (attention + mlp) + head) / (kept * (attention + mlp) + head) for kept in (2, 3)]
+    assert [_of(plan).dense_pass for plan in (half, one)] == pytest.approx(passes, rel=0.01)
+    assert _of(larger).dense_pass == pytest.approx(passes[1] * larger.dense.parameters / one.dense.parameters, rel=0.01)
+    assert _work(larger, PREDICTIONS).products > 2 * _work(one, PREDICTIONS).products
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda data, _: data["recover"].update(tokens=100),
          r"recover\.tokens: 100 tokens are fewer than one step, which has 128 \(4 × 32\); ask for at least 128"),
+        (lambda data, shared: data["recover"].update(against=str(shared / "text.txt")),
+         r"^recover\.against: .*text.txt is a file; give a hub id"),
         (lambda data, shared: data["recover"]["data"].update(dataset=str(shared / "gone.txt")),
          r"recover\.data: the data file .*gone.txt does not exist"),
         (lambda data, shared: data["recover"]["data"].update(dataset=str(shared / "empty.txt")),

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from llmprune.anatomy.meta_model import find_layers, text_config
 from llmprune.anatomy.types import Anatomy
-from llmprune.planning.duration.operations import LayerCost, Work, costs_of
+from llmprune.planning.duration.operations import LayerCost, Work, costs_of, head_operations
 from llmprune.planning.memory.device_memory import BatchSizes
 from llmprune.planning.sizes.planned_sizes import PlannedCut
 from llmprune.recipe.recipe import Recipe
@@ -47,6 +47,8 @@ class PlannedModels:
     """Dense and pruned model without weights, the anatomy of the dense one, and the parts of it that are kept.
 
     ``pruned_bytes``: bytes of the pruned model's files. ``batches``: windows that a layer processes at a time.
+    ``reference``: parameters of the model that is trained towards, relative to those of ``dense``: another one by
+    ``against``.
     """
 
     dense: PreTrainedModel
@@ -55,6 +57,15 @@ class PlannedModels:
     planned: PlannedCut
     pruned_bytes: int
     batches: BatchSizes
+    reference: float = 1.0
+
+    def reference_pass(self, length: int) -> float:
+        """Return the operations of the reference's forward pass, relative to the pruned model's."""
+        dense, pruned = (
+            sum(cost.mixer + cost.mlp for cost in costs) + head_operations(model)
+            for model, costs in ((self.dense, self.dense_costs(length)), (self.pruned, self.pruned_costs(length)))
+        )
+        return self.reference * dense / pruned
 
     @property
     def hidden(self) -> int:

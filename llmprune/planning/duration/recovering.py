@@ -33,7 +33,7 @@ def recovery_parts(
     tokens = Tokens(read + held_out, length, models.batches.calibration)
     costs = models.dense_costs(length)
     dense = forward_work(costs, tokens) + visited(costs) + Work(products=head_operations(models.dense) * tokens.count)
-    parts.append(Part(step=RECOVERY, name=PREDICTIONS, work=dense, shared=True))
+    parts.append(Part(step=RECOVERY, name=PREDICTIONS, work=dense * models.reference, shared=True))
     training = _training(recover, plan, models=models, on_gpu=on_gpu)
     return [*parts, Part(step=RECOVERY, name=TRAINING, work=training, items=plan.steps, shared=True)]
 
@@ -59,7 +59,7 @@ def _training(recover: Recover, plan: RecoveryPlan, *, models: PlannedModels, on
     steps = Work(stream=float(_STEP_BYTES * plan.trained)) * plan.steps
     found = _in_type_of_training(work, models, on_gpu=on_gpu) + steps
     if recover.hidden_states:
-        found += plain(forward_work(models.dense_costs(length), Tokens(1, length, 1))) * windows
+        found += plain(forward_work(models.dense_costs(length), Tokens(1, length, 1))) * (models.reference * windows)
     return found
 
 

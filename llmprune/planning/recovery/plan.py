@@ -51,6 +51,7 @@ class RecoveryPlan(Figures):
     memory: RecoveryMemory
     disk: int  # bytes of the dense model's predictions, the training's state, and the repaired checkpoint
     bytes_of_token: int  # of the dense model's predictions
+    dense_pass: float  # operations of a forward pass of the dense model, relative to the pruned model's
 
 
 def plan_recovery(recipe: Recipe, models: PlannedModels, *, machine: Machine) -> RecoveryPlan | None:
@@ -85,6 +86,7 @@ def plan_recovery(recipe: Recipe, models: PlannedModels, *, machine: Machine) ->
         memory=memory_of_training(recover, models, setting=setting),
         disk=predicted * length * token + (2 * _STATE + FLOAT32) * trained + models.pruned_bytes,
         bytes_of_token=token,
+        dense_pass=models.reference_pass(length),
     )
 
 
