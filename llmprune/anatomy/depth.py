@@ -41,11 +41,39 @@ def find_depth(model: PreTrainedModel, trust_remote_code: bool) -> tuple[tuple[I
             keep = _keep_without_a_group(model, found)
             pruned = _without(model, keep, trust_remote_code=trust_remote_code)
         check_layer_equivalence(model, pruned, keep=keep, changing=set())
+        if not found and _last_may_be_special(model):
+            keep = [index for index in range(len(layers)) if index != len(layers) - 2]
+            pruned = _without(model, keep, trust_remote_code=trust_remote_code)
+            check_layer_equivalence(model, pruned, keep=keep, changing=set())
     except ModelError as error:
         return (), str(error)
     except Exception as error:  # a model class may fail in any way on a config that it does not expect
         return (), f"no model can be built from the config without a layer: {type(error).__name__}: {error}"
     return found, None
+
+
+def find_special_last(model: PreTrainedModel, trust_remote_code: bool) -> tuple[int, ...]:
+    """Return the last layer where the one before it would become of another kind as the last; otherwise nothing."""
+    if not _last_may_be_special(model):
+        return ()
+    count = len(find_layers(model)[1])
+    keep = range(count - 1)
+    try:
+        pruned = _without(model, keep, trust_remote_code=trust_remote_code)
+        check_layer_equivalence(model, pruned, keep=keep, changing=set())
+    except ModelError:
+        return (count - 1,)
+    return ()
+
+
+def _last_may_be_special(model: PreTrainedModel) -> bool:
+    """Check whether some layer is unlike the last one, although the config lists no kinds of layers."""
+    *others, last = map(features, find_layers(model)[1])
+    alike = (
+        last.keys() == other.keys() and all(same_feature(value, other[name]) for name, value in last.items())
+        for other in others
+    )
+    return len(others) > 1 and not one_of_layers(model.config) and not all(alike)
 
 
 def _without(model: PreTrainedModel, keep: Sequence[int], *, trust_remote_code: bool) -> PreTrainedModel:

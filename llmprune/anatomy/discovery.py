@@ -14,7 +14,7 @@ from llmprune.anatomy.config_probe import (
     fields_that_set_sizes,
     follows_everywhere,
 )
-from llmprune.anatomy.depth import find_depth
+from llmprune.anatomy.depth import find_depth, find_special_last
 from llmprune.anatomy.experts import FEW_EXPERTS, Blocks, expert_field, prove_experts
 from llmprune.anatomy.heads import find_heads
 from llmprune.anatomy.kept_results import KeptResults, config_key
@@ -51,6 +51,7 @@ def _discover(config: Config, trust_remote_code: bool) -> Anatomy:
     experts = _experts(model, mixture, representative=representative, small=small)
     heads, attention = find_heads(model, representative, small=small)
     by_index, depth_refusal = find_depth(model, trust_remote_code)
+    last = () if by_index or depth_refusal else find_special_last(model, trust_remote_code)
     blocks = mixture[1] if mixture else (None,) * len(representative.layers)
     return Anatomy(
         model_type=config.model_type,
@@ -64,7 +65,7 @@ def _discover(config: Config, trust_remote_code: bool) -> Anatomy:
         blocks=tuple(blocks[kind] for kind in representative.layer_kinds),
         experts=experts,
         patterns=find_patterns(model),
-        one_of=one_of_layers(config),
+        one_of=one_of_layers(config) or last,
         by_index=by_index,
         depth_refusal=depth_refusal,
         width_refusal=_width_refusal(groups),

@@ -12,6 +12,8 @@ MODEL_REFUSALS = {
     "glm5_next_text": "its layers pass the tokens that they selected to the next layer",
     "glm_moe_dsa": "its layers pass the tokens that they selected to the next layer",
     "hy_v4": "its layers pass the tokens that they selected to the next layer",
+    "idefics": "it reads no text without images, and cross-attention to them is between its layers, by their index; "
+    "take Idefics3 or another model that also reads text alone",
     "mistral_large4_text": "its layers pass the tokens that they selected to the next layer",
     "mllama": "its cross-attention layers run on images only, so text cannot show their importance; "
     "take a Llama without images",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.gpt_neox_japanese.modeling_gpt_neox_japanese import GPTNeoXJapaneseAttention
 
 from llmprune.anatomy.config_edits import edit_config
 from llmprune.anatomy.depth import find_depth
@@ -20,6 +21,7 @@ from llmprune.anatomy.meta_model import build_meta_model
 from llmprune.anatomy.types import Anatomy, IndexKinds
 from llmprune.common.errors import ModelError, RecipeError
 from llmprune.cut.layer_choice import (
+    choose_in_pattern,
     layers_in_group,
     may_be_left,
     removable_layers,
@@ -91,6 +93,35 @@ def test_kinds_by_index_agree_with_the_proof(family: str, fields: dict[str, Any]
         refused = pytest.raises(ModelError, match=r"cannot express|full-attention")
         with nullcontext() if removed in possible else refused:
             check_layer_equivalence(model, pruned, keep=keep, changing=set())
+
+
+def test_a_last_layer_of_its_own_kind_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the last layer has a bias, wherever it is: the scores choose among the others, and named layers are refused.
+
+    Of two such layers none can go without the other, which no cut can express.
+    """
+    config = tiny_config("gpt_neox_japanese")
+    found = discover(config)
+    assert (found.one_of, found.depth_refusal) == ((3,), None)
+    for worst in range(4):
+        scores_N = torch.ones(4, dtype=torch.float64).index_fill(0, torch.tensor([worst]), 0.0)
+        keep = choose_in_pattern(scores_N, 3, anatomy=found, keep_pattern=False)
+        pruned = build_meta_model(edit_config(config, keep, widths={}))
+        check_layer_equivalence(build_meta_model(config), pruned, keep=keep, changing=set())
+    build = GPTNeoXJapaneseAttention.__init__
+
+    def last_two(self: Any, config: Any, use_bias: bool, layer_idx: int) -> None:
+        build(self, config, use_bias=layer_idx >= config.num_hidden_layers - 2, layer_idx=layer_idx)
+
+    monkeypatch.setattr(GPTNeoXJapaneseAttention, "__init__", last_two)
+    refusal = find_depth(build_meta_model(config), trust_remote_code=False)[1]
+    assert "layer 1 would keep its index and still change" in str(refusal)
+
+
+def test_cross_attention_between_layers_is_refused() -> None:
+    """Its place follows from the index of the layer behind it, which the layers themselves do not show."""
+    with pytest.raises(ModelError, match=r"idefics.*reads no text without images"):
+        discover(tiny_config("idefics", num_hidden_layers=9, cross_layer_interval=4))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
