@@ -208,7 +208,9 @@ class Budget(Section):
         if repeated:
             raise ValueError(f"{repeated[0]} has a value twice; name each size of the family once")
         if self.weight_bits is not None and self.weights is None:
-            raise ValueError("weight_bits says how weights counts, and weights is not given; add it or remove the key")
+            raise ValueError(
+                "weight_bits says how weights are counted, and weights is not given; add it or remove the key"
+            )
         idle = [name for name in _OF_SPEED if name in self.model_fields_set]
         if idle and self.speed is None:
             raise ValueError(

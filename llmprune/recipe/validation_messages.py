@@ -48,8 +48,7 @@ _NO_MAPPING = ("model_type", "model_attributes_type")
 def describe_problems(error: ValidationError, schema: type[BaseModel], *, data: Any) -> list[str]:
     """Return one sentence for each wrong place in ``data``, in the order of the schema; of very many the first ones."""
     by_path: dict[Path, list[Problem]] = {}
-    for details in error.errors(include_url=False):
-        problem: Problem = dict(details)
+    for problem in _problems(error):
         by_path.setdefault(_path(problem, data), []).append(problem)
     outer = {path[:length] for path in by_path for length in range(len(path))}
     # A problem inside a value is more specific than a problem with the value as a whole.
@@ -61,9 +60,9 @@ def describe_problems(error: ValidationError, schema: type[BaseModel], *, data: 
 def wrong_places(error: ValidationError, data: Any) -> list[Path]:
     """Return the keys that are wrong; for missing keys, and for keys that contradict each other, their section."""
     found = []
-    for details in error.errors(include_url=False):
-        path = _path(dict(details), data)
-        path = path[:-1] if details["type"] == "missing" else path
+    for problem in _problems(error):
+        path = _path(problem, data)
+        path = path[:-1] if problem["type"] == "missing" else path
         listed = next((index for index, part in enumerate(path) if isinstance(part, int)), len(path))
         found.append(path[:listed])  # the whole list: its entries have no names
     return list(dict.fromkeys(found))
@@ -77,6 +76,20 @@ def short(value: Any) -> str:
         return ".nan" if math.isnan(value) else f"{'-' * (value < 0)}.inf"
     text = _repr.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _problems(error: ValidationError) -> list[Problem]:
+    """Return the problems of an error, without those that other kinds have with a section that names its kind."""
+    found: list[Problem] = [dict(details) for details in error.errors(include_url=False)]
+    others = {one["loc"][:-1] for one in found if one["type"] == "literal_error" and one["loc"][-1] == "kind"}
+    named = {
+        other[:-1]
+        for other in others
+        for loc in (one["loc"] for one in found)
+        if len(loc) > len(other) and loc[: len(other) - 1] == other[:-1] and loc[: len(other)] not in others
+    }
+    dropped = [other for other in others if other[:-1] in named]
+    return [one for one in found if not any(one["loc"][: len(other)] == other for other in dropped)]
 
 
 def _path(problem: Problem, data: Any) -> Path:
@@ -101,7 +114,7 @@ def _sentence(path: Path, problems: Sequence[Problem], *, schema: type[BaseModel
     place = ".".join(_plain(part) for part in path) or "recipe"
     if kind in _UNKNOWN_KEY:
         return f"{place}: unknown key{_right_key(schema, first['loc'][:-1], key=str(path[-1])[:60])}"
-    meaning = _meaning(schema, path)
+    meaning = _meaning(schema, path, location=first["loc"])
     if kind == "missing":
         return f"{place}: is missing; add it{meaning}"
     if kind == "value_error":
@@ -120,9 +133,11 @@ def _sentence(path: Path, problems: Sequence[Problem], *, schema: type[BaseModel
     elif kind == "tuple_type" and isinstance(value, str | int | float) and not isinstance(value, bool):
         near = f"; write {_as_list(value)}"
     limits = [problem for problem in problems if problem["type"] in _LIMITS]  # more helpful than the type's name
-    valid = dict.fromkeys(_valid(problem) for problem in limits or problems)  # the members of a union, each once
+    valid: dict[str, str] = {}  # of the members of a union, each once: "above 0" and "above 0.0" are one
+    for text in map(_valid, limits or problems):
+        valid.setdefault(text.removesuffix(".0"), text)
     near += _quotes(problems, value) or _as_number(problems, value)
-    return f"{place}: must be {' or '.join(valid)}, not {short(value)}{near}{meaning}"
+    return f"{place}: must be {' or '.join(valid.values())}, not {short(value)}{near}{meaning}"
 
 
 def _valid(problem: Problem) -> str:
@@ -174,12 +189,14 @@ def _plain(part: Any) -> str:
     return text if re.fullmatch(r"[\w-]{1,60}", text) else short(text)
 
 
-def _meaning(schema: type[BaseModel], path: Path) -> str:
-    """Return the description of the field at a path, in brackets."""
+def _meaning(schema: type[BaseModel], path: Path, *, location: Path) -> str:
+    """Return the description of the field at a path, in brackets. ``location``: the path with the members of unions."""
     field: FieldInfo | None = None
     models = [schema]
     for part in path:
-        found = [model.model_fields[part] for model in models if part in model.model_fields]
+        having = [model for model in models if part in model.model_fields]
+        having = [model for model in having if {model.__name__, *_kinds(model)} & {*location}] or having
+        found = [model.model_fields[part] for model in having]
         field = found[0] if found else None
         models = [inner for one in found for inner in models_in(one.annotation)] if found else models
     return f" ({field.description.rstrip('.')})" if field and field.description else ""
@@ -190,6 +207,9 @@ def _right_key(schema: type[BaseModel], location: Path, *, key: str) -> str:
     models = _models_at(schema, location)
     if any(key in _kinds(model) for model in models):
         return f"; write kind: {key}"
+    having = [kind for model in models if key in model.model_fields for kind in _kinds(model)]
+    if having:
+        return f" of this kind; it is one of {' and '.join(having)}"
     homes = _places_of(schema, lambda model: key in model.model_fields)
     if homes:
         return f" here; it is a key of {', '.join(homes)}"

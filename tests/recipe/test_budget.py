@@ -59,7 +59,10 @@ def test_axes_are_named_in_several_ways(text: str) -> None:
         ("{speed: 0.9}", "budget.speed: must be above 1.0"),
         ("{parameters: [0.9, 0.9]}", "budget: parameters has a value twice"),
         ("{parameters: [0.9, 0.8], kv_cache: [0.9, 0.8]}", "budget: parameters and kv_cache are lists; only one"),
-        ("{parameters: 0.9, weight_bits: 4}", "budget: weight_bits says how weights counts, and weights is not given"),
+        (
+            "{parameters: 0.9, weight_bits: 4}",
+            "budget: weight_bits says how weights are counted",
+        ),
         ("{parameters: 0.9, batch_size: 4}", "budget: batch_size says how speed is measured, and speed is not given"),
         ("{parameters: 0.9, axes: {}}", "budget.axes: name at least one of layers, mlp, heads, experts"),
         ("{parameters: 0.9, axes: []}", "budget.axes: name at least one of layers, mlp, heads, experts"),
