@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
 from llmprune.common.errors import CalibrationError, did_you_mean
 from llmprune.common.hub.client import resolve_revision
 from llmprune.common.hub.errors import is_hub_error, is_unreachable
@@ -91,7 +94,7 @@ def _readable(rows: Dataset | IterableDataset, source: TextSource) -> Dataset | 
 def require_present(source: TextSource) -> None:
     """Raise CalibrationError where a local file or a package's text is missing, empty or of another kind.
 
-    Data sets on the hub are not checked.
+    Of a data set on the hub only the form of its name is checked.
     """
     if source.dataset.startswith(PACKAGE_SCHEME):
         module, _, name = source.dataset.removeprefix(PACKAGE_SCHEME).partition("/")
@@ -105,6 +108,14 @@ def require_present(source: TextSource) -> None:
         require_text_file(Path(source.dataset))
     elif Path(source.dataset).is_file():
         raise CalibrationError(unread_kind(Path(source.dataset), ", ".join(FILE_BUILDERS)))
+    elif not Path(source.dataset).is_dir():
+        try:
+            validate_repo_id(source.dataset)
+        except HFValidationError as error:
+            raise CalibrationError(
+                f"there is no file {source.dataset!r} (looked in {Path.cwd()}), and as a data set of the hub "
+                f"{explain(error)}; give one of them"
+            ) from error
 
 
 def local_bytes(source: TextSource) -> int | None:

@@ -232,6 +232,13 @@ def test_a_pattern_that_matches_no_file(pattern: str) -> None:
         require_present(source)
 
 
+@pytest.mark.parametrize("name", ["text.txt ", "my text", "a/b/c"])
+def test_a_name_that_is_neither_a_file_nor_a_hub_id(name: str) -> None:
+    """It is refused by the plan, before the hub is asked."""
+    with pytest.raises(CalibrationError, match=rf"there is no file '{name}' .*it is no hub id: that is org/name"):
+        require_present(TextSource(dataset=name))
+
+
 def test_reading_a_file_sends_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's counter of loads is asked nothing, also where the variable that turns it off is not set."""
     (tmp_path / "text.txt").write_text("one\n\ntwo\n")

@@ -151,10 +151,19 @@ def test_a_width_of_one_multiple_cannot_be_narrowed(tmp_path: Path) -> None:
     "setting", ["width.mlp=1.0", "width.neurons=1536", "width.heads=3", "width.heads=1.0", "depth.keep=2"]
 )
 def test_keeping_all_on_purpose_is_allowed(setting: str, tmp_path: Path) -> None:
-    """A recipe that asks to keep everything gets a plan that cuts nothing, without a note on rounding."""
+    """A recipe that asks to keep everything gets a plan that cuts nothing and says so, without a note on rounding."""
     plan = _plan(tmp_path, TWO_LAYERS, setting)
     assert plan.dense == plan.pruned
     assert not any("keeps all" in note for note in plan.notes)
+    assert any(note.startswith("nothing is cut") for note in plan.notes)
+
+
+def test_settings_that_nothing_uses_are_noted(tmp_path: Path) -> None:
+    """Those of tasks where none is evaluated, and the revision of a folder."""
+    unused = ("evaluation.limit=5", "evaluation.metrics={arc_easy: acc}", "model.revision=v1")
+    notes = _plan(tmp_path, TWO_LAYERS, "depth.remove=1", *unused).notes
+    assert any(note.startswith("evaluation.metrics, evaluation.limit: not used") for note in notes)
+    assert any(note.startswith("model.revision has no effect") for note in notes)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt", "mixtral", "qwen3_next"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmprune.anatomy.meta_model import Config, text_config
 from llmprune.checkpoint.file_names import FileNames
-from llmprune.checkpoint.location import conversion_of
+from llmprune.checkpoint.location import conversion_of, is_on_hub
 from llmprune.common.linalg.precision import dtype_name
 from llmprune.common.schema import format_size
 from llmprune.recipe.recipe import Recipe
@@ -18,6 +18,8 @@ def about_base(recipe: Recipe, config: Config) -> list[str]:
         notes.append("only the text part is pruned" + _about_images(recipe))
     if recipe.model.trust_remote_code:
         notes.append("the model's own Python code is run (model.trust_remote_code)")
+    if "revision" in recipe.model.model_fields_set and not is_on_hub(recipe.model):
+        notes.append(f"model.revision has no effect: {recipe.model.id} is on this machine; remove it")
     return notes
 
 

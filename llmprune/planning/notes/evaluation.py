@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from llmprune.anatomy.types import Anatomy
 from llmprune.recipe.recipe import Recipe
 
+_OF_TASKS = ("metrics", "include_path", "limit", "num_fewshot", "backend")
+
 
 def about_judgement(recipe: Recipe, anatomy: Anatomy, *, keep: Sequence[int]) -> list[str]:
-    """Return notes where layers are removed and no task lets the models write, and on ``before_recovery``."""
-    noted = _about_before_recovery(recipe)
+    """Return notes where layers are removed and no task lets the models write, and on settings without use."""
+    noted = [*_about_before_recovery(recipe), *_about_tasks(recipe)]
     if len(keep) == anatomy.num_layers:
         return noted
     if recipe.evaluation.task_names:
@@ -36,3 +38,13 @@ def _about_before_recovery(recipe: Recipe) -> list[str]:
     if not evaluation.task_names and evaluation.perplexity is None:
         return ["evaluation.before_recovery: measures nothing; name tasks, or text for evaluation.perplexity"]
     return []
+
+
+def _about_tasks(recipe: Recipe) -> list[str]:
+    """Return a note on settings of tasks where there is none."""
+    evaluation = recipe.evaluation
+    given = [name for name in _OF_TASKS if name in evaluation.model_fields_set and getattr(evaluation, name)]
+    if evaluation.task_names or not given:
+        return []
+    listed = ", ".join(f"evaluation.{name}" for name in given)
+    return [f"{listed}: not used, because no task is evaluated; name some in evaluation.tasks, or remove it"]

@@ -35,8 +35,11 @@ def notes_of(
     if idle and not is_cut:
         raise RecipeError(idle)
     inexact = "layers differ in size: the sizes are those of a cut from the middle, until the scores are known"
+    is_copy = not (is_cut or recipe.vocabulary or recipe.recover)
+    copied = "nothing is cut, so that the result is the model as it is; give depth, width or another section"
     return [
         *planned.notes,
+        *([copied] if is_copy else []),
         *idle,
         *base.about_types(recipe),
         *([] if is_exact(recipe.depth, base) else [inexact]),
