@@ -92,7 +92,7 @@ class AblationCriterion(DepthCriterion):
         ablated = [self.ablated(layers - done, is_first=not done) for done in range(rounds)]
         passes = sum(number / 2 + 1 for number in ablated)
         if self.judges_spans(remove):
-            rounds += 1
+            rounds += 2  # the second is of the whole model, for what the layers turn
             ablated.append(layers - remove + 2)  # all spans, and the layers with the lowest scores
             passes += spans_passes(layers, remove=remove)
         return AblationCost(
@@ -131,10 +131,11 @@ def first_predicted(length: int, *, is_short: bool) -> int:
 def spans_passes(layers: int, *, remove: int) -> float:
     """Return the forward passes of a round that judges all spans of ``remove`` layers, and as many others.
 
-    A model without a span shares what comes before it, on average half of its passes.
+    A model without a span shares what comes before it, on average half of its passes. The whole model is passed through
+    again for what the layers turn.
     """
     left = layers - remove
-    return left * (left + 1) / (2 * layers) + left / layers + 1
+    return left * (left + 1) / (2 * layers) + left / layers + 2
 
 
 def evenly_spaced(number: int, samples: int) -> list[int]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,22 +30,9 @@ from llmprune.layerwise.window_groups import WindowGroups
 from llmprune.results.formatting import ranges
 from llmprune.score.ablation_repair import AblationRepair
 from llmprune.score.inputs import CalibrationBatches, DepthTarget
+from llmprune.score.layer_turns import Layers, turns_of
 from llmprune.score.mean_costs import MeanCosts
-
-Layers = tuple[int, ...]
-
-
-class LayerCosts(Protocol):
-    """Costs of removing layers from a model."""
-
-    def without_each(self, kept: Sequence[int], candidates: Collection[Layers]) -> dict[Layers, float]:
-        """Return the cost of the model of the ``kept`` layers without each of the candidates in turn.
-
-        A candidate is one or more of these layers, ascending, that are left out together.
-        """
-
-    def remove(self, layer: int) -> None:
-        """Remove a layer for good."""
+from llmprune.score.removed_together import LayerCosts, above, known, with_best_span
 
 
 def layer_ablation_scores(
@@ -86,7 +72,7 @@ def layer_ablation_scores(
         return scores_N
     kept = choose_in_pattern(scores_N, layers - target.remove, anatomy=anatomy, keep_pattern=target.keep_pattern)
     may_keep = may_remain(anatomy, target.remove, kinds=kinds)
-    return with_cheapest_span(scores_N, costs, kept=kept, may_keep=may_keep)
+    return with_best_span(scores_N, costs, kept=kept, may_keep=may_keep)
 
 
 def _shortened(calibration: CalibrationBatches, tokens: int | None) -> CalibrationBatches:
@@ -118,11 +104,6 @@ class RemovalCandidates:
         return sorted(sorted(allowed, key=lambda layer: (known(first.get(layer)), layer))[: self.number])
 
 
-def known(cost: float | None) -> float:
-    """Return a cost; infinity where it is unknown or not finite."""
-    return math.inf if cost is None or not math.isfinite(cost) else cost
-
-
 def rank_by_cost(costs: LayerCosts, choice: RemovalCandidates, *, rounds: int, kind: str) -> Tensor:
     """Return scores of layers [N] that rise in the order of greedy removal; those of all kept layers are above them.
 
@@ -140,52 +121,16 @@ def rank_by_cost(costs: LayerCosts, choice: RemovalCandidates, *, rounds: int, k
         if not finite:
             raise _no_cost(kind, list(found))
         cheapest = min(finite, key=finite.__getitem__)
-        reached = max(finite[cheapest], _above(reached))  # above the scores of the layers removed before
+        reached = max(finite[cheapest], above(reached))  # above the scores of the layers removed before
         for layer in kept:
             score = found.get(layer, max(first.get(layer, -math.inf), *finite.values()))
-            scores_N[layer] = max(score, _above(reached)) if math.isfinite(score) else math.inf
+            scores_N[layer] = max(score, above(reached)) if math.isfinite(score) else math.inf
         scores_N[cheapest] = reached
         kept.remove(cheapest)
         costs.remove(cheapest)
     if without_cost := [layer for layer in kept if not math.isfinite(scores_N[layer])]:
         raise _no_cost(kind, without_cost)
     return scores_N
-
-
-def with_cheapest_span(
-    scores_N: Tensor, costs: LayerCosts, *, kept: Collection[int], may_keep: Callable[[set[int]], bool]
-) -> Tensor:
-    """Return the scores [N], or such that the lowest are those of consecutive layers where their removal is cheaper.
-
-    ``kept``: layers that the scores keep. All spans of as many layers as the others are judged beside these, each
-    removed together.
-    """
-    lowest = tuple(layer for layer in range(len(scores_N)) if layer not in kept)
-    best, cost = cheapest_together(costs, lowest, layers=len(scores_N), may_keep=may_keep)
-    if best == lowest:
-        return scores_N
-    is_best_N = torch.zeros(len(scores_N), dtype=torch.bool).index_fill_(0, torch.tensor(best), True)
-    return torch.where(is_best_N, scores_N.clamp(max=cost), scores_N.clamp(min=_above(cost)))
-
-
-def cheapest_together(
-    costs: LayerCosts, chosen: Layers, *, layers: int, may_keep: Callable[[set[int]], bool]
-) -> tuple[Layers, float]:
-    """Return the cheapest of the ``chosen`` layers and all spans of as many, of a model's ``layers``; and its cost.
-
-    What a span leaves of the model must pass ``may_keep``. The chosen layers are returned where no other is cheaper.
-    """
-    kept = range(layers)
-    spans = [tuple(kept[start : start + len(chosen)]) for start in range(layers - len(chosen) + 1)]
-    allowed = [span for span in spans if may_keep(set(kept) - set(span))]
-    found = costs.without_each(kept, list(dict.fromkeys([chosen, *allowed])))
-    best = min(found, key=lambda one: (known(found[one]), one != chosen))
-    return best, found[best]
-
-
-def _above(score: float) -> float:
-    """Return the next float32 above a score."""
-    return float(torch.tensor(score).nextafter(torch.tensor(math.inf)))
 
 
 def _no_cost(kind: str, layers: list[int]) -> NumericalError:
@@ -275,6 +220,10 @@ class AblatedModels:
             )
         costs_C = _combined(costs_SM[:, :-1] - costs_SM[:, -1:], self._combine)
         return broadcast_from_first(dict(zip(ablated, costs_C.tolist(), strict=True)))
+
+    def turns(self, candidates: Collection[Layers]) -> dict[Layers, float]:
+        """Return by how much each candidate turns what the dense model's head reads."""
+        return turns_of(candidates, self._start)
 
     def remove(self, layer: int) -> None:
         """Remove a layer for good, and keep the refit for it."""

@@ -3,7 +3,8 @@
 Scores that layers got one by one do not add up: what a layer can do without depends on its neighbours. So after each
 removal the model is judged anew without each of those that cost least alone (greedy removal; SLEB, arXiv 2402.09025,
 tries all). Consecutive layers often cost less, and one refit of the layer before replaces them all:
-arXiv 2403.17887 removes such a span, by the angle between hidden states. Here each is judged without its layers.
+arXiv 2403.17887 removes such a span, by the angle between hidden states. Here each is judged without its layers, and
+the angle decides among those that cost about the same.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from functools import partial
 from torch import Tensor
 
 from llmprune.common.errors import NumericalError
-from llmprune.score.ablation import LayerCosts, Layers, cheapest_together, known
+from llmprune.score.layer_turns import Layers
+from llmprune.score.removed_together import LayerCosts, best_together, known
 
 MayKeep = Callable[[set[int]], bool]
 
@@ -39,7 +41,8 @@ def removal_order(
 ) -> tuple[int, ...]:
     """Return layers in the order of their removal, as ``score_order`` does, judged in every round.
 
-    All are of one span, as long as all rounds remove, where that costs less than layers chosen one by one.
+    All are of one span, as long as all rounds remove, where that is better than layers chosen one by one
+    (``best_together``).
     ``layers``: of the model; ``tried``: groups that are judged in each round after the first. Raises NumericalError
     where no cost of a round is finite.
     """
@@ -55,7 +58,7 @@ def removal_order(
     order = removals(may_keep=may_keep)
     if len(order) <= size:
         return order
-    span, _ = cheapest_together(costs, tuple(sorted(order)), layers=layers, may_keep=may_keep)
+    span, _ = best_together(costs, tuple(sorted(order)), layers=layers, may_keep=may_keep)
     rest = set(range(layers)) - set(span)
     if rest.isdisjoint(order):
         return order

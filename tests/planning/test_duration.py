@@ -106,7 +106,7 @@ def test_ablation_of_few_candidates_on_short_windows(tmp_path: Path) -> None:
     """Two layers are left out again, then each span of two, on half of each window; the last 4 tokens are predicted."""
     criterion = "{kind: divergence, windows: 3, tokens: 16, greedy: true, candidates: 2}"
     plan = _plan(tmp_path, f"depth: {{remove: 2, criterion: {criterion}}}")
-    spans = 3 * (2 / 4) / 2 + 2 / 4 + 1  # also the layers that were chosen one by one, and the whole model
+    spans = 3 * (2 / 4) / 2 + 2 / 4 + 2  # also the layers that were chosen one by one, and the whole model twice
     passes = (4 / 2 + 1 + 2 / 2 + 1 + spans) * 3 / 6 / 2
     head = 2 * 32 * 128 * (3 * 4) * (5 + 3 + 5)
     assert _work(plan, "ablation: leaving layers out").products == passes * plan.work.forward.products + head

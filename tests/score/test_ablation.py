@@ -14,21 +14,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmprune.anatomy.discovery import discover
+from llmprune.anatomy.hooks import inputs_of
 from llmprune.common.errors import NumericalError
 from llmprune.criteria.ablation import AblationCriterion, first_predicted
 from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.perplexity import Perplexity
 from llmprune.cut.decision import choose_layers
 from llmprune.layerwise import logits
-from llmprune.score.ablation import (
-    AblatedModels,
-    Layers,
-    RemovalCandidates,
-    evenly_spaced_subset,
-    rank_by_cost,
-    with_cheapest_span,
-)
+from llmprune.score.ablation import AblatedModels, RemovalCandidates, evenly_spaced_subset, rank_by_cost
 from llmprune.score.inputs import CalibrationBatches
+from llmprune.score.layer_turns import Layers, turns_of
+from llmprune.score.removed_together import with_best_span
 
 
 def logits_without(model: PreTrainedModel, removed: set[int], windows_NL: Tensor) -> Tensor:
@@ -68,6 +64,10 @@ class GivenCosts:
         self.asked.append([layer for (layer,) in candidates])
         costs = next(self.rounds)
         return {(layer,): cost for layer, cost in costs.items() if (layer,) in candidates}
+
+    def turns(self, candidates: Collection[Layers]) -> dict[Layers, float]:
+        """Return that no layer turns anything."""
+        return dict.fromkeys(candidates, 0.0)
 
     def remove(self, layer: int) -> None:
         """Note the layer."""
@@ -186,7 +186,7 @@ class TogetherCosts(GivenCosts):
     [
         ({(0, 3): 2.0, (1, 2): 1.0}, {1, 2}),
         ({(0, 3): 2.0, (1, 2): 2.0}, {0, 3}),
-        ({(0, 3): 2.0, (2, 3): 1.0, (1, 2): 1.5}, {1, 2}),
+        ({(0, 3): 2.0, (2, 3): 0.5, (1, 2): 1.0}, {1, 2}),
         ({(0, 3): math.nan, (1, 2): math.inf}, {0, 3}),
     ],
     ids=["cheaper", "as cheap", "may not go", "not finite"],
@@ -196,22 +196,54 @@ def test_consecutive_layers_go_where_they_cost_less_than_those_chosen(
 ) -> None:
     """The lowest scores are then theirs, and the others are above; a span that may not go is not judged."""
     scores_N = torch.tensor([1.0, 5.0, 6.0, 1.5, 7.0])
-    found_N = with_cheapest_span(
-        scores_N, TogetherCosts(costs), kept=(1, 2, 4), may_keep=lambda left: left != {0, 1, 4}
-    )
+    found_N = with_best_span(scores_N, TogetherCosts(costs), kept=(1, 2, 4), may_keep=lambda left: left != {0, 1, 4})
     assert set(range(5)) - set(choose_layers(found_N, 3)) == removed
     assert found_N.isfinite().all()
 
 
+def test_of_layers_that_cost_about_the_same_those_go_that_turn_least() -> None:
+    """What costs more than half as much again stays, however little it turns."""
+    costs = TogetherCosts({(0, 3): 2.0, (1, 2): 1.5, (2, 3): 1.6, (0, 1): 2.3})
+    costs.turns = lambda candidates: {one: {(0, 1): 0.1, (2, 3): 0.2}.get(one, 0.5) for one in candidates}  # type: ignore[method-assign]
+    scores_N = torch.tensor([1.0, 5.0, 6.0, 1.5, 7.0])
+    found_N = with_best_span(scores_N, costs, kept=(1, 2, 4), may_keep=lambda _: True)
+    assert choose_layers(found_N, 3) == (0, 1, 4)
+
+
+def test_turns_are_those_of_normed_hidden_states(model: PreTrainedModel, windows: Tensor) -> None:
+    """Of positions that predict a token that counts; those of several spans add up."""
+    first = 5
+    start = CalibrationBatches(windows, 4, first_target=first).forward(dense_decoder(model))
+    with torch.no_grad():
+        states = model.model(input_ids=windows, use_cache=False, output_hidden_states=True).hidden_states[:-1]
+        last = logits_input(model, windows)
+        read = [*(model.model.norm(one_NLD) for one_NLD in states), last]
+    between = [
+        1 - nn.functional.cosine_similarity(read[a], read[b], dim=-1)[:, first - 1 : -1].mean()
+        for a, b in ((0, 1), (2, 4), (1, 5))
+    ]
+    found = turns_of([(0, 2, 3), (1, 2, 3, 4)], start)
+    assert found[0, 2, 3] == pytest.approx(float(between[0] + between[1]), rel=1e-4)
+    assert found[1, 2, 3, 4] == pytest.approx(float(between[2]), rel=1e-4)
+
+
+def logits_input(model: PreTrainedModel, windows_NL: Tensor) -> Tensor:
+    """Return what the head reads of the last layer's output."""
+    seen: list[Tensor] = []
+    with inputs_of(model.lm_head, seen.append):
+        model(input_ids=windows_NL, use_cache=False)
+    return seen[0]
+
+
 def test_the_cheapest_span_is_that_of_whole_forward_passes(model: PreTrainedModel, windows: Tensor) -> None:
-    """What is removed costs at most what any consecutive layers do, or those that cost least alone."""
+    """What is removed costs little more than any consecutive layers do, or those that cost least alone."""
     criterion = Divergence(windows=6, tokens=None)
     removed = []
     for spans in (True, False):
         scores_N = ablation_scores(model, criterion.model_copy(update={"spans": spans}), windows, remove=2)
         removed.append(set(range(5)) - set(choose_layers(scores_N, 3)))
     costs = [mean_cost(criterion, model, layers, windows) for layers in [*removed, *({i, i + 1} for i in range(4))]]
-    assert costs[0] == pytest.approx(min(costs))
+    assert min(costs) <= costs[0] <= 1.5 * min(costs)
 
 
 @pytest.mark.parametrize("cost", [math.nan, math.inf, -math.inf])

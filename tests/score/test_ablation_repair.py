@@ -19,9 +19,10 @@ from llmprune.criteria.depth.divergence import Divergence
 from llmprune.criteria.depth.residual import Residual
 from llmprune.layerwise.hidden_states.store import HiddenStateStore
 from llmprune.layerwise.residual_scale import residual_scale
-from llmprune.score.ablation import AblatedModels, Layers, evenly_spaced_subset
+from llmprune.score.ablation import AblatedModels, evenly_spaced_subset
 from llmprune.score.ablation_repair import AblationRepair
 from llmprune.score.inputs import CalibrationBatches
+from llmprune.score.layer_turns import Layers
 from llmprune.testing import tiny_model
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmprune.common.errors import NumericalError
-from llmprune.score.ablation import Layers
+from llmprune.score.layer_turns import Layers
 from llmprune.search.layer_order import MayKeep, removal_order, score_order
 
 
@@ -26,6 +26,10 @@ class Costs:
         self.judged.append(list(candidates))
         gone = set(range(len(self.alone))) - set(kept)
         return {candidate: self._cost(gone | set(candidate)) for candidate in candidates}
+
+    def turns(self, candidates: Collection[Layers]) -> dict[Layers, float]:
+        """Return the costs: what costs least turns least."""
+        return {candidate: self._cost(set(candidate)) for candidate in candidates}
 
     def remove(self, layer: int) -> None:
         """Remove a layer."""

@@ -4,9 +4,10 @@
 
 As ``perplexity``, with the dense model's predictions in place of the text: it measures what the removal changes, also
 on tokens that neither model predicts well. Layers that cost least alone may cost more together than consecutive ones,
-which arXiv 2403.17887 removes by an angle and one refit can replace: each span is judged beside them, all together.
-``greedy`` follows SLEB, arXiv 2402.09025, but that few windows do not tell all layers apart: only those are ablated
-again that were cheap at first.
+which arXiv 2403.17887 removes and one refit can replace: each span is judged beside them, all together. Of those that
+cost little more than the cheapest, the layers go that turn what the head reads least (``turns_of``), as a repair has
+least to make up for. ``greedy`` follows SLEB, arXiv 2402.09025, but that few windows do not tell all layers apart: only
+those are ablated again that were cheap at first.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Divergence(AblationCriterion):
     spans: bool = Field(
         True,
         description="Judge all spans of as many consecutive layers too, each removed together, beside the layers with "
-        "the lowest scores; the cheapest of them go.",
+        "the lowest scores. Of those that cost little more than the cheapest, the ones go that turn the hidden states "
+        "least.",
     )
 
     def judges_spans(self, remove: int) -> bool:

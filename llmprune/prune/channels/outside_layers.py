@@ -9,16 +9,15 @@ Shapes: B batch, L sequence length, D hidden size, K residual channels kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from llmprune.anatomy.hooks import inputs_of
 from llmprune.anatomy.names import tensor_of
 from llmprune.anatomy.residual_channels import mix_inputs, norms_of, readers_of, scaled_norm
 from llmprune.layerwise.forward import LayerwiseForward
+from llmprune.layerwise.head_inputs import head_inputs
 from llmprune.prune.channels.narrow_stream import NarrowStream
 from llmprune.prune.channels.norm_scale import NormScale
 
@@ -30,56 +29,30 @@ def repair_outside(stream: NarrowStream, wide: LayerwiseForward) -> None:
     norms, readers = norms_of(outside), readers_of(outside)
     modules = {name: narrow.decoder.skeleton.get_submodule(name) for name in norms}
     scales = {name: NormScale(module, stream.keep_K) for name, module in modules.items()}
-    for _ in _tails(wide, scales):
-        pass
+    with _seen_by(scales, wide):
+        for _ in head_inputs(wide):
+            pass
     for name, scale in scales.items():
         weight = tensor_of(narrow.decoder.skeleton, norms[name].name)
         weight.data = scaled_norm(weight.data, norms[name], factor=scale.factor())
     head = _head(narrow)
     if head not in readers:
         return
-    inputs = ((one.batch, one.input, two.input) for one, two in zip(_tails(narrow), _tails(wide), strict=True))
-    mixing_DK = stream.solve_map(inputs, where="the head's inputs")
+    both = zip(range(len(wide.batches)), head_inputs(narrow), head_inputs(wide), strict=True)
+    mixing_DK = stream.solve_map(both, where="the head's inputs")
     for one in readers[head]:
         value = mix_inputs(tensor_of(wide.decoder.skeleton, one.name), one.dim, mixing_DK=mixing_DK)
         tensor_of(narrow.decoder.skeleton, one.name).data = value
 
 
-@dataclass
-class _Tail:
-    """Input [B, L, D] of the head of one batch."""
-
-    batch: int
-    seen: list[Tensor] = field(default_factory=list)
-
-    def stop(self, value: Tensor) -> None:
-        """Note the input of the head, which is not called."""
-        self.seen.append(value)
-        raise _ReachedHeadError
-
-    @property
-    def input(self) -> Tensor:
-        """The input of the head."""
-        return self.seen[0]
-
-
-class _ReachedHeadError(Exception):
-    """The head is about to be called."""
-
-
-def _tails(forward: LayerwiseForward, scales: Mapping[str, NormScale] | None = None) -> Iterator[_Tail]:
-    """Yield the input of the head, batch by batch, without the logits; ``scales`` see the norms before it."""
-    skeleton = forward.decoder.skeleton
-    head = skeleton.get_output_embeddings()
-    for batch in range(len(forward.batches)):
-        tail = _Tail(batch)
-        with ExitStack() as hooks, suppress(_ReachedHeadError):
-            for name, scale in (scales or {}).items():
-                handle = skeleton.get_submodule(name).register_forward_hook(scale.see)
-                hooks.callback(handle.remove)
-            hooks.enter_context(inputs_of(head, tail.stop))
-            forward.logits(batch)
-        yield tail
+@contextmanager
+def _seen_by(scales: Mapping[str, NormScale], forward: LayerwiseForward) -> Iterator[None]:
+    """Let ``scales`` see the norms of this name."""
+    with ExitStack() as hooks:
+        for name, scale in scales.items():
+            handle = forward.decoder.skeleton.get_submodule(name).register_forward_hook(scale.see)
+            hooks.callback(handle.remove)
+        yield
 
 
 def _head(forward: LayerwiseForward) -> str:
