@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field
 
@@ -27,6 +27,8 @@ class AblationRefit:
 
 class AblationCriterion(DepthCriterion):
     """Scores layers by what the model predicts without them, on some of the calibration windows."""
+
+    in_pass1: ClassVar[bool] = False
 
     windows: int = Field(8, gt=0, description="Calibration windows that models without a layer are evaluated on.")
     greedy: bool = Field(

@@ -68,10 +68,12 @@ class AblationCost:
 class DepthCriterion(Variant, ABC):
     """Scores decoder layers: a ``HiddenStateCriterion`` or an ``AblationCriterion``.
 
-    What a plan has to know of a criterion it asks by the methods here; their defaults add nothing.
+    What a plan has to know of a criterion it asks by the methods here; their defaults add nothing. ``in_pass1``: pass 1
+    scores the layers; others are scored after it, so that its scores serve again where these do not.
     """
 
     needs_kind: ClassVar[bool] = False
+    in_pass1: ClassVar[bool] = True
 
     @abstractmethod
     def horizon(self, remove: int) -> int:

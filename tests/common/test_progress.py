@@ -63,7 +63,7 @@ def test_a_run_without_a_terminal_says_each_step(workspace: Path, tmp_path: Path
     assert list(filter(None, reported)) == expected, "the plan's parts begin in their order, under these names"
     steps_of_report = json.loads((tmp_path / "out" / "report.json").read_text())["steps"]
     assert [step["name"] for step in steps_of_report if step["estimated_seconds"] is not None] == [
-        *("pass 1", "pass 2", "saving", "verification")
+        *("pass 1", "ablation", "pass 2", "saving", "verification")
     ]
 
 

@@ -42,8 +42,8 @@ def test_criteria_with_different_keys() -> None:
     [
         ({"kind": "divergence", "tokens": 0}, "tokens: must be above 1, not 0 (Tokens of each of"),
         ({"kind": "angular", "tokens": 5}, "tokens: must be 'last' or 'all', not 5"),
-        ({"kind": "block_influence", "tokens": 5}, "tokens: unknown key of this kind; it is one of angular and perp"),
-        ({"kind": "nope"}, "kind: must be 'block_influence' or 'angular' or "),
+        ({"kind": "block_influence", "tokens": 5}, "tokens: unknown key of this kind; it is one of divergence and"),
+        ({"kind": "nope"}, "kind: must be 'divergence' or 'block_influence' or "),
     ],
 )
 def test_the_problems_are_those_of_the_named_kind(criterion: dict[str, Any], expected: str) -> None:

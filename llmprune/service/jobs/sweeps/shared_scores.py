@@ -55,9 +55,9 @@ def _scored(recipe: Recipe) -> Mapping[str, Any]:
 
 
 def _horizon(recipe: Recipe) -> list[int | None]:
-    """Return the number of layers where the criterion looks ahead by as many as are removed."""
+    """Return the number of layers where scores of pass 1 depend on how many are removed."""
     depth = recipe.depth
-    if depth is None or depth.criterion.horizon(1) == depth.criterion.horizon(2):
+    if depth is None or not depth.criterion.in_pass1 or depth.criterion.horizon(1) == depth.criterion.horizon(2):
         return []
     return [depth.remove, depth.keep]
 
