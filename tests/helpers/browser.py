@@ -98,8 +98,8 @@ def new_job(page: Page, path: str = "/submit") -> None:
 def write_recipe(page: Page, text: str) -> None:
     """Paste a recipe in place of the one in the editor, or fill in the plain field where the editor is not built."""
     editor = page.locator("#editor .cm-content")
-    if editor.count():
-        editor.focus()
+    if page.locator("script[src*='editor']").count():
+        editor.focus()  # waits until the script has put it in place of the field
         page.keyboard.press("Control+a")
         editor.evaluate(PASTE, text)
     else:
