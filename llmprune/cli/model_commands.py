@@ -77,8 +77,7 @@ def evaluate(
         gate={"min_retention": min_retention} if min_retention is not None else None,
     )
     judged, base = model_source(model), model_source(against) if against else None
-    if output is not None and is_first_of_launcher():
-        require_folder(output)
+    _require_output(output)
     import_libraries(announced=True)
     from llmprune.cli.eval import evaluate_models
     from llmprune.common.distributed import leave_process_group
@@ -87,6 +86,12 @@ def evaluate(
     with lines_without_terminal():
         evaluate_models(judged, base, settings=settings, output=output, console=console())
     leave_process_group()
+
+
+def _require_output(output: Path | None) -> None:
+    """Raise OutputError, in the first process, where a folder cannot be written."""
+    if output is not None and is_first_of_launcher():
+        require_folder(output)
 
 
 def _require(value: str | None, option: str, *, where: bool, why: str) -> None:

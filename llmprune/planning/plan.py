@@ -51,6 +51,7 @@ from llmprune.planning.texts.self_generated import (
 from llmprune.planning.texts.text_inputs import TextInputs
 from llmprune.planning.vocabulary.counted import counted_tokens, with_vocabulary
 from llmprune.planning.vocabulary.plan import planned_vocabulary
+from llmprune.recipe.evaluation import Evaluation
 from llmprune.recipe.recipe import Recipe
 from llmprune.results.figures.result_files import BaseFiles
 from llmprune.results.sentences.lineage import describe_lineage
@@ -186,6 +187,11 @@ def _plan_with_rounds(recipe: Recipe, base: Base, *, planned: PlannedCut, machin
     return with_rounds(plan, recipe, base=base, plan_one=plan_one)
 
 
+def _tasks(evaluation: Evaluation) -> tuple[PlannedTask, ...]:
+    """Return the tasks, with the most samples of each."""
+    return tuple(PlannedTask(name=name, limit=evaluation.limit_of(name)) for name in evaluation.task_names)
+
+
 def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) -> Plan:
     """Return the plan of a cut. Raises ModelError and RecipeError where the cut is not possible."""
     dense, anatomy, dtype = base.dense, base.anatomy, base.dense.dtype
@@ -200,7 +206,6 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
     size = measure_size(pruned, planned.sizes.completed(anatomy), stored=saved)
     lineage = lineage_of(recipe.model, base.size.parameters) if base.has_files else ()
     memory = memory_of(recipe, dense, pruned=pruned, anatomy=anatomy, widths=widths)
-    evaluation = recipe.evaluation
     planner = memory_planner(recipe, dense, pruned=pruned, anatomy=anatomy, memory=memory, machine=machine)
     batches = planner.batch_sizes()
     compared = reference.parameters / base.size.parameters
@@ -234,6 +239,6 @@ def _plan(recipe: Recipe, base: Base, *, planned: PlannedCut, machine: Machine) 
         disk=size.bytes,
         work=run_work(recipe, models, recovery=training),
         base_files=BaseFiles(carried=files.copied, left=files.left_out),
-        tasks=tuple(PlannedTask(name=name, limit=evaluation.limit_of(name)) for name in evaluation.task_names),
+        tasks=_tasks(recipe.evaluation),
         notes=(*([chain] if (chain := describe_lineage(lineage)) else []), *notes),
     )

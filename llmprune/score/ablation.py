@@ -46,7 +46,7 @@ def layer_ablation_scores(
     """Return the score of every layer, float32 [N]; the lowest are removed first.
 
     A score is the mean cost of a token without the layer, less that of the dense model; with greedy removal without all
-    layers with lower scores too. Those of a span that is cheaper than the layers with the lowest scores become the
+    layers with lower scores too. Those of a span that is better removed than the lowest (``best_together``) become the
     lowest. Where sources are told apart, the layers' ranks by each of them in a round are combined. Layers without
     which no allowed choice is left are not ablated.
     Raises NumericalError where the cost without a kept layer is not finite: such a layer is never chosen. Raises

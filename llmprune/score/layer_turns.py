@@ -2,6 +2,8 @@
 
     turn of layers a … b = 1 − mean over tokens of cos( norm(hidden before layer a), norm(hidden after layer b) )
 
+It is the block influence (ShortGPT, arXiv 2403.03853) of a span, with the model's final norm before the cosine.
+
 With the final norm in between, no channel outweighs the others, as some do in Gemma 3. The turn says how much a repair
 has to make up for, the divergence without the layers how much is lost without one.
 
